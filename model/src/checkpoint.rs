@@ -1,0 +1,214 @@
+//! A checkpoint on disk: its configuration, and where in which file each of its tensors lies.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use kernels::Dtype;
+
+use crate::{
+    ModelError, ModelSpec,
+    config::Config,
+    fingerprint::Fingerprint,
+    safetensors::{TensorEntry, TensorFile},
+};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Many more than any published checkpoint has.
+const SHARDS_MAX: usize = 4096;
+
+/// An opened checkpoint. Headers have been read and checked; weights are read when they are asked for.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    spec: ModelSpec,
+    files: Vec<TensorFile>,
+    tensors: BTreeMap<String, (usize, TensorEntry)>,
+    fingerprint: String,
+}
+
+/// A tensor that was found with the shape and one of the types it should have.
+#[derive(Clone, Debug)]
+pub(crate) struct Tensor<'a> {
+    file: &'a TensorFile,
+    range: Range<usize>,
+    pub(crate) dtype: Dtype,
+}
+
+impl<'a> Tensor<'a> {
+    /// Its elements, row after row, little endian, of any alignment.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        &self.file.bytes()[self.range.clone()]
+    }
+
+    /// Lets the system take back its pages once it has been packed.
+    pub(crate) fn release(&self) {
+        self.file.release(self.range.clone());
+    }
+}
+
+impl Checkpoint {
+    /// Opens the Hugging Face checkpoint in `dir`: `config.json`, and `model.safetensors` or
+    /// `model.safetensors.index.json` with its shards.
+    ///
+    /// # Errors
+    /// One sentence on the first thing that is missing, broken or unsupported.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let spec = ModelSpec::read(dir)?;
+        let mut fingerprint = Fingerprint::new();
+        for name in ["config.json", "generation_config.json"] {
+            let path = dir.join(name);
+            if path.exists() {
+                fingerprint.add(&crate::config::read_bounded(&path)?);
+            }
+        }
+        let index = dir.join(INDEX);
+        let mut checkpoint = Self {
+            dir: dir.to_owned(),
+            spec,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            fingerprint: String::new(),
+        };
+        if index.exists() {
+            checkpoint.open_shards(&index, &mut fingerprint)?;
+        } else {
+            checkpoint.open_file(&dir.join(SINGLE), &mut fingerprint)?;
+        }
+        checkpoint.fingerprint = fingerprint.text();
+        Ok(checkpoint)
+    }
+
+    /// The model this is a checkpoint of.
+    #[must_use]
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// The folder it was opened from.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A hash over the configuration, the files' headers and samples of the weights.
+    ///
+    /// Nodes of one cluster must agree on it; it tells apart two fine-tunings of one model.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn open_file(&mut self, path: &Path, fingerprint: &mut Fingerprint) -> Result<(), ModelError> {
+        let (file, tensors) = TensorFile::open(path)?;
+        fingerprint.add(file.header());
+        fingerprint.sample(file.bytes());
+        file.release(0..file.bytes().len());
+        let number = self.files.len();
+        self.files.push(file);
+        for (name, entry) in tensors {
+            self.tensors.insert(name, (number, entry));
+        }
+        Ok(())
+    }
+
+    /// Opens every shard the index names, and keeps of each the tensors that the index says it holds.
+    fn open_shards(
+        &mut self,
+        index: &Path,
+        fingerprint: &mut Fingerprint,
+    ) -> Result<(), ModelError> {
+        let config = Config::read(index)?;
+        let map = config
+            .object("weight_map")?
+            .ok_or_else(|| config.expected("weight_map", "an object from tensors to files"))?;
+        let mut placed = BTreeMap::new();
+        for (tensor, value) in map.entries() {
+            let shard = value
+                .as_str()
+                .filter(|name| is_file_name(name))
+                .ok_or_else(|| map.expected(tensor, "the name of a file in the same folder"))?;
+            placed.insert(tensor.as_str(), shard);
+        }
+        let shards: BTreeSet<&str> = placed.values().copied().collect();
+        if shards.len() > SHARDS_MAX {
+            return Err(config.expected("weight_map", format!("at most {SHARDS_MAX} files")));
+        }
+        let mut numbers = BTreeMap::new();
+        for shard in shards {
+            let path = self.dir.join(shard);
+            if !path.exists() {
+                return Err(config.unsupported(
+                    "weight_map",
+                    format!("names the file {shard}, which is not there"),
+                ));
+            }
+            numbers.insert(shard, self.files.len());
+            self.open_file(&path, fingerprint)?;
+        }
+        for (tensor, shard) in &placed {
+            match self.tensors.get(*tensor) {
+                Some((number, _)) if *number == numbers[shard] => {}
+                _ => {
+                    return Err(ModelError::Tensor {
+                        file: self.dir.join(shard).display().to_string(),
+                        tensor: (*tensor).to_owned(),
+                        expected: format!("to find it here, as {} says", index.display()),
+                        found: "nothing".to_owned(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the checkpoint has a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The tensor `name`, which has to have `shape` and a type that amoe computes with.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
+        let Some((number, entry)) = self.tensors.get(name) else {
+            return Err(ModelError::Tensor {
+                file: self.dir.display().to_string(),
+                tensor: name.to_owned(),
+                expected: format!("shape {shape:?}"),
+                found: "no such tensor".to_owned(),
+            });
+        };
+        let file = &self.files[*number];
+        let wrong = |expected: String, found: String| ModelError::Tensor {
+            file: file.path().display().to_string(),
+            tensor: name.to_owned(),
+            expected,
+            found,
+        };
+        if entry.shape != shape {
+            return Err(wrong(
+                format!("shape {shape:?}"),
+                format!("{:?}", entry.shape),
+            ));
+        }
+        let Some(dtype) = entry.element() else {
+            return Err(wrong("BF16, F16 or F32".to_owned(), entry.dtype.clone()));
+        };
+        Ok(Tensor {
+            file,
+            range: entry.range.clone(),
+            dtype,
+        })
+    }
+}
+
+/// Whether a name stays in its folder.
+fn is_file_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!(
+        (parts.next(), parts.next()),
+        (Some(std::path::Component::Normal(_)), None)
+    )
+}
