@@ -1,0 +1,29 @@
+//! Chores of the repository: `cargo xtask proto` writes the generated code of `proto/`.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+fn main() -> ExitCode {
+    match run(std::env::args().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(
+                clippy::print_stderr,
+                reason = "a chore talks to the person who ran it"
+            )]
+            {
+                eprintln!("xtask: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
+    match arguments.next().as_deref() {
+        Some("proto") => xtask::proto::write(),
+        Some(other) => bail!("no chore is called {other:?}; there is: proto"),
+        None => bail!("name a chore: proto"),
+    }
+}

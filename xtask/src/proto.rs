@@ -1,0 +1,83 @@
+//! Generates the Rust code of `proto/proto/**.proto` without protoc.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, Result};
+use protox::prost::Message;
+
+use crate::root;
+
+const SOURCES: [&str; 4] = [
+    "amoe/v1/inference.proto",
+    "amoe/internal/v1/control.proto",
+    "amoe/internal/v1/link.proto",
+    "amoe/internal/v1/sequence.proto",
+];
+
+/// Packages whose descriptors a server shows by reflection: the public API only.
+const PUBLIC: [&str; 1] = ["amoe/v1/inference.proto"];
+
+/// The generated files by name, as they ought to be.
+pub fn generate() -> Result<BTreeMap<String, Vec<u8>>> {
+    let include = root().join("proto/proto");
+    let descriptors = protox::compile(SOURCES, [&include]).context("compiling the .proto files")?;
+    let out = tempfile::tempdir()?;
+    tonic_prost_build::configure()
+        .bytes(".amoe.internal.v1.Dispatch")
+        .bytes(".amoe.internal.v1.Output")
+        .out_dir(out.path())
+        .compile_fds(descriptors)?;
+    let mut files = read_folder(out.path())?;
+    let public = protox::compile(PUBLIC, [&include])?;
+    files.insert("public_descriptors.bin".to_owned(), public.encode_to_vec());
+    Ok(files)
+}
+
+/// Writes the generated files into `proto/src/generated`.
+pub fn write() -> Result<()> {
+    let folder = root().join("proto/src/generated");
+    fs::create_dir_all(&folder)?;
+    for (name, bytes) in generate()? {
+        fs::write(folder.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+/// The generated files as they lie in the repository.
+pub fn committed() -> Result<BTreeMap<String, Vec<u8>>> {
+    read_folder(&root().join("proto/src/generated"))
+}
+
+fn read_folder(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    fs::read_dir(folder)
+        .with_context(|| format!("reading {}", folder.display()))?
+        .map(|entry| {
+            let entry = entry?;
+            Ok((
+                entry.file_name().to_string_lossy().into_owned(),
+                fs::read(entry.path())?,
+            ))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{committed, generate};
+
+    #[test]
+    fn generated_code_is_current() {
+        let (expected, found) = (generate().unwrap(), committed().unwrap());
+        assert_eq!(
+            expected.keys().collect::<Vec<_>>(),
+            found.keys().collect::<Vec<_>>(),
+            "proto/src/generated holds other files: run `cargo xtask proto`"
+        );
+        for (name, bytes) in &expected {
+            assert!(
+                bytes == &found[name],
+                "{name} is out of date: run `cargo xtask proto`"
+            );
+        }
+    }
+}
