@@ -1,0 +1,188 @@
+//! Decides when a new plan is due and when a checked plan may serve.
+//!
+//! One plan serves and at most one target is prepared. A target is made
+//! - first when the wished number of expert nodes has registered;
+//! - again when the nodes that may hold experts have changed. A node that merely joined waits for
+//!   the target that is on its way; a node that left makes that target worthless at once;
+//! - and when some node has heard of a newer epoch than the cluster's plans carry, because it would
+//!   refuse them.
+//!
+//! A target serves when every attention node at work and every node that holds a part of it is ready.
+//! While the serving plan has an expert that nobody holds any more, tokens stand still, so then the
+//! target serves as soon as each of its experts has one ready replica.
+
+use std::{collections::BTreeMap, fmt};
+
+use domain::{Epoch, Health, NodeId, Plan, Role};
+
+use super::Host;
+
+/// A registered node as the planner sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The node.
+    pub id: NodeId,
+    /// What it does.
+    pub role: Role,
+    /// Whether it takes work.
+    pub health: Health,
+    /// Replicas it has room for.
+    pub slots: u32,
+    /// The newest plan it is ready to serve by.
+    pub epoch_ready: Epoch,
+}
+
+/// Why a new plan is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// There was none, and enough nodes are here.
+    First,
+    /// A node has heard of `newest`, which the cluster's plans do not reach.
+    Behind {
+        /// That epoch.
+        newest: Epoch,
+    },
+    /// The nodes that may hold experts changed.
+    Hosts {
+        /// Nodes that may hold experts now and might not before, or whose room changed.
+        joined: Vec<NodeId>,
+        /// Nodes that may not hold experts any more.
+        left: Vec<NodeId>,
+    },
+}
+
+/// What [`due`] looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    /// The plan that serves.
+    pub serving: Option<&'a Plan>,
+    /// The plan that is being prepared.
+    pub target: Option<&'a Plan>,
+    /// The newest epoch anybody has heard of.
+    pub newest: Epoch,
+    /// The hosts that the last plan was made for, ascending.
+    pub considered: &'a [Host],
+    /// The hosts that there are now, ascending.
+    pub hosts: &'a [Host],
+    /// Expert nodes to wait for before the first plan.
+    pub hosts_min: usize,
+}
+
+/// Whether a target may serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It may.
+    Ready,
+    /// These nodes have not said that they are ready, ascending.
+    Waiting(Vec<NodeId>),
+}
+
+/// The nodes that may hold experts, ascending: expert nodes with room that do not want to leave.
+#[must_use]
+pub fn hosts(nodes: &[Observed]) -> Vec<Host> {
+    let mut hosts: Vec<Host> = nodes
+        .iter()
+        .filter(|node| node.role == Role::Expert && node.health != Health::Draining)
+        .filter(|node| node.slots > 0)
+        .map(|node| Host {
+            id: node.id,
+            slots: node.slots,
+        })
+        .collect();
+    hosts.sort_unstable();
+    hosts
+}
+
+/// Whether a new plan is due, and why.
+#[must_use]
+pub fn due(situation: &Situation<'_>) -> Option<Reason> {
+    let Situation {
+        serving,
+        target,
+        newest,
+        considered,
+        hosts,
+        hosts_min,
+    } = *situation;
+    let Some(current) = target.or(serving) else {
+        let enough = hosts.len() >= hosts_min.max(1) && hosts != considered;
+        return enough.then_some(Reason::First);
+    };
+    if newest > current.epoch() {
+        return Some(Reason::Behind { newest });
+    }
+    if hosts == considered || hosts.is_empty() {
+        return None;
+    }
+    let joined = hosts
+        .iter()
+        .filter(|host| !considered.contains(host))
+        .map(|host| host.id);
+    let left: Vec<NodeId> = considered
+        .iter()
+        .map(|host| host.id)
+        .filter(|id| !hosts.iter().any(|host| host.id == *id))
+        .collect();
+    if target.is_some() && left.is_empty() {
+        return None;
+    }
+    Some(Reason::Hosts {
+        joined: joined.collect(),
+        left,
+    })
+}
+
+/// Whether `target` may serve now.
+#[must_use]
+pub fn readiness(serving: Option<&Plan>, target: &Plan, nodes: &[Observed]) -> Readiness {
+    let observed: BTreeMap<NodeId, &Observed> = nodes.iter().map(|node| (node.id, node)).collect();
+    let ready = |id: &NodeId| {
+        observed
+            .get(id)
+            .is_some_and(|node| node.epoch_ready >= target.epoch())
+    };
+    let stranded = |plan: &Plan| {
+        plan.table()
+            .any(|replicas| !replicas.iter().any(|id| observed.contains_key(id)))
+    };
+    if serving.is_some_and(stranded) && target.table().all(|replicas| replicas.iter().any(ready)) {
+        return Readiness::Ready;
+    }
+    let mut waiting: Vec<NodeId> = target
+        .iter()
+        .map(|(_, _, node)| node)
+        .chain(
+            nodes
+                .iter()
+                .filter(|node| at_work(node))
+                .map(|node| node.id),
+        )
+        .filter(|id| !ready(id))
+        .collect();
+    waiting.sort_unstable();
+    waiting.dedup();
+    if waiting.is_empty() {
+        Readiness::Ready
+    } else {
+        Readiness::Waiting(waiting)
+    }
+}
+
+/// Attention nodes that have tokens on their way. One that still joins has none, so nobody waits for it.
+fn at_work(node: &Observed) -> bool {
+    node.role == Role::Attention && node.health != Health::Joining
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::First => f.write_str("enough expert nodes are here for the first plan"),
+            Self::Behind { newest } => write!(f, "a node has heard of {newest}"),
+            Self::Hosts { joined, left } => {
+                f.write_str("expert nodes changed:")?;
+                joined.iter().try_for_each(|id| write!(f, " +{id}"))?;
+                left.iter().try_for_each(|id| write!(f, " -{id}"))
+            }
+        }
+    }
+}

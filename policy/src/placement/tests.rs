@@ -1,0 +1,398 @@
+use std::fmt::Write as _;
+
+use domain::{Epoch, Expert, Health, Layer, ModelShape, NodeId, Plan, Role};
+use proptest::prelude::*;
+
+use super::{
+    Facts, Host, Input, Policy, Proposal, Spare, Violation,
+    adoption::{Observed, Readiness, Reason, Situation, due, hosts, readiness},
+    check, place,
+};
+
+fn shape(moe_layers: u16, experts: u16) -> ModelShape {
+    ModelShape {
+        layers: moe_layers + 1,
+        moe_layers: (1..=moe_layers).map(Layer).collect(),
+        experts,
+        top_k: 1,
+        hidden: 64,
+        expert_bytes: 1,
+        vocab: 512,
+        positions_max: 128,
+    }
+}
+
+fn host(id: u32, slots: u32) -> Host {
+    Host {
+        id: NodeId(id),
+        slots,
+    }
+}
+
+fn input<'a>(shape: &'a ModelShape, hosts: &'a [Host], spare: Spare) -> Input<'a> {
+    Input {
+        epoch: Epoch(1),
+        serving: None,
+        shape,
+        hosts,
+        spare,
+    }
+}
+
+fn facts<'a>(shape: &'a ModelShape, hosts: &'a [Host]) -> Facts<'a> {
+    Facts {
+        shape,
+        hosts,
+        serving: None,
+        newest: Epoch(0),
+    }
+}
+
+/// One line per layer: which node holds which expert.
+fn picture(proposal: &Proposal) -> String {
+    let Proposal { plan, explanation } = proposal;
+    let mut text = format!("{explanation}\n");
+    for &layer in plan.moe_layers() {
+        write!(text, "{layer}:").unwrap();
+        for expert in 0..plan.experts() {
+            let nodes = plan
+                .replicas(layer, Expert(expert))
+                .iter()
+                .map(|node| node.0.to_string());
+            write!(text, " {}", nodes.collect::<Vec<_>>().join("+")).unwrap();
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn plans_look_like_the_goldens() {
+    let cases = [
+        (
+            "8 experts on 2 equal nodes",
+            shape(2, 8),
+            vec![host(1, 16), host(2, 16)],
+            Spare::Leave,
+        ),
+        (
+            "8 experts on 3 nodes: the odd ones rotate over the layers",
+            shape(3, 8),
+            vec![host(4, 24), host(7, 24), host(9, 24)],
+            Spare::Leave,
+        ),
+        (
+            "one small node gets what fits",
+            shape(2, 8),
+            vec![host(1, 3), host(2, 16), host(3, 16)],
+            Spare::Leave,
+        ),
+        (
+            "more nodes than experts in a layer",
+            shape(3, 2),
+            vec![host(1, 9), host(2, 9), host(3, 9)],
+            Spare::Leave,
+        ),
+        (
+            "spare slots hold further replicas",
+            shape(2, 4),
+            vec![host(1, 6), host(2, 5)],
+            Spare::Fill,
+        ),
+    ];
+    let mut text = String::new();
+    for (title, shape, hosts, spare) in cases {
+        let proposal = place(Policy::Linear, &input(&shape, &hosts, spare)).unwrap();
+        assert_eq!(check(&proposal.plan, &facts(&shape, &hosts)), []);
+        write!(text, "# {title}\n{}\n", picture(&proposal)).unwrap();
+    }
+    let golden = include_str!("../../goldens/placement_linear.txt");
+    assert!(
+        text == golden,
+        "goldens/placement_linear.txt should now read:\n{text}"
+    );
+}
+
+#[test]
+fn too_few_slots_are_infeasible_in_a_sentence() {
+    let (shape, hosts) = (shape(2, 8), [host(1, 7), host(2, 8)]);
+    let infeasible = place(Policy::Linear, &input(&shape, &hosts, Spare::Leave)).unwrap_err();
+    assert_eq!(
+        infeasible.to_string(),
+        "the model's 16 experts need as many slots, 2 hosts have 15"
+    );
+    assert!(place(Policy::Linear, &input(&shape, &[], Spare::Leave)).is_err());
+}
+
+#[test]
+fn the_checker_names_everything_that_is_wrong() {
+    let (shape, hosts) = (shape(1, 3), [host(1, 1), host(2, 3)]);
+    let table = vec![vec![NodeId(1)], vec![NodeId(1), NodeId(5)], vec![]];
+    let plan = Plan::new(Epoch(4), Some(Epoch(2)), &shape, table).unwrap();
+    let facts = Facts {
+        shape: &shape,
+        hosts: &hosts,
+        serving: Some(Epoch(3)),
+        newest: Epoch(4),
+    };
+    let violations = check(&plan, &facts);
+    assert_eq!(
+        violations,
+        [
+            Violation::StaleEpoch {
+                epoch: Epoch(4),
+                newest: Epoch(4)
+            },
+            Violation::OtherParent {
+                found: Some(Epoch(2)),
+                serving: Some(Epoch(3))
+            },
+            Violation::NoReplica {
+                layer: Layer(1),
+                expert: Expert(2)
+            },
+            Violation::TooManyReplicas {
+                host: hosts[0],
+                replicas: 2
+            },
+            Violation::UnknownNode {
+                node: NodeId(5),
+                replicas: 1
+            },
+        ]
+    );
+    let sentences: Vec<String> = violations.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        sentences,
+        [
+            "epoch 4 is not newer than epoch 4",
+            "the parent is epoch 2, epoch 3 serves",
+            "nobody holds l1 e2",
+            "n1 has 1 slots, the plan gives it 2",
+            "n5 may hold nothing, the plan gives it 1 replicas",
+        ]
+    );
+}
+
+#[test]
+fn the_checker_refuses_a_plan_for_another_model() {
+    let (mine, other, hosts) = (shape(1, 2), shape(1, 3), [host(1, 9)]);
+    let plan = place(Policy::Linear, &input(&other, &hosts, Spare::Leave))
+        .unwrap()
+        .plan;
+    assert_eq!(check(&plan, &facts(&mine, &hosts)), [Violation::OtherModel]);
+}
+
+fn any_hosts() -> impl Strategy<Value = Vec<Host>> {
+    prop::collection::btree_map(0_u32..1000, 0_u32..200, 1..24).prop_map(|hosts| {
+        hosts
+            .into_iter()
+            .map(|(id, slots)| host(id, slots))
+            .collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_plan_passes_the_checker(
+        hosts in any_hosts(), layers in 1_u16..9, experts in 1_u16..65, fill in any::<bool>(),
+    ) {
+        let shape = shape(layers, experts);
+        let spare = if fill { Spare::Fill } else { Spare::Leave };
+        let slots: u64 = hosts.iter().map(|host| u64::from(host.slots)).sum();
+        let needed = u64::from(layers) * u64::from(experts);
+        match place(Policy::Linear, &input(&shape, &hosts, spare)) {
+            Err(_) => prop_assert!(slots < needed),
+            Ok(Proposal { plan, explanation }) => {
+                prop_assert_eq!(check(&plan, &facts(&shape, &hosts)), []);
+                for share in &explanation.shares {
+                    let held = plan.resident_on(share.host.id).count();
+                    prop_assert_eq!(held, (share.first + share.further) as usize);
+                }
+                // A slot stays empty only where its node holds every expert, or none was asked for.
+                if fill {
+                    for share in &explanation.shares {
+                        let held = u64::from(share.first + share.further);
+                        prop_assert!(held == u64::from(share.host.slots).min(needed));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shares_are_equal_and_contiguous_where_slots_allow(
+        ids in prop::collection::btree_set(0_u32..1000, 1..16), layers in 1_u16..9, experts in 1_u16..65,
+    ) {
+        let hosts: Vec<Host> = ids.into_iter().map(|id| host(id, 10_000)).collect();
+        let shape = shape(layers, experts);
+        let plan = place(Policy::Linear, &input(&shape, &hosts, Spare::Leave)).unwrap().plan;
+        let held: Vec<usize> = hosts.iter().map(|host| plan.resident_on(host.id).count()).collect();
+        prop_assert!(held.iter().max().unwrap() - held.iter().min().unwrap() <= 1);
+        for layer in &shape.moe_layers {
+            let nodes: Vec<NodeId> =
+                (0..experts).map(|expert| plan.replicas(*layer, Expert(expert))[0]).collect();
+            prop_assert!(nodes.is_sorted());
+        }
+    }
+
+    #[test]
+    fn the_order_of_hosts_does_not_matter(mut hosts in any_hosts(), turn in 0_usize..24) {
+        let shape = shape(2, 8);
+        let first = place(Policy::Linear, &input(&shape, &hosts, Spare::Fill));
+        let turn = turn % hosts.len();
+        hosts.rotate_left(turn);
+        prop_assert_eq!(first, place(Policy::Linear, &input(&shape, &hosts, Spare::Fill)));
+    }
+}
+
+// === when to plan and when to serve ===
+
+fn observed(id: u32, role: Role, health: Health, epoch_ready: u64) -> Observed {
+    Observed {
+        id: NodeId(id),
+        role,
+        health,
+        slots: 8,
+        epoch_ready: Epoch(epoch_ready),
+    }
+}
+
+fn plan_of(epoch: u64, nodes: &[u32]) -> Plan {
+    let shape = shape(1, 4);
+    let hosts: Vec<Host> = nodes.iter().map(|&id| host(id, 8)).collect();
+    let input = Input {
+        epoch: Epoch(epoch),
+        ..input(&shape, &hosts, Spare::Leave)
+    };
+    place(Policy::Linear, &input).unwrap().plan
+}
+
+fn situation<'a>(
+    serving: Option<&'a Plan>,
+    target: Option<&'a Plan>,
+    considered: &'a [Host],
+    hosts: &'a [Host],
+) -> Situation<'a> {
+    let newest = target.or(serving).map_or(Epoch(0), Plan::epoch);
+    Situation {
+        serving,
+        target,
+        newest,
+        considered,
+        hosts,
+        hosts_min: 2,
+    }
+}
+
+#[test]
+fn the_first_plan_waits_for_enough_hosts() {
+    let [a, b] = [host(1, 8), host(2, 8)];
+    assert_eq!(due(&situation(None, None, &[], &[a])), None);
+    assert_eq!(
+        due(&situation(None, None, &[], &[a, b])),
+        Some(Reason::First)
+    );
+    assert_eq!(
+        due(&situation(None, None, &[a, b], &[a, b])),
+        None,
+        "it was tried in vain"
+    );
+}
+
+#[test]
+fn joining_waits_for_the_target_and_leaving_does_not() {
+    let (one, two) = (plan_of(1, &[1, 2]), plan_of(2, &[1, 2]));
+    let [a, b, c] = [host(1, 8), host(2, 8), host(3, 8)];
+    let joined = due(&situation(Some(&one), None, &[a, b], &[a, b, c]));
+    assert_eq!(
+        joined,
+        Some(Reason::Hosts {
+            joined: vec![c.id],
+            left: vec![]
+        })
+    );
+    assert_eq!(
+        due(&situation(Some(&one), Some(&two), &[a, b], &[a, b, c])),
+        None
+    );
+    let left = due(&situation(Some(&one), Some(&two), &[a, b], &[a, c]));
+    assert_eq!(
+        left,
+        Some(Reason::Hosts {
+            joined: vec![c.id],
+            left: vec![b.id]
+        })
+    );
+    assert_eq!(left.unwrap().to_string(), "expert nodes changed: +n3 -n2");
+    assert_eq!(
+        due(&situation(Some(&one), None, &[a, b], &[])),
+        None,
+        "nowhere to go"
+    );
+}
+
+#[test]
+fn a_node_that_knows_a_newer_epoch_makes_a_plan_due() {
+    let (one, a) = (plan_of(1, &[1]), [host(1, 8)]);
+    let situation = Situation {
+        newest: Epoch(7),
+        ..situation(Some(&one), None, &a, &a)
+    };
+    assert_eq!(due(&situation), Some(Reason::Behind { newest: Epoch(7) }));
+}
+
+#[test]
+fn draining_nodes_and_nodes_without_room_hold_nothing() {
+    let mut full = observed(3, Role::Expert, Health::Ready, 0);
+    full.slots = 0;
+    let nodes = [
+        observed(2, Role::Expert, Health::Joining, 0),
+        observed(1, Role::Expert, Health::Draining, 0),
+        full,
+        observed(4, Role::Attention, Health::Ready, 0),
+    ];
+    assert_eq!(hosts(&nodes), [host(2, 8)]);
+}
+
+#[test]
+fn a_target_waits_for_its_holders_and_for_attention_nodes_at_work() {
+    let (one, two) = (plan_of(1, &[1, 2]), plan_of(2, &[1, 2]));
+    let mut nodes = [
+        observed(1, Role::Expert, Health::Ready, 2),
+        observed(2, Role::Expert, Health::Ready, 1),
+        observed(3, Role::Attention, Health::Ready, 1),
+        observed(4, Role::Attention, Health::Joining, 0),
+        observed(5, Role::Gateway, Health::Ready, 0),
+        observed(6, Role::Expert, Health::Ready, 0),
+    ];
+    let waiting = |nodes: &[Observed]| readiness(Some(&one), &two, nodes);
+    assert_eq!(
+        waiting(&nodes),
+        Readiness::Waiting(vec![NodeId(2), NodeId(3)])
+    );
+    nodes[1].epoch_ready = Epoch(2);
+    nodes[2].epoch_ready = Epoch(2);
+    assert_eq!(waiting(&nodes), Readiness::Ready);
+}
+
+#[test]
+fn a_stranded_cluster_waits_for_one_replica_of_each_expert_only() {
+    let (one, two) = (plan_of(1, &[1, 2]), plan_of(2, &[1, 3]));
+    let mut nodes = [
+        observed(1, Role::Expert, Health::Ready, 2),
+        observed(3, Role::Expert, Health::Ready, 1),
+        observed(4, Role::Attention, Health::Ready, 1),
+    ];
+    let waiting = |nodes: &[Observed]| readiness(Some(&one), &two, nodes);
+    assert_eq!(
+        waiting(&nodes),
+        Readiness::Waiting(vec![NodeId(3), NodeId(4)])
+    );
+    nodes[1].epoch_ready = Epoch(2);
+    assert_eq!(
+        waiting(&nodes),
+        Readiness::Ready,
+        "the attention node is not waited for"
+    );
+}
