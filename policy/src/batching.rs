@@ -1,0 +1,268 @@
+//! Re-batching: which queue of waiting tokens an engine should run next (AMoE, section 4).
+//!
+//! An engine has one stage per decoder layer (an attention node has one more, the LM head) and in
+//! each stage one or more groups of experts. Stages are circular: after the last comes the first.
+
+use std::str::FromStr;
+
+/// The rule that ranks queues.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// The paper's defragging score (Algorithm 1): own tokens, plus the tokens queued in the next
+    /// `lookahead` stages, each weighted by `decay` to the power of its distance and divided by the
+    /// number of groups. Running a queue pushes its tokens towards those that already wait ahead, so
+    /// batches grow instead of scattering.
+    Defrag {
+        /// Stages ahead that count (K).
+        lookahead: usize,
+        /// Weight lost per stage (d), in (0, 1).
+        decay: f64,
+        /// Mean over this many earlier picks is added to a later stage's tokens, so that a stage
+        /// that is about to refill is not taken for empty. 0 looks at the present only.
+        lookback: usize,
+    },
+    /// The fullest queue (the paper's MTFS). A rival, kept for comparison.
+    MostTokens,
+    /// The lowest stage that has tokens (the paper's FLFS). A rival; unstable above capacity.
+    LowestLayer,
+}
+
+/// How an engine batches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tuning {
+    /// The rule.
+    pub rule: Rule,
+    /// A queue whose oldest token has waited this long runs next, whatever the rule says. The paper
+    /// has no such guard; without it a cold queue can starve.
+    pub age_guard_ns: u64,
+    /// Most tokens (attention) or pairs (expert) that one run may take.
+    pub drain_max: usize,
+}
+
+/// The queue to run, and why.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pick {
+    /// The stage.
+    pub stage: usize,
+    /// The group within the stage.
+    pub group: usize,
+    /// Why this one.
+    pub reason: Reason,
+}
+
+/// Why a queue was picked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reason {
+    /// It ranked first; the value it ranked by.
+    Score(f64),
+    /// Its oldest token had waited too long; for how many nanoseconds.
+    Age(u64),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Queue {
+    tokens: u32,
+    oldest_ns: u64,
+}
+
+/// The fill of all queues of one engine, and the choice among them.
+#[derive(Debug)]
+pub struct Batcher {
+    tuning: Tuning,
+    groups: usize,
+    /// `[stage][group]`, flattened.
+    queues: Vec<Queue>,
+    /// Tokens per stage over all groups.
+    stages: Vec<u32>,
+    /// Stage totals at the last `lookback` picks, a ring, and their sums.
+    history: Vec<u32>,
+    history_len: usize,
+    history_at: usize,
+    sums: Vec<u64>,
+}
+
+// === impl Tuning ===
+
+impl Default for Tuning {
+    /// The constants of the paper's evaluation (K = 7, d = 0.8, look-back 10), with a guard of
+    /// 50 ms and a drain cap of 512.
+    fn default() -> Self {
+        Self {
+            rule: Rule::Defrag {
+                lookahead: 7,
+                decay: 0.8,
+                lookback: 10,
+            },
+            age_guard_ns: 50_000_000,
+            drain_max: 512,
+        }
+    }
+}
+
+impl FromStr for Rule {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "defrag" => Ok(Tuning::default().rule),
+            "most-tokens" => Ok(Self::MostTokens),
+            "lowest-layer" => Ok(Self::LowestLayer),
+            other => Err(format!(
+                "{other:?} is not a batching rule: expected defrag, most-tokens or lowest-layer"
+            )),
+        }
+    }
+}
+
+// === impl Batcher ===
+
+impl Batcher {
+    /// Empty queues for `stages` stages of `groups` groups.
+    ///
+    /// # Panics
+    /// Without at least one stage and one group.
+    #[must_use]
+    pub fn new(stages: usize, groups: usize, tuning: Tuning) -> Self {
+        assert!(stages > 0 && groups > 0, "an engine has at least one queue");
+        let lookback = match tuning.rule {
+            Rule::Defrag { lookback, .. } => lookback,
+            Rule::MostTokens | Rule::LowestLayer => 0,
+        };
+        Self {
+            tuning,
+            groups,
+            queues: vec![Queue::default(); stages * groups],
+            stages: vec![0; stages],
+            history: vec![0; stages * lookback],
+            history_len: 0,
+            history_at: 0,
+            sums: vec![0; stages],
+        }
+    }
+
+    /// The tuning in force.
+    #[must_use]
+    pub fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// Tokens queued in all.
+    #[must_use]
+    pub fn tokens(&self) -> u32 {
+        self.stages.iter().sum()
+    }
+
+    /// Tells the batcher how a queue stands now: its tokens and when its oldest one came.
+    /// `oldest_ns` means nothing for an empty queue.
+    pub fn set(&mut self, stage: usize, group: usize, tokens: u32, oldest_ns: u64) {
+        let queue = &mut self.queues[stage * self.groups + group];
+        self.stages[stage] = self.stages[stage] - queue.tokens + tokens;
+        *queue = Queue { tokens, oldest_ns };
+    }
+
+    /// The queue to run next; none when all are empty. Ties go to the lowest stage and group.
+    pub fn pick(&mut self, now_ns: u64) -> Option<Pick> {
+        let pick = self.overdue(now_ns).or_else(|| self.best());
+        if pick.is_some() {
+            self.remember();
+        }
+        pick
+    }
+
+    /// The queue with the oldest token, if that one is older than the guard allows.
+    fn overdue(&self, now_ns: u64) -> Option<Pick> {
+        let (at, queue) = self
+            .waiting()
+            .min_by_key(|&(at, queue)| (queue.oldest_ns, at))?;
+        let age = now_ns.saturating_sub(queue.oldest_ns);
+        (age > self.tuning.age_guard_ns).then(|| self.at(at, Reason::Age(age)))
+    }
+
+    fn best(&self) -> Option<Pick> {
+        let mut best: Option<(usize, f64)> = None;
+        let mut ahead = (usize::MAX, 0.0);
+        for (at, queue) in self.waiting() {
+            let stage = at / self.groups;
+            if ahead.0 != stage {
+                ahead = (stage, self.ahead(stage));
+            }
+            let score = match self.tuning.rule {
+                Rule::Defrag { .. } => f64::from(queue.tokens) + ahead.1,
+                Rule::MostTokens => f64::from(queue.tokens),
+                // Queues come in ascending order and ties keep the first.
+                Rule::LowestLayer => 0.0,
+            };
+            if best.is_none_or(|(_, highest)| score > highest) {
+                best = Some((at, score));
+            }
+        }
+        best.map(|(at, score)| self.at(at, Reason::Score(score)))
+    }
+
+    /// The look-ahead part of the score: what waits in the stages after `stage`.
+    fn ahead(&self, stage: usize) -> f64 {
+        let Rule::Defrag {
+            lookahead, decay, ..
+        } = self.tuning.rule
+        else {
+            return 0.0;
+        };
+        let count = self.stages.len();
+        let mut weight = 1.0;
+        let mut sum = 0.0;
+        for distance in 1..=lookahead.min(count - 1) {
+            weight *= decay;
+            sum += weight * self.expected((stage + distance) % count);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a handful of groups")]
+        let groups = self.groups as f64;
+        sum / groups
+    }
+
+    /// Tokens of a stage now, plus its mean over the remembered picks.
+    fn expected(&self, stage: usize) -> f64 {
+        let now = f64::from(self.stages[stage]);
+        if self.history_len == 0 {
+            return now;
+        }
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "token counts are far below 2^52"
+        )]
+        let mean = self.sums[stage] as f64 / self.history_len as f64;
+        now + mean
+    }
+
+    fn remember(&mut self) {
+        let stages = self.stages.len();
+        let lookback = self.history.len() / stages;
+        if lookback == 0 {
+            return;
+        }
+        let slot = &mut self.history[self.history_at * stages..][..stages];
+        for ((old, sum), &now) in slot.iter_mut().zip(&mut self.sums).zip(&self.stages) {
+            *sum = *sum - u64::from(*old) + u64::from(now);
+            *old = now;
+        }
+        self.history_at = (self.history_at + 1) % lookback;
+        self.history_len = (self.history_len + 1).min(lookback);
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = (usize, &Queue)> {
+        self.queues
+            .iter()
+            .enumerate()
+            .filter(|(_, queue)| queue.tokens > 0)
+    }
+
+    fn at(&self, at: usize, reason: Reason) -> Pick {
+        Pick {
+            stage: at / self.groups,
+            group: at % self.groups,
+            reason,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+//! Chooses the replica that runs each expert: a lease names one node per (layer, expert).
+
+use domain::{Expert, Layer, NodeId, Plan};
+
+/// The active replica of every (layer, expert) under one plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Row of each layer in `nodes`; none for a layer without experts.
+    rows: Vec<Option<usize>>,
+    experts: usize,
+    /// `[moe layer][expert]`, flattened; none where no replica is alive.
+    nodes: Vec<Option<NodeId>>,
+}
+
+impl Lease {
+    /// Leases the first live replica of every expert, in ascending node order.
+    ///
+    /// All attention nodes that see the same plan and the same live nodes agree on the result, so
+    /// an expert's tokens meet in one queue instead of being spread over its replicas.
+    pub fn first_live(plan: &Plan, alive: impl Fn(NodeId) -> bool) -> Self {
+        let mut rows = Vec::new();
+        for (row, layer) in plan.moe_layers().iter().enumerate() {
+            rows.resize(layer.index(), None);
+            rows.push(Some(row));
+        }
+        let nodes = plan
+            .table()
+            .map(|replicas| replicas.iter().copied().find(|&node| alive(node)))
+            .collect();
+        Self {
+            rows,
+            experts: usize::from(plan.experts()),
+            nodes,
+        }
+    }
+
+    /// The node that runs `expert` of `layer`; none if no replica is alive.
+    #[must_use]
+    pub fn node(&self, layer: Layer, expert: Expert) -> Option<NodeId> {
+        let row = self.rows.get(layer.index()).copied().flatten()?;
+        debug_assert!(
+            expert.index() < self.experts,
+            "{expert} is not of this model"
+        );
+        self.nodes[row * self.experts + expert.index()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::{Epoch, ModelShape};
+
+    use super::*;
+
+    #[test]
+    fn leases_the_first_live_replica() {
+        let shape = ModelShape {
+            layers: 4,
+            moe_layers: vec![Layer(1), Layer(3)],
+            experts: 2,
+            top_k: 1,
+            hidden: 8,
+            expert_bytes: 1,
+            vocab: 1,
+            positions_max: 1,
+        };
+        let node = |ids: &[u32]| ids.iter().map(|&id| NodeId(id)).collect::<Vec<_>>();
+        let table = vec![node(&[1, 2]), node(&[2]), node(&[3]), node(&[1, 3])];
+        let plan = Plan::new(Epoch(1), None, &shape, table).unwrap();
+        let lease = Lease::first_live(&plan, |node| node != NodeId(1));
+        let leased = |layer, expert| lease.node(Layer(layer), Expert(expert)).map(|node| node.0);
+        assert_eq!(
+            [leased(1, 0), leased(1, 1), leased(3, 0), leased(3, 1)],
+            [2, 2, 3, 3].map(Some)
+        );
+        assert_eq!(leased(0, 0), None, "a dense layer has no experts");
+        let none = Lease::first_live(&plan, |_| false);
+        assert_eq!(none.node(Layer(1), Expert(0)), None);
+    }
+}
