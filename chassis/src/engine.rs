@@ -1,0 +1,158 @@
+//! Drives engines on the one thread that owns a device: round robin while there is work, asleep when there is none.
+
+use std::{
+    any::Any,
+    fmt, io,
+    panic::{self, AssertUnwindSafe},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+#[cfg(test)]
+mod tests;
+
+/// How long an idle thread looks at its doorbell before it sleeps. A sleeping thread takes some
+/// 50 µs to come back, and the answer of a peer in the same machine is often nearer than that; longer spinning only
+/// takes the core from a neighbour.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// A loop body: one bounded piece of work at a time.
+pub trait Engine {
+    /// Takes in what has arrived and does at most one unit of work (one launch on the device).
+    ///
+    /// Must not block: what is not there yet is an [`Step::Idle`].
+    fn step(&mut self) -> Step;
+}
+
+/// What one [`Engine::step`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Something was done; there may be more.
+    Worked,
+    /// Nothing to do until the doorbell rings, or until `wake_at` where the engine has a timer.
+    Idle { wake_at: Option<Instant> },
+    /// The engine has drained and is dropped, on the device's thread.
+    Finished,
+}
+
+/// The doorbell of a device thread: whoever leaves something for one of its engines rings it.
+///
+/// A ring is remembered until a [`Wait::wait`] consumes it, so none is lost between an engine's last look and the
+/// thread's sleep.
+pub trait Wait: Send {
+    /// Whether a ring is remembered. Cheap: it is polled while the thread spins.
+    fn ready(&self) -> bool;
+
+    /// Returns at once when a ring is remembered, else at the next ring or at `until`; consumes the ring.
+    fn wait(&self, until: Option<Instant>);
+}
+
+/// The thread that owns a device.
+#[derive(Debug)]
+pub struct DeviceThread {
+    name: String,
+    finished: oneshot::Receiver<Result<(), String>>,
+}
+
+/// An engine panicked; its thread and all its engines are gone.
+#[derive(Debug, PartialEq, Eq)]
+pub struct EngineDied {
+    thread: String,
+    message: String,
+}
+
+impl fmt::Display for EngineDied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device thread {} died: {}", self.thread, self.message)
+    }
+}
+
+impl std::error::Error for EngineDied {}
+
+impl DeviceThread {
+    /// Starts the thread; it ends when every engine has said [`Step::Finished`].
+    pub fn spawn(
+        name: impl Into<String>,
+        doorbell: impl Wait + 'static,
+        engines: Vec<Box<dyn Engine + Send>>,
+    ) -> io::Result<Self> {
+        let name = name.into();
+        let (report, finished) = oneshot::channel();
+        thread::Builder::new().name(name.clone()).spawn(move || {
+            let driven = panic::catch_unwind(AssertUnwindSafe(|| drive(&doorbell, engines)));
+            // Nobody listens when the process is on its way out already.
+            let _ = report.send(driven.map_err(|payload| text_of(&*payload)));
+        })?;
+        Ok(Self { name, finished })
+    }
+
+    /// Waits until every engine has finished, or one has panicked.
+    pub async fn finished(self) -> Result<(), EngineDied> {
+        let outcome = self
+            .finished
+            .await
+            .unwrap_or_else(|_| Err("no report".to_owned()));
+        outcome.map_err(|message| EngineDied {
+            thread: self.name,
+            message,
+        })
+    }
+}
+
+/// One step of each engine in turn, so that none starves; sleeps only when a whole round found nothing to do.
+fn drive(doorbell: &impl Wait, mut engines: Vec<Box<dyn Engine + Send>>) {
+    let mut worked_at = Instant::now();
+    loop {
+        let round = step_all(&mut engines);
+        if engines.is_empty() {
+            return;
+        }
+        if round.worked {
+            worked_at = Instant::now();
+            continue;
+        }
+        spin(doorbell, worked_at + SPIN, round.wake_at);
+        doorbell.wait(round.wake_at);
+    }
+}
+
+struct Round {
+    worked: bool,
+    wake_at: Option<Instant>,
+}
+
+fn step_all(engines: &mut Vec<Box<dyn Engine + Send>>) -> Round {
+    let mut round = Round {
+        worked: false,
+        wake_at: None,
+    };
+    engines.retain_mut(|engine| match engine.step() {
+        Step::Worked => {
+            round.worked = true;
+            true
+        }
+        Step::Idle { wake_at } => {
+            round.wake_at = [round.wake_at, wake_at].into_iter().flatten().min();
+            true
+        }
+        Step::Finished => false,
+    });
+    round
+}
+
+/// Looks at the doorbell until it rings, `spin_until` or `wake_at` has come.
+fn spin(doorbell: &impl Wait, spin_until: Instant, wake_at: Option<Instant>) {
+    let end = wake_at.map_or(spin_until, |wake_at| wake_at.min(spin_until));
+    while !doorbell.ready() && Instant::now() < end {
+        std::hint::spin_loop();
+    }
+}
+
+fn text_of(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
+        .to_owned()
+}
