@@ -93,6 +93,8 @@ pub enum Frame {
     Output(Output),
     /// Attention → expert: drop what is queued for these rows.
     Cancel(Vec<Ticket>),
+    /// Expert → attention: what was sent for these rows was not run, its expert is not resident.
+    Reject(Vec<Ticket>),
     /// Bytes of rows the receiver has let go of.
     Credit(u64),
     /// Expert → attention, lockstep mode: others have begun this step.
@@ -124,7 +126,11 @@ impl Frame {
         match self {
             Self::Dispatch(dispatch) => dispatch.rows.len(),
             Self::Output(output) => output.rows.len(),
-            Self::Hello(_) | Self::Cancel(_) | Self::Credit(_) | Self::Barrier { .. } => 0,
+            Self::Hello(_)
+            | Self::Cancel(_)
+            | Self::Reject(_)
+            | Self::Credit(_)
+            | Self::Barrier { .. } => 0,
         }
     }
 
@@ -154,6 +160,9 @@ impl Frame {
             Self::Cancel(tickets) => Kind::Cancel(wire::Cancel {
                 tickets: tickets.into_iter().map(|ticket| ticket.0).collect(),
             }),
+            Self::Reject(tickets) => Kind::Reject(wire::Reject {
+                tickets: tickets.into_iter().map(|ticket| ticket.0).collect(),
+            }),
             Self::Credit(bytes) => Kind::Credit(wire::Credit { bytes }),
             Self::Barrier { step } => Kind::Barrier(wire::Barrier { step }),
         };
@@ -176,6 +185,9 @@ impl Frame {
             Kind::Output(output) => decode_output(output, limits).map(Self::Output),
             Kind::Cancel(cancel) => Ok(Self::Cancel(
                 cancel.tickets.into_iter().map(Ticket).collect(),
+            )),
+            Kind::Reject(reject) => Ok(Self::Reject(
+                reject.tickets.into_iter().map(Ticket).collect(),
             )),
             Kind::Credit(credit) => Ok(Self::Credit(credit.bytes)),
             Kind::Barrier(barrier) => Ok(Self::Barrier { step: barrier.step }),
@@ -395,6 +407,7 @@ mod tests {
             Frame::Output(output),
             Frame::Hello(hello),
             Frame::Cancel(vec![Ticket(1), Ticket(2)]),
+            Frame::Reject(vec![Ticket(3)]),
             Frame::Credit(5),
             Frame::Barrier { step: 8 },
         ] {

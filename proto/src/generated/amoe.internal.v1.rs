@@ -521,7 +521,7 @@ pub mod control_server {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Frame {
-    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub kind: ::core::option::Option<frame::Kind>,
 }
 /// Nested message and enum types in `Frame`.
@@ -540,6 +540,8 @@ pub mod frame {
         Credit(super::Credit),
         #[prost(message, tag = "6")]
         Barrier(super::Barrier),
+        #[prost(message, tag = "7")]
+        Reject(super::Reject),
     }
 }
 /// First frame in both directions.
@@ -602,6 +604,13 @@ pub struct Credit {
 pub struct Barrier {
     #[prost(uint64, tag = "1")]
     pub step: u64,
+}
+/// Expert → attention: what was sent here for these tickets was not run, because its expert is not
+/// (or no longer) resident. The sender dispatches it elsewhere.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Reject {
+    #[prost(uint64, repeated, tag = "1")]
+    pub tickets: ::prost::alloc::vec::Vec<u64>,
 }
 /// Generated client implementations.
 pub mod expert_link_client {
