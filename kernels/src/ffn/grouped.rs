@@ -1,0 +1,370 @@
+//! One launch over many experts: pack, gate/up, down, each waiting only for its own expert.
+//!
+//! All tasks of a launch stand in one list (every packing, then every gate/up, then every down;
+//! jobs with most rows first) that the threads take in order. A task counts down what its job still
+//! waits for; the task that needs it was put behind it, so whoever it waits for is running.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::{ExpertWeights, FfnJob};
+use crate::cpu::{Compute, Cpu};
+use crate::disjoint::DisjointMut;
+use crate::gemm::{Acts, Buffer, LANES, Packed, Split, kernel_for, multiply, tile_tokens};
+use crate::isa::Isa;
+use crate::wire::{decode_rows, round_bf16};
+
+/// Polls of an unfinished dependency before the thread sleeps, and for how long it then does. A
+/// thread that waits this long waits for one that lost its core: sleeping offers it this one.
+const POLLS: u32 = 1500;
+const NAP: Duration = Duration::from_micros(20);
+
+/// Buffers of a launch, kept for the next.
+#[derive(Debug, Default)]
+pub(crate) struct FfnScratch {
+    inputs: Buffer,
+    hidden: Buffer,
+    stages: Vec<Stage>,
+    tasks: Vec<Task>,
+    taken: Vec<u64>,
+}
+
+/// Where a job stands.
+#[derive(Debug)]
+struct Stage {
+    /// Index in the caller's list.
+    job: usize,
+    rows: usize,
+    /// Bytes into the input and the hidden buffer.
+    inputs_at: usize,
+    hidden_at: usize,
+    unpacked: AtomicU32,
+    gate_up_left: AtomicU32,
+}
+
+#[derive(Clone, Debug)]
+struct Task {
+    /// Index into the stages.
+    stage: usize,
+    kind: Kind,
+    panels: Range<usize>,
+    tokens: Range<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Pack,
+    GateUp,
+    Down,
+}
+
+/// Runs every job: output row `row.output` becomes `row.weight * down(act(gate x, up x))`, in wire
+/// form. Rows of `out` that no job names keep their contents.
+///
+/// # Panics
+/// When the experts' hidden sizes differ, an input or `out` is not whole wire rows of that size, an
+/// output index is out of range or two rows share one.
+pub fn grouped_ffn(cpu: &Cpu, jobs: &[FfnJob<'_>], out: &mut [u8]) {
+    let Some(first) = jobs.first() else { return };
+    let compute = cpu.compute();
+    let hidden = first.expert.hidden();
+    let row_bytes = compute.row_bytes(hidden);
+    assert_eq!(
+        out.len() % row_bytes,
+        0,
+        "the output is not whole rows of {row_bytes} bytes"
+    );
+    let mut scratch = cpu.scratch();
+    let scratch = &mut scratch.ffn;
+    scratch.check_outputs(jobs, hidden, row_bytes, out.len() / row_bytes);
+    let size = compute.row_bytes(1);
+    let out = DisjointMut::new(out);
+    launch(
+        cpu,
+        scratch,
+        jobs.iter().map(|job| job.rows.len()),
+        |job| jobs[job].expert,
+        |job, row, first, x| {
+            let at = first * size;
+            decode_rows(
+                compute,
+                &jobs[job].rows[row].input[at..at + x.len() * size],
+                x,
+            );
+        },
+        |job, row, first, y| {
+            let row = &jobs[job].rows[row];
+            let at = row.output * row_bytes + first * size;
+            // SAFETY: output rows are distinct (checked), and so are the panels of one row.
+            let out = unsafe { out.part(at..at + y.len() * size) };
+            match compute {
+                Compute::Bf16 => {
+                    for (out, y) in out.as_chunks_mut::<2>().0.iter_mut().zip(y) {
+                        *out = round_bf16(y * row.weight).to_le_bytes();
+                    }
+                }
+                Compute::F32 => {
+                    for (out, y) in out.as_chunks_mut::<4>().0.iter_mut().zip(y) {
+                        *out = (y * row.weight).to_le_bytes();
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// See [`super::swiglu`].
+pub(super) fn dense(cpu: &Cpu, w: &ExpertWeights, x: &[f32], scale: Option<&[f32]>, y: &mut [f32]) {
+    let hidden = w.hidden();
+    let rows = x.len() / hidden.max(1);
+    assert_eq!(x.len(), rows * hidden, "x is not whole rows of {hidden}");
+    assert_eq!(y.len(), x.len(), "y has another length than x");
+    assert!(
+        scale.is_none_or(|scale| scale.len() == rows),
+        "not one scale for each of {rows} rows"
+    );
+    let y = DisjointMut::new(y);
+    launch(
+        cpu,
+        &mut cpu.scratch().ffn,
+        std::iter::once(rows),
+        |_| w,
+        |_, row, first, out| {
+            let at = row * hidden + first;
+            out.copy_from_slice(&x[at..at + out.len()]);
+        },
+        |_, row, first, sums| {
+            let at = row * hidden + first;
+            let scale = scale.map_or(1.0, |scale| scale[row]);
+            // SAFETY: each row and panel is written by one task.
+            let y = unsafe { y.part(at..at + sums.len()) };
+            for (y, sum) in y.iter_mut().zip(sums) {
+                *y += scale * sum;
+            }
+        },
+    );
+}
+
+/// Runs jobs of the given numbers of rows, each with its expert: `read(job, row, first input, x)` gives a piece of
+/// an input row, `write(job, row, first output, y)` takes a piece of an output row.
+fn launch<'a>(
+    cpu: &Cpu,
+    scratch: &mut FfnScratch,
+    jobs: impl Iterator<Item = usize>,
+    expert: impl Fn(usize) -> &'a ExpertWeights + Sync,
+    read: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
+    write: impl Fn(usize, usize, usize, &[f32]) + Sync,
+) {
+    let kernel = kernel_for(cpu.isa(), cpu.compute());
+    let (inputs_bytes, hidden_bytes) = scratch.plan(cpu.threads(), kernel, jobs, &expert);
+    let inputs = DisjointMut::new(scratch.inputs.bytes(inputs_bytes));
+    let hidden = DisjointMut::new(scratch.hidden.bytes(hidden_bytes));
+    let (stages, tasks) = (&scratch.stages, &scratch.tasks);
+    cpu.for_each(tasks.len(), |task, _| {
+        let task = &tasks[task];
+        let stage = &stages[task.stage];
+        let expert = expert(stage.job);
+        let acts =
+            |bytes, at, length| Acts::new(bytes, at, kernel, cpu.compute(), stage.rows, length);
+        let x = acts(&inputs, stage.inputs_at, expert.hidden());
+        let h = acts(&hidden, stage.hidden_at, expert.width());
+        match task.kind {
+            Kind::Pack => {
+                let _done = CountDown(&stage.unpacked);
+                for row in task.tokens.clone() {
+                    // SAFETY: each row belongs to one task; readers wait for `unpacked`.
+                    unsafe {
+                        x.put_row(row, expert.hidden(), |first, out| {
+                            read(stage.job, row, first, out);
+                        });
+                    }
+                }
+            }
+            Kind::GateUp => {
+                let _done = CountDown(&stage.gate_up_left);
+                wait_for(&stage.unpacked);
+                // SAFETY: each panel of a row belongs to one task; readers wait for `gate_up_left`.
+                unsafe { gate_up(expert, task, &x, &h) };
+            }
+            Kind::Down => {
+                wait_for(&stage.gate_up_left);
+                down(expert, task, &h, |row, first, y| {
+                    write(stage.job, row, first, y)
+                });
+            }
+        }
+    });
+}
+
+/// Gate, up and activation of the task's panels, stored as the input of down.
+///
+/// # Safety
+/// Nobody else may store or read these panels' segments of `h` at the same time.
+unsafe fn gate_up(expert: &ExpertWeights, task: &Task, x: &Acts<'_>, h: &Acts<'_>) {
+    let (panels, tokens) = (task.panels.clone(), task.tokens.clone());
+    let last = expert.gate.panels() - 1;
+    multiply(
+        [&expert.gate, &expert.up],
+        panels,
+        x,
+        tokens,
+        |panel, first, [gate, up]| {
+            let rows = gate
+                .as_chunks::<LANES>()
+                .0
+                .iter()
+                .zip(up.as_chunks::<LANES>().0);
+            for (row, (gate, up)) in rows.enumerate() {
+                let (mut gate, mut up) = (*gate, *up);
+                if let Some(bias) = &expert.bias {
+                    add(&mut gate, &bias.gate[panel * LANES..]);
+                    add(&mut up, &bias.up[panel * LANES..]);
+                }
+                let product = expert.activation.apply(&gate, &up);
+                // SAFETY: the caller's promise; the padding behind the last panel goes with it.
+                unsafe {
+                    h.put(first + row, panel, &product);
+                    if panel == last {
+                        for padding in panel + 1..h.segments() {
+                            h.put(first + row, padding, &[0.0; LANES]);
+                        }
+                    }
+                }
+            }
+        },
+    );
+}
+
+fn down(expert: &ExpertWeights, task: &Task, h: &Acts<'_>, write: impl Fn(usize, usize, &[f32])) {
+    let (panels, tokens) = (task.panels.clone(), task.tokens.clone());
+    multiply([&expert.down], panels, h, tokens, |panel, first, [sums]| {
+        let start = panel * LANES;
+        let columns = LANES.min(expert.hidden() - start);
+        for (row, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
+            let mut sums = *sums;
+            if let Some(bias) = &expert.bias {
+                add(&mut sums, &bias.down[start..]);
+            }
+            write(first + row, start, &sums[..columns]);
+        }
+    });
+}
+
+fn add(sums: &mut [f32; LANES], bias: &[f32]) {
+    for (sum, bias) in sums.iter_mut().zip(bias) {
+        *sum += bias;
+    }
+}
+
+impl FfnScratch {
+    /// Lists stages and tasks; returns the bytes of all packed inputs and of all hidden rows.
+    fn plan<'a>(
+        &mut self,
+        threads: usize,
+        kernel: Isa,
+        jobs: impl Iterator<Item = usize>,
+        expert: &impl Fn(usize) -> &'a ExpertWeights,
+    ) -> (usize, usize) {
+        self.stages.clear();
+        self.tasks.clear();
+        let (mut inputs_at, mut hidden_at) = (0, 0);
+        for (job, rows) in jobs.enumerate().filter(|&(_, rows)| rows > 0) {
+            let expert = expert(job);
+            let (unpacked, gate_up_left) = (AtomicU32::new(0), AtomicU32::new(0));
+            self.stages.push(Stage {
+                job,
+                rows,
+                inputs_at,
+                hidden_at,
+                unpacked,
+                gate_up_left,
+            });
+            inputs_at += Acts::bytes(kernel, rows, expert.hidden());
+            hidden_at += Acts::bytes(kernel, rows, expert.width());
+        }
+        self.stages
+            .sort_by_key(|stage| (std::cmp::Reverse(stage.rows), stage.job));
+        let tasks_min = (threads * 4).div_ceil(self.stages.len().max(1));
+        let pack_rows = tile_tokens(kernel).max(16);
+        for kind in [Kind::Pack, Kind::GateUp, Kind::Down] {
+            for (stage, at) in self.stages.iter().enumerate() {
+                let expert = expert(at.job);
+                let before = self.tasks.len();
+                let split = |weights: &Packed, sources| {
+                    Split::new(
+                        weights.panels(),
+                        weights.panel_bytes() * sources,
+                        at.rows,
+                        tasks_min,
+                    )
+                };
+                let mut push = |panels, tokens| {
+                    self.tasks.push(Task {
+                        stage,
+                        kind,
+                        panels,
+                        tokens,
+                    });
+                };
+                match kind {
+                    Kind::Pack => {
+                        for first in (0..at.rows).step_by(pack_rows) {
+                            push(0..0, first..at.rows.min(first + pack_rows));
+                        }
+                    }
+                    Kind::GateUp => split(&expert.gate, 2).for_each(push),
+                    Kind::Down => split(&expert.down, 1).for_each(push),
+                }
+                let count = (self.tasks.len() - before) as u32;
+                match kind {
+                    Kind::Pack => at.unpacked.store(count, Ordering::Relaxed),
+                    Kind::GateUp => at.gate_up_left.store(count, Ordering::Relaxed),
+                    Kind::Down => {}
+                }
+            }
+        }
+        (inputs_at, hidden_at)
+    }
+
+    /// Checks the rows of a launch, so that tasks can write their outputs without looking.
+    fn check_outputs(&mut self, jobs: &[FfnJob<'_>], hidden: usize, row_bytes: usize, rows: usize) {
+        self.taken.clear();
+        self.taken.resize(rows.div_ceil(64), 0);
+        for job in jobs {
+            assert_eq!(
+                job.expert.hidden(),
+                hidden,
+                "experts of one launch differ in hidden size"
+            );
+            for row in job.rows {
+                assert_eq!(row.input.len(), row_bytes, "bytes of an input row");
+                assert!(row.output < rows, "output row {} of {rows}", row.output);
+                let (word, bit) = (&mut self.taken[row.output / 64], 1 << (row.output % 64));
+                assert_eq!(*word & bit, 0, "output row {} is named twice", row.output);
+                *word |= bit;
+            }
+        }
+    }
+}
+
+/// Counts a finished task even if it panics, so that nobody waits for ever.
+struct CountDown<'a>(&'a AtomicU32);
+
+impl Drop for CountDown<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+fn wait_for(left: &AtomicU32) {
+    let mut polls = 0;
+    while left.load(Ordering::Acquire) > 0 {
+        polls += 1;
+        if polls < POLLS {
+            std::hint::spin_loop();
+        } else {
+            std::thread::sleep(NAP);
+        }
+    }
+}

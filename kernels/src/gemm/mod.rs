@@ -1,0 +1,195 @@
+//! Products of packed weights with packed activations, one block of outputs at a time.
+//!
+//! Weights are cut into panels of 16 outputs, stored with the outputs of one pair of inputs side by
+//! side. A kernel multiplies a few panels (each a stream of its own through memory) with a few
+//! tokens over the whole inner length, with one accumulator per output: that is what makes a result
+//! independent of how the work was cut.
+
+mod acts;
+mod avx2;
+mod avx512;
+mod fma;
+mod pack;
+mod portable;
+mod split;
+
+use std::ops::Range;
+
+pub(crate) use acts::{Acts, tile_tokens};
+pub(crate) use pack::Packed;
+pub(crate) use split::Split;
+
+use crate::cpu::Compute;
+use crate::ffn::FfnScratch;
+use crate::isa::Isa;
+use crate::memory::Region;
+
+/// Outputs of one panel: the lanes of a 512-bit register and the columns of a tile.
+pub(crate) const LANES: usize = 16;
+/// Inputs are padded to this many: one tile of bf16.
+pub(crate) const STEP: usize = 32;
+/// Most panels and tokens of one block.
+const PANELS_MAX: usize = 4;
+const TOKENS_MAX: usize = 32;
+/// Accumulators of one block: every kernel keeps panels x tokens within 64.
+const ACCUMULATORS: usize = 64 * LANES;
+
+/// How packed weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// `[panel][input pair][output][2]` bf16.
+    Bf16,
+    /// `[panel][input][output]` f32.
+    F32,
+}
+
+/// Buffers that operators reuse; grown, never shrunk.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    pub(crate) acts: Buffer,
+    pub(crate) ffn: FfnScratch,
+}
+
+/// Bytes that keep their place between calls unless more are asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    region: Option<Region>,
+}
+
+impl Buffer {
+    /// `bytes` bytes with anything in them, aligned to a cache line.
+    pub(crate) fn bytes(&mut self, bytes: usize) -> &mut [u8] {
+        let enough = self
+            .region
+            .as_ref()
+            .is_some_and(|region| region.len() >= bytes);
+        if !enough {
+            self.region = None;
+        }
+        let region = self
+            .region
+            .get_or_insert_with(|| Region::zeroed(bytes.next_power_of_two()));
+        // SAFETY: the region has at least `bytes` initialised bytes, reached through `self` only.
+        unsafe { std::slice::from_raw_parts_mut(region.as_ptr(), bytes) }
+    }
+}
+
+/// The kernel that a precision gets on an instruction set: tiles know bf16 only.
+pub(crate) fn kernel_for(isa: Isa, compute: Compute) -> Isa {
+    match compute {
+        Compute::Bf16 => isa.min(Isa::Avx512),
+        Compute::F32 => isa.min(Isa::Avx512),
+    }
+}
+
+/// Panels and tokens of one block when a product has `rows` rows.
+///
+/// Few rows: as many weight streams as possible. Many rows: as much reuse per loaded byte.
+fn block_shape(kernel: Isa, rows: usize) -> (usize, usize) {
+    match kernel {
+        Isa::Amx if rows <= 16 => (4, 16),
+        Isa::Amx => (2, 32),
+        Isa::Avx512 if rows <= 4 => (4, 4),
+        Isa::Avx512 => (2, 8),
+        Isa::Avx2 if rows <= 2 => (2, 2),
+        Isa::Avx2 | Isa::Portable => (1, 4),
+    }
+}
+
+/// One block's operands.
+#[derive(Clone, Copy)]
+struct Block {
+    /// Panels in use: the first `count` of `panels`.
+    panels: [*const u8; PANELS_MAX],
+    count: usize,
+    storage: Storage,
+    /// Inner length in [`STEP`]s.
+    steps: usize,
+    acts: *const u8,
+    tokens: usize,
+}
+
+impl Block {
+    /// The same block with only its `index`-th panel.
+    fn single(&self, index: usize) -> Self {
+        let mut panels = self.panels;
+        panels.swap(0, index);
+        Self {
+            panels,
+            count: 1,
+            ..*self
+        }
+    }
+}
+
+/// Multiplies panels `range` of each source with `acts` and hands `done` the outcome block by
+/// block: panel, first token, and per source the sums `[tokens][LANES]`.
+///
+/// All sources have the same shape and storage. Two sources are worked on together (gate and up).
+pub(crate) fn multiply<const SOURCES: usize>(
+    sources: [&Packed; SOURCES],
+    range: Range<usize>,
+    acts: &Acts<'_>,
+    tokens: Range<usize>,
+    mut done: impl FnMut(usize, usize, [&[f32]; SOURCES]),
+) {
+    let first = sources[0];
+    assert!(range.end <= first.panels() && tokens.end <= acts.rows());
+    assert!(sources.iter().all(|source| source.same_shape(first)));
+    assert_eq!(acts.steps(), first.steps());
+    let (panels_max, tokens_max) = block_shape(acts.kernel(), tokens.len());
+    // Each source is read as `streams` contiguous streams that advance together.
+    let streams = (panels_max / SOURCES).max(1);
+    let stream_len = range.len().div_ceil(streams);
+    let mut sums = [0.0; ACCUMULATORS];
+    for position in 0..stream_len {
+        let panels = (0..streams)
+            .map(|stream| range.start + stream * stream_len + position)
+            .take_while(|&panel| panel < range.end);
+        let mut block = Block {
+            panels: [std::ptr::null(); PANELS_MAX],
+            count: 0,
+            storage: first.storage(),
+            steps: first.steps(),
+            acts: std::ptr::null(),
+            tokens: 0,
+        };
+        for panel in panels.clone() {
+            for source in sources {
+                block.panels[block.count] = source.panel(panel);
+                block.count += 1;
+            }
+        }
+        let mut token = tokens.start;
+        while token < tokens.end {
+            block.tokens = tokens_max.min(tokens.end - token);
+            block.acts = acts.tile(token);
+            run(acts.kernel(), &block, &mut sums);
+            let size = block.tokens * LANES;
+            for (index, panel) in panels.clone().enumerate() {
+                let parts = std::array::from_fn(|source| {
+                    let at = (index * SOURCES + source) * size;
+                    &sums[at..at + size]
+                });
+                done(panel, token, parts);
+            }
+            token += block.tokens;
+        }
+    }
+}
+
+/// Runs one block; `sums` gets `[panel][token][LANES]`.
+fn run(kernel: Isa, block: &Block, sums: &mut [f32; ACCUMULATORS]) {
+    assert!(block.count <= PANELS_MAX && block.tokens <= TOKENS_MAX);
+    assert!(block.count * block.tokens * LANES <= ACCUMULATORS);
+    let sums = sums.as_mut_ptr();
+    match kernel {
+        // SAFETY: the operands are whole panels and a whole activation tile of `steps` steps
+        // (`multiply` took them from Packed and Acts), and `sums` has room (checked above).
+        Isa::Portable => unsafe { portable::block(block, sums) },
+        // SAFETY: as above; an Acts for this kernel exists only if the instructions do.
+        Isa::Avx2 => unsafe { avx2::block(block, sums) },
+        // SAFETY: as above.
+        Isa::Avx512 | Isa::Amx => unsafe { avx512::block(block, sums) },
+    }
+}

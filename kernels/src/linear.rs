@@ -1,0 +1,169 @@
+//! Linear layers: `y = x Wᵀ + b`.
+
+use std::ops::Range;
+
+use crate::cpu::{Compute, Cpu};
+use crate::disjoint::DisjointMut;
+use crate::gemm::{Acts, LANES, Packed, Split, kernel_for, multiply, tile_tokens};
+use crate::matrix::{MatrixError, MatrixView};
+
+/// Packed weights of one linear layer, with an optional bias.
+#[derive(Debug)]
+pub struct Linear {
+    weights: Packed,
+    bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// Packs `parts` stacked along their rows (q, k and v; gate and up) in the precision of `cpu`:
+    /// bf16, or for [`Compute::F32`] whatever holds the stored values exactly.
+    ///
+    /// # Errors
+    /// When the parts' columns differ or the bias is not as long as the rows together.
+    pub fn pack(
+        cpu: &Cpu,
+        parts: &[MatrixView<'_>],
+        bias: Option<&[f32]>,
+    ) -> Result<Self, MatrixError> {
+        Self::pack_as(cpu, cpu.compute(), parts, bias)
+    }
+
+    /// As [`Linear::pack`], but computed in f32 whatever the precision of `cpu` (router gates).
+    ///
+    /// # Errors
+    /// As [`Linear::pack`].
+    pub fn pack_f32(
+        cpu: &Cpu,
+        parts: &[MatrixView<'_>],
+        bias: Option<&[f32]>,
+    ) -> Result<Self, MatrixError> {
+        Self::pack_as(cpu, Compute::F32, parts, bias)
+    }
+
+    fn pack_as(
+        cpu: &Cpu,
+        compute: Compute,
+        parts: &[MatrixView<'_>],
+        bias: Option<&[f32]>,
+    ) -> Result<Self, MatrixError> {
+        let weights = Packed::pack(cpu, compute, parts)?;
+        if let Some(bias) = bias
+            && bias.len() != weights.outputs()
+        {
+            let (what, expected) = ("length of a bias", weights.outputs());
+            return Err(MatrixError::Shape {
+                what,
+                expected,
+                got: bias.len(),
+            });
+        }
+        Ok(Self {
+            weights,
+            bias: bias.map(<[f32]>::to_vec),
+        })
+    }
+
+    /// Elements of an output row.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.weights.outputs()
+    }
+
+    /// Elements of an input row.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        self.weights.inputs()
+    }
+
+    /// Memory taken by the packed weights.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+}
+
+/// `y = x Wᵀ + b`, with `x` `[rows, inputs]` and `y` `[rows, outputs]`.
+///
+/// # Panics
+/// When the lengths of `x` and `y` are not the same number of whole rows.
+pub fn linear(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
+    apply(cpu, w, x, y, |y, value| *y = value);
+}
+
+/// `y += x Wᵀ + b`, with `x` `[rows, inputs]` and `y` `[rows, outputs]`.
+///
+/// # Panics
+/// As [`linear`].
+pub fn linear_add(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
+    apply(cpu, w, x, y, |y, value| *y += value);
+}
+
+fn apply(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32], set: impl Fn(&mut f32, f32) + Sync) {
+    let (inputs, outputs) = (w.inputs(), w.outputs());
+    if inputs == 0 || outputs == 0 {
+        return;
+    }
+    let rows = x.len() / inputs;
+    assert_eq!(x.len(), rows * inputs, "x is not whole rows of {inputs}");
+    assert_eq!(y.len(), rows * outputs, "y is not {rows} rows of {outputs}");
+    let compute = w.weights.compute();
+    let kernel = kernel_for(cpu.isa(), compute);
+    let mut scratch = cpu.scratch();
+    let bytes = DisjointMut::new(scratch.acts.bytes(Acts::bytes(kernel, rows, inputs)));
+    let acts = Acts::new(&bytes, 0, kernel, compute, rows, inputs);
+    pack_rows(cpu, &acts, x, inputs);
+
+    let panel_bytes = w.weights.panel_bytes();
+    let split = Split::new(w.weights.panels(), panel_bytes, rows, cpu.threads() * 4);
+    let y = DisjointMut::new(y);
+    cpu.for_each(split.tasks(), |task, _| {
+        let (panels, tokens) = split.task(task);
+        multiply(
+            [&w.weights],
+            panels,
+            &acts,
+            tokens,
+            |panel, first, [sums]| {
+                let columns = columns(panel, outputs);
+                for (row, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
+                    let start = (first + row) * outputs;
+                    // SAFETY: tasks differ in panel or tokens, so no two write the same outputs.
+                    let y = unsafe { y.part(start + columns.start..start + columns.end) };
+                    let bias = w.bias.as_ref().map(|bias| &bias[columns.clone()]);
+                    for (column, y) in y.iter_mut().enumerate() {
+                        set(y, sums[column] + bias.map_or(0.0, |bias| bias[column]));
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Packs the rows of `x`, in parallel when there are many.
+fn pack_rows(cpu: &Cpu, acts: &Acts<'_>, x: &[f32], inputs: usize) {
+    let pack = |rows: Range<usize>| {
+        for row in rows {
+            let from = &x[row * inputs..(row + 1) * inputs];
+            // SAFETY: each row belongs to one call, and nobody reads before all are done.
+            unsafe {
+                acts.put_row(row, inputs, |first, out| {
+                    out.copy_from_slice(&from[first..first + out.len()]);
+                });
+            }
+        }
+    };
+    let rows = acts.rows();
+    let unit = tile_tokens(acts.kernel());
+    if rows <= unit {
+        pack(0..rows);
+        return;
+    }
+    cpu.for_each(rows.div_ceil(unit), |tile, _| {
+        pack(tile * unit..rows.min((tile + 1) * unit));
+    });
+}
+
+/// Columns of the output that a panel covers.
+fn columns(panel: usize, outputs: usize) -> Range<usize> {
+    panel * LANES..outputs.min((panel + 1) * LANES)
+}

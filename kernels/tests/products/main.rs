@@ -1,0 +1,5 @@
+//! Matrix products and expert FFNs on every instruction set this machine has.
+
+mod ffn;
+mod linear;
+mod numbers;
