@@ -3,24 +3,17 @@
 //! An engine has one stage per decoder layer (an attention node has one more, the LM head) and in
 //! each stage one or more groups of experts. Stages are circular: after the last comes the first.
 
-use std::str::FromStr;
+use serde::Deserialize;
 
 /// The rule that ranks queues.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Rule {
     /// The paper's defragging score (Algorithm 1): own tokens, plus the tokens queued in the next
-    /// `lookahead` stages, each weighted by `decay` to the power of its distance and divided by the
-    /// number of groups. Running a queue pushes its tokens towards those that already wait ahead, so
-    /// batches grow instead of scattering.
-    Defrag {
-        /// Stages ahead that count (K).
-        lookahead: usize,
-        /// Weight lost per stage (d), in (0, 1).
-        decay: f64,
-        /// Mean over this many earlier picks is added to a later stage's tokens, so that a stage
-        /// that is about to refill is not taken for empty. 0 looks at the present only.
-        lookback: usize,
-    },
+    /// stages, each weighted by its distance and divided by the number of groups. Running a queue
+    /// pushes its tokens towards those that already wait ahead, so batches grow instead of
+    /// scattering.
+    Defrag,
     /// The fullest queue (the paper's MTFS). A rival, kept for comparison.
     MostTokens,
     /// The lowest stage that has tokens (the paper's FLFS). A rival; unstable above capacity.
@@ -28,13 +21,21 @@ pub enum Rule {
 }
 
 /// How an engine batches.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Tuning {
     /// The rule.
     pub rule: Rule,
+    /// Defrag: stages ahead that count (K).
+    pub lookahead: usize,
+    /// Defrag: weight that is left per stage ahead (d), above 0 and below 1.
+    pub decay: f64,
+    /// Defrag: the mean over this many earlier picks is added to a later stage's tokens, so that a
+    /// stage that is about to refill is not taken for empty. 0 looks at the present only.
+    pub lookback: usize,
     /// A queue whose oldest token has waited this long runs next, whatever the rule says. The paper
     /// has no such guard; without it a cold queue can starve.
-    pub age_guard_ns: u64,
+    pub age_guard_ms: u64,
     /// Most tokens (attention) or pairs (expert) that one run may take.
     pub drain_max: usize,
 }
@@ -88,29 +89,32 @@ impl Default for Tuning {
     /// 50 ms and a drain cap of 512.
     fn default() -> Self {
         Self {
-            rule: Rule::Defrag {
-                lookahead: 7,
-                decay: 0.8,
-                lookback: 10,
-            },
-            age_guard_ns: 50_000_000,
+            rule: Rule::Defrag,
+            lookahead: 7,
+            decay: 0.8,
+            lookback: 10,
+            age_guard_ms: 50,
             drain_max: 512,
         }
     }
 }
 
-impl FromStr for Rule {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "defrag" => Ok(Tuning::default().rule),
-            "most-tokens" => Ok(Self::MostTokens),
-            "lowest-layer" => Ok(Self::LowestLayer),
-            other => Err(format!(
-                "{other:?} is not a batching rule: expected defrag, most-tokens or lowest-layer"
-            )),
+impl Tuning {
+    /// Checks what the type alone does not say.
+    ///
+    /// # Errors
+    /// One sentence naming the field and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        if !(self.decay > 0.0 && self.decay < 1.0) {
+            return Err(format!(
+                "decay is {}, expected above 0 and below 1",
+                self.decay
+            ));
         }
+        if self.drain_max == 0 {
+            return Err("drain_max is 0, expected at least 1".to_owned());
+        }
+        Ok(())
     }
 }
 
@@ -124,9 +128,10 @@ impl Batcher {
     #[must_use]
     pub fn new(stages: usize, groups: usize, tuning: Tuning) -> Self {
         assert!(stages > 0 && groups > 0, "an engine has at least one queue");
-        let lookback = match tuning.rule {
-            Rule::Defrag { lookback, .. } => lookback,
-            Rule::MostTokens | Rule::LowestLayer => 0,
+        let lookback = if tuning.rule == Rule::Defrag {
+            tuning.lookback
+        } else {
+            0
         };
         Self {
             tuning,
@@ -175,7 +180,7 @@ impl Batcher {
             .waiting()
             .min_by_key(|&(at, queue)| (queue.oldest_ns, at))?;
         let age = now_ns.saturating_sub(queue.oldest_ns);
-        (age > self.tuning.age_guard_ns).then(|| self.at(at, Reason::Age(age)))
+        (age > self.tuning.age_guard_ms * 1_000_000).then(|| self.at(at, Reason::Age(age)))
     }
 
     fn best(&self) -> Option<Pick> {
@@ -187,7 +192,7 @@ impl Batcher {
                 ahead = (stage, self.ahead(stage));
             }
             let score = match self.tuning.rule {
-                Rule::Defrag { .. } => f64::from(queue.tokens) + ahead.1,
+                Rule::Defrag => f64::from(queue.tokens) + ahead.1,
                 Rule::MostTokens => f64::from(queue.tokens),
                 // Queues come in ascending order and ties keep the first.
                 Rule::LowestLayer => 0.0,

@@ -1,14 +1,5 @@
 //! Hands out the blocks of a paged KV cache. Knows numbers only, never the memory behind them.
 
-/// Positions of one block.
-pub const BLOCK_TOKENS: usize = 16;
-
-/// Blocks needed for `tokens` positions.
-#[must_use]
-pub fn blocks_for(tokens: usize) -> usize {
-    tokens.div_ceil(BLOCK_TOKENS)
-}
-
 /// The free blocks of one attention node's KV cache.
 ///
 /// The block freed last is handed out first: its memory is the likeliest to be in cache, and memory
@@ -17,6 +8,7 @@ pub fn blocks_for(tokens: usize) -> usize {
 pub struct KvBlocks {
     free: Vec<u32>,
     total: u32,
+    block_tokens: usize,
 }
 
 impl KvBlocks {
@@ -45,7 +37,7 @@ impl KvBlocks {
     /// pool has too few blocks.
     #[must_use]
     pub fn grow(&mut self, held: &mut Vec<u32>, tokens: usize) -> bool {
-        let missing = blocks_for(tokens).saturating_sub(held.len());
+        let missing = self.needed(tokens).saturating_sub(held.len());
         if missing > self.free.len() {
             return false;
         }
@@ -72,7 +64,7 @@ mod tests {
 
     #[test]
     fn grows_by_whole_blocks_and_all_or_nothing() {
-        let mut pool = KvBlocks::new(4);
+        let mut pool = KvBlocks::new(4, 16);
         let (mut a, mut b) = (Vec::new(), Vec::new());
         assert!(pool.grow(&mut a, 17));
         assert_eq!(a, [0, 1]);
@@ -90,7 +82,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "given back twice")]
     fn a_block_cannot_come_back_twice() {
-        let mut pool = KvBlocks::new(1);
+        let mut pool = KvBlocks::new(1, 16);
         pool.release(&mut vec![0]);
     }
 }

@@ -19,11 +19,20 @@ fn batcher(rule: Rule, tokens: &[&[u32]]) -> Batcher {
     batcher
 }
 
-fn defrag(lookahead: usize, decay: f64) -> Rule {
-    Rule::Defrag {
+fn defrag(lookahead: usize, decay: f64) -> Tuning {
+    Tuning {
         lookahead,
         decay,
         lookback: 0,
+        ..rival(Rule::Defrag)
+    }
+}
+
+fn rival(rule: Rule) -> Tuning {
+    Tuning {
+        rule,
+        age_guard_ms: 10,
+        ..Tuning::default()
     }
 }
 
@@ -39,7 +48,7 @@ fn defrag_prefers_the_queue_behind_a_crowd() {
     let pick = batcher.pick(NOW).unwrap();
     assert_eq!((pick.stage, pick.reason), (0, Reason::Score(6.75)));
     assert_eq!(
-        picked(self::batcher(Rule::MostTokens, queues)),
+        picked(self::batcher(rival(Rule::MostTokens), queues)),
         Some((2, 0))
     );
 }
@@ -59,32 +68,39 @@ fn look_ahead_is_circular_and_shared_by_groups() {
 fn empty_queues_never_win() {
     let crowd_ahead: &[&[u32]] = &[&[0], &[1], &[9]];
     assert_eq!(picked(batcher(defrag(2, 0.9), crowd_ahead)), Some((2, 0)));
-    for rule in [defrag(7, 0.8), Rule::MostTokens, Rule::LowestLayer] {
-        assert_eq!(picked(batcher(rule, &[&[0], &[0]])), None);
+    for tuning in [
+        defrag(7, 0.8),
+        rival(Rule::MostTokens),
+        rival(Rule::LowestLayer),
+    ] {
+        assert_eq!(picked(batcher(tuning, &[&[0], &[0]])), None);
     }
 }
 
 #[test]
 fn lowest_layer_takes_the_first_and_ties_go_low() {
     assert_eq!(
-        picked(batcher(Rule::LowestLayer, &[&[0], &[1], &[9]])),
+        picked(batcher(rival(Rule::LowestLayer), &[&[0], &[1], &[9]])),
         Some((1, 0))
     );
     assert_eq!(
-        picked(batcher(Rule::MostTokens, &[&[0, 0], &[3, 3], &[3, 0]])),
+        picked(batcher(
+            rival(Rule::MostTokens),
+            &[&[0, 0], &[3, 3], &[3, 0]]
+        )),
         Some((1, 0))
     );
 }
 
 #[test]
 fn an_overdue_queue_runs_first() {
-    let mut batcher = batcher(Rule::MostTokens, &[&[9], &[1], &[1]]);
-    batcher.set(1, 0, 1, NOW - 12);
-    batcher.set(2, 0, 1, NOW - 11);
+    let mut batcher = batcher(rival(Rule::MostTokens), &[&[9], &[1], &[1]]);
+    batcher.set(1, 0, 1, NOW - 12 * MS);
+    batcher.set(2, 0, 1, NOW - 11 * MS);
     let pick = batcher.pick(NOW).unwrap();
-    assert_eq!((pick.stage, pick.reason), (1, Reason::Age(12)));
+    assert_eq!((pick.stage, pick.reason), (1, Reason::Age(12 * MS)));
     batcher.set(1, 0, 0, 0);
-    batcher.set(2, 0, 1, NOW - 10);
+    batcher.set(2, 0, 1, NOW - 10 * MS);
     assert_eq!(
         batcher.pick(NOW).unwrap().stage,
         0,
@@ -94,26 +110,39 @@ fn an_overdue_queue_runs_first() {
 
 #[test]
 fn look_back_remembers_a_stage_that_refills() {
-    let rule = Rule::Defrag { lookahead: 1, decay: 0.5, lookback: 2 };
-    let mut batcher = batcher(rule, &[&[0], &[0], &[4], &[5]]);
+    let tuning = Tuning {
+        lookback: 2,
+        ..defrag(1, 0.5)
+    };
+    let mut batcher = batcher(tuning, &[&[0], &[0], &[4], &[5]]);
     assert_eq!(batcher.pick(NOW).unwrap().stage, 2, "4 + 0.5·5 beats 5");
     // Stage 3 is drained; the mean of one pick still counts 5 for it.
     batcher.set(3, 0, 0, 0);
     batcher.set(0, 0, 6, NOW);
     assert_eq!(batcher.ahead(2), 2.5);
     assert_eq!(batcher.pick(NOW).unwrap().stage, 2, "4 + 0.5·5 beats 6");
-    assert_eq!(batcher.ahead(2), 1.25, "half of the remembered picks saw the 5");
+    assert_eq!(
+        batcher.ahead(2),
+        1.25,
+        "half of the remembered picks saw the 5"
+    );
     assert_eq!(batcher.pick(NOW).unwrap().stage, 0, "6 beats 4 + 0.5·2.5");
     assert_eq!(batcher.ahead(2), 0.0, "the memory is two picks long");
 }
 
 #[test]
-fn rules_have_names() {
-    assert_eq!("most-tokens".parse(), Ok(Rule::MostTokens));
-    assert!(
-        "fullest"
-            .parse::<Rule>()
-            .unwrap_err()
-            .contains("expected defrag")
+fn bad_tuning_is_one_sentence() {
+    let bad = Tuning {
+        decay: 1.0,
+        ..Tuning::default()
+    };
+    assert_eq!(
+        bad.check().unwrap_err(),
+        "decay is 1, expected above 0 and below 1"
     );
+    let bad = Tuning {
+        drain_max: 0,
+        ..Tuning::default()
+    };
+    assert!(bad.check().is_err() && Tuning::default().check().is_ok());
 }
