@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use domain::{Expert, Layer};
-use kernels::CpuError;
+use kernels::{CpuError, KvError, MatrixError};
 use thiserror::Error;
 
 /// A checkpoint that cannot be served, or work it cannot do. None of these goes away by trying again.
@@ -75,9 +75,15 @@ pub enum ModelError {
         /// The logical expert.
         expert: Expert,
     },
-    /// The processor refused: no memory, or an instruction set that is not there.
+    /// The processor could not be opened as asked.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// The KV cache has no room or no size.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// Matrices of one projection do not belong together.
+    #[error(transparent)]
+    Matrix(#[from] MatrixError),
 }
 
 impl ModelError {

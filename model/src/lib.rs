@@ -1,17 +1,27 @@
 //! Hugging Face checkpoints of mixture-of-experts models as an attention half and an expert half, in layer functions that a node's engine calls.
 
 mod arch;
+mod attention;
 mod checkpoint;
 mod config;
 mod error;
+mod experts;
 mod fingerprint;
+mod reference;
 mod rope;
 mod safetensors;
 mod spec;
+mod weights;
 
+pub use attention::{AttentionHalf, Routed, Scratch};
 pub use checkpoint::Checkpoint;
 pub use error::ModelError;
-pub use rope::{RopeScaling, RopeSpec};
+pub use experts::{ExpertHalf, ExpertLoader, ExpertWork, LoadedExpert};
+// What engines hand to the halves; they know the kernels by these names only.
+pub use kernels::{
+    BLOCK_TOKENS, Compute, Cpu, CpuError, CpuOptions, FfnRow, Isa, KvCache, RopeSpec, Span,
+};
+pub use reference::Reference;
 pub use spec::{
     AttentionSpec, GroupLimit, GroupedSpec, LatentSpec, LayerKind, ModelSpec, MoeSpec, QkNorm,
     Scoring, SharedSpec,

@@ -1,57 +1,8 @@
 //! Reads how positions turn queries and keys: `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before it.
 
-use crate::{ModelError, config::Config};
+use kernels::{Llama3Scaling, Pairing, RopeScaling, RopeSpec, YarnScaling};
 
-/// Frequencies are stretched like this for sequences longer than the model was first trained on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All divided by a factor.
-    Linear {
-        /// The factor.
-        factor: f64,
-    },
-    /// Low frequencies divided, high ones kept, smooth between (Llama 3.1).
-    Llama3 {
-        /// Divides low frequencies.
-        factor: f64,
-        /// Wavelengths above `original / low` are low.
-        low: f64,
-        /// Wavelengths below `original / high` are high.
-        high: f64,
-        /// Positions the model was first trained on.
-        original: usize,
-    },
-    /// YaRN (arXiv 2309.00071): a ramp over dimensions, and a factor on the attention.
-    Yarn {
-        /// Divides low frequencies.
-        factor: f64,
-        /// Positions the model was first trained on.
-        original: usize,
-        /// Rotations over `original` above which a dimension is kept.
-        beta_fast: f64,
-        /// Rotations over `original` below which a dimension is divided.
-        beta_slow: f64,
-        /// Whether the ramp's ends are rounded to whole dimensions.
-        truncate: bool,
-        /// Multiplies the cosines and sines.
-        attention: f64,
-    },
-}
-
-/// Rotary positions of a model.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeSpec {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// How many elements of a head turn; even, and the first ones.
-    pub dim: usize,
-    /// Whether pairs are neighbours (DeepSeek) rather than halves of the head.
-    pub interleaved: bool,
-    /// Stretching.
-    pub scaling: RopeScaling,
-}
+use crate::{ModelError, arch::POSITIONS_MAX, config::Config};
 
 /// The part of the configuration that describes RoPE, in either form.
 pub(crate) struct RopeConfig {
@@ -61,6 +12,7 @@ pub(crate) struct RopeConfig {
 }
 
 impl RopeConfig {
+    /// The object that holds the parameters, if there is one, and the base of the frequencies.
     pub(crate) fn find(
         config: &Config,
         theta_default: f64,
@@ -90,7 +42,8 @@ impl RopeConfig {
         Ok(factor)
     }
 
-    pub(crate) fn spec(&self, dim: usize, interleaved: bool) -> Result<RopeSpec, ModelError> {
+    /// RoPE that turns `dim` elements of a head.
+    pub(crate) fn spec(&self, dim: usize, pairing: Pairing) -> Result<RopeSpec, ModelError> {
         if dim == 0 || dim % 2 != 0 {
             return Err(self.parameters.unsupported(
                 "rope_theta",
@@ -100,8 +53,9 @@ impl RopeConfig {
         Ok(RopeSpec {
             theta: self.theta,
             dim,
-            interleaved,
+            pairing,
             scaling: self.scaling()?,
+            positions: self.positions_max,
         })
     }
 
@@ -111,8 +65,8 @@ impl RopeConfig {
             .parameters
             .optional_positive_or_zero("mscale_all_dim")?;
         match (self.scaling()?, all) {
-            (RopeScaling::Yarn { factor, .. }, Some(all)) => {
-                Ok(magnitude(factor, all) * magnitude(factor, all))
+            (RopeScaling::Yarn(yarn), Some(all)) => {
+                Ok(YarnScaling::mscale(yarn.factor, all).powi(2))
             }
             _ => Ok(1.0),
         }
@@ -130,12 +84,12 @@ impl RopeConfig {
             "linear" => Ok(RopeScaling::Linear {
                 factor: parameters.positive("factor")?,
             }),
-            "llama3" => Ok(RopeScaling::Llama3 {
+            "llama3" => Ok(RopeScaling::Llama3(Llama3Scaling {
                 factor: parameters.positive("factor")?,
-                low: parameters.positive("low_freq_factor")?,
-                high: parameters.positive("high_freq_factor")?,
-                original: self.original()?,
-            }),
+                low_freq_factor: parameters.positive("low_freq_factor")?,
+                high_freq_factor: parameters.positive("high_freq_factor")?,
+                original_max_position_embeddings: self.original()?,
+            })),
             "yarn" => self.yarn(),
             other => Err(parameters.unsupported(
                 key,
@@ -146,43 +100,25 @@ impl RopeConfig {
 
     fn yarn(&self) -> Result<RopeScaling, ModelError> {
         let parameters = &self.parameters;
-        let factor = parameters.positive("factor")?;
         let mscale = parameters.optional_positive_or_zero("mscale")?;
         let all = parameters.optional_positive_or_zero("mscale_all_dim")?;
-        let attention = match (
-            parameters.optional_positive("attention_factor")?,
-            mscale,
-            all,
-        ) {
-            (Some(attention), _, _) => attention,
-            (None, Some(mscale), Some(all)) => magnitude(factor, mscale) / magnitude(factor, all),
-            (None, _, _) => magnitude(factor, 1.0),
-        };
-        Ok(RopeScaling::Yarn {
-            factor,
-            original: self.original()?,
+        Ok(RopeScaling::Yarn(YarnScaling {
+            factor: parameters.positive("factor")?,
             beta_fast: parameters.positive_or("beta_fast", 32.0)?,
             beta_slow: parameters.positive_or("beta_slow", 1.0)?,
+            original_max_position_embeddings: self.original()?,
+            attention_factor: parameters.optional_positive("attention_factor")?,
+            mscales: mscale.zip(all),
             truncate: parameters.flag_or("truncate", true)?,
-            attention,
-        })
+        }))
     }
 
     fn original(&self) -> Result<usize, ModelError> {
         let key = "original_max_position_embeddings";
-        let range = 1..=crate::arch::POSITIONS_MAX;
+        let range = 1..=POSITIONS_MAX;
         Ok(self
             .parameters
             .optional_count(key, &range)?
             .unwrap_or(self.positions_max))
-    }
-}
-
-/// YaRN's growth of attention with the stretch: 0.1 · m · ln(factor) + 1.
-fn magnitude(factor: f64, scale: f64) -> f64 {
-    if factor <= 1.0 {
-        1.0
-    } else {
-        0.1 * scale * factor.ln() + 1.0
     }
 }

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use domain::{Layer, ModelShape};
+use kernels::RopeSpec;
 
-use crate::{ModelError, arch, config::Config, rope::RopeSpec};
+use crate::{ModelError, arch, config::Config};
 
 /// How the layer's feed-forward part is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! DeepSeek-V3 (arXiv 2412.19437): latent attention, sigmoid routing limited to groups, shared experts, dense first layers.
 
+use kernels::Pairing;
+
 use super::{Trunk, WIDTHS, dense_first, dense_width, sigmoid_moe};
 use crate::{
     ModelError,
@@ -24,9 +26,13 @@ pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
         bias: config.flag_or("attention_bias", false)?,
     };
     let layers = dense_first(config, trunk.layers)?;
-    let interleaved = config.flag_or("rope_interleave", true)?;
+    let pairing = if config.flag_or("rope_interleave", true)? {
+        Pairing::Neighbours
+    } else {
+        Pairing::Halves
+    };
     let head_dim = latent.nope_dim + latent.rope_dim;
-    let turned = rope.spec(latent.rope_dim, interleaved)?;
+    let turned = rope.spec(latent.rope_dim, pairing)?;
     let model = trunk.model(
         NAME,
         head_dim,

@@ -1,5 +1,7 @@
 //! GLM-4.5 (arXiv 2508.06471): grouped attention that turns part of each head, with DeepSeek's gate and shared experts.
 
+use kernels::Pairing;
+
 use super::{Trunk, dense_first, dense_width, sigmoid_moe};
 use crate::{
     ModelError,
@@ -33,7 +35,7 @@ pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
             NAME,
             head_dim,
             AttentionSpec::Grouped(attention),
-            rope.spec(turned, false)?,
+            rope.spec(turned, Pairing::Halves)?,
             sigmoid_moe(config, &trunk)?,
         )
     })

@@ -9,10 +9,12 @@ mod qwen3_moe;
 
 use std::ops::RangeInclusive;
 
+use kernels::{Pairing, RopeSpec};
+
 use crate::{
     ModelError,
     config::Config,
-    rope::{RopeConfig, RopeSpec},
+    rope::RopeConfig,
     spec::{
         AttentionSpec, GroupLimit, GroupedSpec, LayerKind, ModelSpec, MoeSpec, QkNorm, Scoring,
         SharedSpec, TensorNames,
@@ -23,8 +25,9 @@ use crate::{
 const WIDTHS: RangeInclusive<usize> = 1..=1 << 20;
 const HEADS: RangeInclusive<usize> = 1..=1 << 12;
 const LAYERS: RangeInclusive<usize> = 1..=1 << 12;
-const EXPERTS: RangeInclusive<usize> = 1..=1 << 14;
-const TOP_K: RangeInclusive<usize> = 1..=255;
+/// As many as the router's kernel holds.
+const EXPERTS: RangeInclusive<usize> = 1..=1024;
+const TOP_K: RangeInclusive<usize> = 1..=64;
 const VOCAB: RangeInclusive<usize> = 1..=1 << 24;
 pub(crate) const POSITIONS_MAX: usize = 1 << 30;
 
@@ -191,7 +194,7 @@ impl Trunk {
         moe: MoeSpec,
     ) -> Result<ModelSpec, ModelError> {
         let head_dim = attention.head_dim;
-        let rope = rope.spec(head_dim, false)?;
+        let rope = rope.spec(head_dim, Pairing::Halves)?;
         let attention = AttentionSpec::Grouped(attention);
         Ok(self.model(architecture, head_dim, attention, rope, moe))
     }

@@ -1,0 +1,186 @@
+//! The whole model in one process: the loop over both halves that a cluster must reproduce bit for bit.
+
+use std::sync::Arc;
+
+use domain::{Expert, Layer};
+use kernels::{BLOCK_TOKENS, Cpu, FfnRow, KvCache, Span};
+
+use crate::{
+    AttentionHalf, Checkpoint, ExpertHalf, ExpertWork, LayerKind, ModelError, ModelSpec, Routed,
+    Scratch,
+};
+
+/// Both halves of a model with every expert, and a KV cache.
+#[derive(Debug)]
+pub struct Reference {
+    attention: AttentionHalf,
+    experts: ExpertHalf,
+    kv: KvCache,
+    scratch: Scratch,
+    routed: Routed,
+    residual: Vec<f32>,
+    outputs: Vec<u8>,
+}
+
+impl Reference {
+    /// Loads the whole model, with a KV cache of `blocks` blocks.
+    ///
+    /// # Errors
+    /// One sentence on the first tensor that is missing or wrong.
+    pub fn load(
+        checkpoint: &Arc<Checkpoint>,
+        cpu: &Arc<Cpu>,
+        blocks: usize,
+    ) -> Result<Self, ModelError> {
+        let attention = AttentionHalf::load(checkpoint, Arc::clone(cpu))?;
+        let mut experts = ExpertHalf::new(Arc::clone(checkpoint), Arc::clone(cpu));
+        for (layer, expert) in checkpoint.spec().shape().slots() {
+            experts.load_expert(layer, expert)?;
+        }
+        Ok(Self {
+            kv: attention.new_kv(blocks)?,
+            attention,
+            experts,
+            scratch: Scratch::default(),
+            routed: Routed::default(),
+            residual: Vec::new(),
+            outputs: Vec::new(),
+        })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn spec(&self) -> &ModelSpec {
+        self.attention.spec()
+    }
+
+    /// Runs `tokens`, one per row of `spans`, through all layers and replaces `logits` by `[rows, vocab]`.
+    ///
+    /// # Errors
+    /// Never for a reference whose experts are all resident, as they are after loading.
+    ///
+    /// # Panics
+    /// If spans, blocks and tokens do not fit each other.
+    pub fn step(
+        &mut self,
+        spans: &[Span<'_>],
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        let hidden = self.spec().hidden;
+        let mut residual = std::mem::take(&mut self.residual);
+        residual.resize(tokens.len() * hidden, 0.0);
+        self.attention.embed(tokens, &mut residual);
+        for layer in (0..self.spec().layers.len()).map(|layer| Layer(layer as u16)) {
+            let (half, scratch) = (&self.attention, &mut self.scratch);
+            half.attend(layer, spans, &mut self.kv, &mut residual, scratch);
+            if half.layer_kind(layer) == LayerKind::Moe {
+                half.route(layer, &residual, &mut self.routed, scratch);
+            }
+            half.local_mlp(layer, &mut residual, scratch);
+            if half.layer_kind(layer) == LayerKind::Moe {
+                self.run_experts(layer, &mut residual)?;
+            }
+        }
+        self.attention.logits(&residual, logits, &mut self.scratch);
+        self.residual = residual;
+        Ok(())
+    }
+
+    /// The logits of every position of one sequence, `[tokens, vocab]`, fed in chunks of `chunk` tokens.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    ///
+    /// # Panics
+    /// If the cache has fewer blocks than the sequence takes.
+    pub fn logits(&mut self, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, ModelError> {
+        let blocks = blocks_for(tokens.len());
+        let (mut all, mut part) = (Vec::new(), Vec::new());
+        for (index, chunk_tokens) in tokens.chunks(chunk).enumerate() {
+            let span = Span {
+                rows: 0..chunk_tokens.len(),
+                first_position: index * chunk,
+                blocks: &blocks,
+            };
+            self.step(&[span], chunk_tokens, &mut part)?;
+            all.extend_from_slice(&part);
+        }
+        Ok(all)
+    }
+
+    /// The `count` likeliest next tokens after `prompt`, one after another; ties go to the lower id.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    ///
+    /// # Panics
+    /// If the cache has fewer blocks than the sequence takes, or the prompt is empty.
+    pub fn greedy(&mut self, prompt: &[u32], count: usize) -> Result<Vec<u32>, ModelError> {
+        let blocks = blocks_for(prompt.len() + count);
+        let vocab = self.spec().vocab;
+        let (mut logits, mut generated) = (Vec::new(), Vec::new());
+        let mut feed = prompt.to_vec();
+        let mut position = 0;
+        while generated.len() < count {
+            let span = Span {
+                rows: 0..feed.len(),
+                first_position: position,
+                blocks: &blocks,
+            };
+            self.step(&[span], &feed, &mut logits)?;
+            position += feed.len();
+            let token = likeliest(&logits[logits.len() - vocab..]);
+            generated.push(token);
+            feed = vec![token];
+        }
+        Ok(generated)
+    }
+
+    /// Sends every row to its experts and absorbs what they answer.
+    fn run_experts(&mut self, layer: Layer, residual: &mut [f32]) -> Result<(), ModelError> {
+        let routed = &self.routed;
+        let (row_bytes, top_k) = (routed.row_bytes(), routed.top_k());
+        let mut rows: Vec<Vec<FfnRow<'_>>> = vec![Vec::new(); self.experts.spec().moe.experts];
+        for row in 0..routed.rows() {
+            for (choice, (expert, weight)) in routed.choices(row).enumerate() {
+                rows[expert.index()].push(FfnRow {
+                    input: routed.row(row),
+                    weight,
+                    output: row * top_k + choice,
+                });
+            }
+        }
+        let work: Vec<_> = (0u16..)
+            .map(Expert)
+            .zip(&rows)
+            .filter(|(_, rows)| !rows.is_empty())
+            .map(|(expert, rows)| ExpertWork { expert, rows })
+            .collect();
+        self.outputs.resize(routed.rows() * top_k * row_bytes, 0);
+        self.experts.run(layer, &work, &mut self.outputs)?;
+        let hidden = self.attention.spec().hidden;
+        for (row, outputs) in residual
+            .chunks_exact_mut(hidden)
+            .zip(self.outputs.chunks_exact(top_k * row_bytes))
+        {
+            self.attention.absorb(outputs.chunks_exact(row_bytes), row);
+        }
+        Ok(())
+    }
+}
+
+/// The first blocks of a cache, as many as `positions` take.
+fn blocks_for(positions: usize) -> Vec<u32> {
+    (0..positions.div_ceil(BLOCK_TOKENS) as u32).collect()
+}
+
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (token, &logit) in (0..).zip(logits) {
+        if logit > best.1 {
+            best = (token, logit);
+        }
+    }
+    best.0
+}
