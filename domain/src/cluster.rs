@@ -86,9 +86,7 @@ pub struct ClusterView {
 impl ClusterView {
     /// The members of one role, ascending by id.
     pub fn role(&self, role: Role) -> impl Iterator<Item = &Member> {
-        self.members
-            .iter()
-            .filter(move |member| member.role == role)
+        self.members.iter().filter(move |member| member.role == role)
     }
 
     /// A member by its number.

@@ -58,13 +58,7 @@ impl Plan {
         }
         let replicas = replicas
             .into_iter()
-            .map(|nodes| {
-                nodes
-                    .into_iter()
-                    .collect::<BTreeSet<_>>()
-                    .into_iter()
-                    .collect()
-            })
+            .map(|nodes| nodes.into_iter().collect::<BTreeSet<_>>().into_iter().collect())
             .collect();
         Ok(Self {
             epoch,
@@ -118,16 +112,13 @@ impl Plan {
 
     /// Every replica of the plan as (layer, expert, node), ascending.
     pub fn iter(&self) -> impl Iterator<Item = (Layer, Expert, NodeId)> + '_ {
-        self.moe_layers
-            .iter()
-            .enumerate()
-            .flat_map(move |(row, &layer)| {
-                (0..self.experts).flat_map(move |expert| {
-                    self.replicas[row * usize::from(self.experts) + usize::from(expert)]
-                        .iter()
-                        .map(move |&node| (layer, Expert(expert), node))
-                })
+        self.moe_layers.iter().enumerate().flat_map(move |(row, &layer)| {
+            (0..self.experts).flat_map(move |expert| {
+                self.replicas[row * usize::from(self.experts) + usize::from(expert)]
+                    .iter()
+                    .map(move |&node| (layer, Expert(expert), node))
             })
+        })
     }
 
     /// What `node` has to hold under this plan, ascending.

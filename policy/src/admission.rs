@@ -58,20 +58,12 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Admit => f.write_str("admitted"),
-            Self::Later {
-                bound,
-                held,
-                max,
-                retry_after_s,
-            } => {
+            Self::Later { bound, held, max, retry_after_s } => {
                 let what = match bound {
                     Bound::Sequences => "in flight",
                     Bound::Waiting => "waiting",
                 };
-                write!(
-                    f,
-                    "{held} of {max} sequences are {what}; try again in {retry_after_s} s"
-                )
+                write!(f, "{held} of {max} sequences are {what}; try again in {retry_after_s} s")
             }
             Self::TooLarge { max } => write!(f, "at most {max} sequences fit"),
         }
@@ -118,17 +110,10 @@ fn retry_after_s(traffic: Traffic, excess: u32) -> u32 {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds {
-        sequences_max: 8,
-        waiting_max: 4,
-    };
+    const BOUNDS: Bounds = Bounds { sequences_max: 8, waiting_max: 4 };
 
     fn traffic(waiting: u32, running: u32) -> Traffic {
-        Traffic {
-            waiting,
-            running,
-            sequence_s: Some(10.0),
-        }
+        Traffic { waiting, running, sequence_s: Some(10.0) }
     }
 
     #[test]
@@ -136,41 +121,25 @@ mod tests {
         assert_eq!(admit(BOUNDS, traffic(3, 0), 1), Verdict::Admit);
         assert!(matches!(
             admit(BOUNDS, traffic(4, 0), 1),
-            Verdict::Later {
-                bound: Bound::Waiting,
-                held: 4,
-                max: 4,
-                ..
-            }
+            Verdict::Later { bound: Bound::Waiting, held: 4, max: 4, .. }
         ));
         assert_eq!(admit(BOUNDS, traffic(2, 5), 1), Verdict::Admit);
         assert!(matches!(
             admit(BOUNDS, traffic(2, 6), 1),
-            Verdict::Later {
-                bound: Bound::Sequences,
-                held: 8,
-                max: 8,
-                ..
-            }
+            Verdict::Later { bound: Bound::Sequences, held: 8, max: 8, .. }
         ));
     }
 
     #[test]
     fn a_request_larger_than_the_bound_is_never_told_to_wait() {
-        assert_eq!(
-            admit(BOUNDS, traffic(0, 0), 5),
-            Verdict::TooLarge { max: 4 }
-        );
+        assert_eq!(admit(BOUNDS, traffic(0, 0), 5), Verdict::TooLarge { max: 4 });
         assert_eq!(admit(BOUNDS, traffic(0, 0), 4), Verdict::Admit);
     }
 
     #[test]
     fn all_choices_of_a_request_enter_or_none() {
         assert_eq!(admit(BOUNDS, traffic(1, 0), 3), Verdict::Admit);
-        assert!(matches!(
-            admit(BOUNDS, traffic(2, 0), 3),
-            Verdict::Later { .. }
-        ));
+        assert!(matches!(admit(BOUNDS, traffic(2, 0), 3), Verdict::Later { .. }));
     }
 
     #[test]
@@ -182,17 +151,9 @@ mod tests {
         // One too many, four running of 10 s each: one leaves every 2.5 s.
         assert_eq!(wait(traffic(4, 4), 1), 3);
         // Nothing has ended yet: a second per sequence.
-        let fresh = Traffic {
-            waiting: 4,
-            running: 0,
-            sequence_s: None,
-        };
+        let fresh = Traffic { waiting: 4, running: 0, sequence_s: None };
         assert_eq!(wait(fresh, 2), 2);
-        let slow = Traffic {
-            waiting: 4,
-            running: 1,
-            sequence_s: Some(1e6),
-        };
+        let slow = Traffic { waiting: 4, running: 1, sequence_s: Some(1e6) };
         assert_eq!(wait(slow, 1), 60);
     }
 }

@@ -24,9 +24,7 @@ pub struct Candidate {
 impl Candidate {
     /// KV blocks in use: reports are late and own sequences are sure, so the larger of both.
     fn blocks_used(&self) -> u32 {
-        self.kv_blocks
-            .saturating_sub(self.kv_blocks_free)
-            .max(self.own_blocks)
+        self.kv_blocks.saturating_sub(self.kv_blocks_free).max(self.own_blocks)
     }
 
     /// KV blocks to spare; negative when own sequences have claimed more than there are.
@@ -67,17 +65,9 @@ impl fmt::Display for Assignment {
 /// number. Nodes in `refused` have said no to this sequence or lost it. `None`: nobody is left.
 #[must_use]
 pub fn assign(candidates: &[Candidate], refused: &[NodeId]) -> Option<Assignment> {
-    let open = || {
-        candidates
-            .iter()
-            .filter(|candidate| !refused.contains(&candidate.node))
-    };
+    let open = || candidates.iter().filter(|candidate| !refused.contains(&candidate.node));
     let best = open().max_by_key(|candidate| {
-        (
-            candidate.blocks_spare(),
-            Reverse(candidate.sequences_there()),
-            Reverse(candidate.node),
-        )
+        (candidate.blocks_spare(), Reverse(candidate.sequences_there()), Reverse(candidate.node))
     })?;
     Some(Assignment {
         node: best.node,

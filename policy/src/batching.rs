@@ -106,10 +106,7 @@ impl Tuning {
     /// One sentence naming the field and what was expected.
     pub fn check(&self) -> Result<(), String> {
         if !(self.decay > 0.0 && self.decay < 1.0) {
-            return Err(format!(
-                "decay is {}, expected above 0 and below 1",
-                self.decay
-            ));
+            return Err(format!("decay is {}, expected above 0 and below 1", self.decay));
         }
         if self.drain_max == 0 {
             return Err("drain_max is 0, expected at least 1".to_owned());
@@ -128,11 +125,7 @@ impl Batcher {
     #[must_use]
     pub fn new(stages: usize, groups: usize, tuning: Tuning) -> Self {
         assert!(stages > 0 && groups > 0, "an engine has at least one queue");
-        let lookback = if tuning.rule == Rule::Defrag {
-            tuning.lookback
-        } else {
-            0
-        };
+        let lookback = if tuning.rule == Rule::Defrag { tuning.lookback } else { 0 };
         Self {
             tuning,
             groups,
@@ -176,9 +169,7 @@ impl Batcher {
 
     /// The queue with the oldest token, if that one is older than the guard allows.
     fn overdue(&self, now_ns: u64) -> Option<Pick> {
-        let (at, queue) = self
-            .waiting()
-            .min_by_key(|&(at, queue)| (queue.oldest_ns, at))?;
+        let (at, queue) = self.waiting().min_by_key(|&(at, queue)| (queue.oldest_ns, at))?;
         let age = now_ns.saturating_sub(queue.oldest_ns);
         (age > self.tuning.age_guard_ms * 1_000_000).then(|| self.at(at, Reason::Age(age)))
     }
@@ -206,10 +197,7 @@ impl Batcher {
 
     /// The look-ahead part of the score: what waits in the stages after `stage`.
     fn ahead(&self, stage: usize) -> f64 {
-        let Rule::Defrag {
-            lookahead, decay, ..
-        } = self.tuning.rule
-        else {
+        let Tuning { rule: Rule::Defrag, lookahead, decay, .. } = self.tuning else {
             return 0.0;
         };
         let count = self.stages.len();
@@ -230,10 +218,7 @@ impl Batcher {
         if self.history_len == 0 {
             return now;
         }
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "token counts are far below 2^52"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
         let mean = self.sums[stage] as f64 / self.history_len as f64;
         now + mean
     }
@@ -254,18 +239,11 @@ impl Batcher {
     }
 
     fn waiting(&self) -> impl Iterator<Item = (usize, &Queue)> {
-        self.queues
-            .iter()
-            .enumerate()
-            .filter(|(_, queue)| queue.tokens > 0)
+        self.queues.iter().enumerate().filter(|(_, queue)| queue.tokens > 0)
     }
 
     fn at(&self, at: usize, reason: Reason) -> Pick {
-        Pick {
-            stage: at / self.groups,
-            group: at % self.groups,
-            reason,
-        }
+        Pick { stage: at / self.groups, group: at % self.groups, reason }
     }
 }
 

@@ -12,13 +12,16 @@ pub struct KvBlocks {
 }
 
 impl KvBlocks {
-    /// A pool of `total` free blocks.
+    /// A pool of `total` free blocks of `block_tokens` positions each.
     #[must_use]
-    pub fn new(total: u32) -> Self {
-        Self {
-            free: (0..total).rev().collect(),
-            total,
-        }
+    pub fn new(total: u32, block_tokens: usize) -> Self {
+        Self { free: (0..total).rev().collect(), total, block_tokens }
+    }
+
+    /// Blocks needed for `tokens` positions.
+    #[must_use]
+    pub fn needed(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.block_tokens)
     }
 
     /// Blocks nobody holds.
@@ -51,10 +54,7 @@ impl KvBlocks {
     /// When more blocks come back than were handed out.
     pub fn release(&mut self, held: &mut Vec<u32>) {
         self.free.extend(held.drain(..).rev());
-        assert!(
-            self.free.len() <= self.total as usize,
-            "a KV block was given back twice"
-        );
+        assert!(self.free.len() <= self.total as usize, "a KV block was given back twice");
     }
 }
 

@@ -43,11 +43,7 @@ pub fn judge(now: Duration, heard: Duration, terms: &Terms) -> Verdict {
 #[must_use]
 pub fn forgiven(now: Duration, looked: Duration, terms: &Terms) -> Duration {
     let gap = now.saturating_sub(looked);
-    if gap > terms.heartbeat && gap >= terms.lease / 2 {
-        gap
-    } else {
-        Duration::ZERO
-    }
+    if gap > terms.heartbeat && gap >= terms.lease / 2 { gap } else { Duration::ZERO }
 }
 
 #[cfg(test)]
@@ -55,10 +51,8 @@ mod tests {
     use super::{Terms, Verdict, forgiven, judge};
     use std::time::Duration;
 
-    const TERMS: Terms = Terms {
-        heartbeat: Duration::from_millis(100),
-        lease: Duration::from_millis(500),
-    };
+    const TERMS: Terms =
+        Terms { heartbeat: Duration::from_millis(100), lease: Duration::from_millis(500) };
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)

@@ -27,21 +27,14 @@ impl Lease {
             .table()
             .map(|replicas| replicas.iter().copied().find(|&node| alive(node)))
             .collect();
-        Self {
-            rows,
-            experts: usize::from(plan.experts()),
-            nodes,
-        }
+        Self { rows, experts: usize::from(plan.experts()), nodes }
     }
 
     /// The node that runs `expert` of `layer`; none if no replica is alive.
     #[must_use]
     pub fn node(&self, layer: Layer, expert: Expert) -> Option<NodeId> {
         let row = self.rows.get(layer.index()).copied().flatten()?;
-        debug_assert!(
-            expert.index() < self.experts,
-            "{expert} is not of this model"
-        );
+        debug_assert!(expert.index() < self.experts, "{expert} is not of this model");
         self.nodes[row * self.experts + expert.index()]
     }
 }

@@ -66,10 +66,9 @@ fn role(field: &'static str, role: i32) -> Result<Role, Invalid> {
         Ok(wire::Role::Attention) => Ok(Role::Attention),
         Ok(wire::Role::Expert) => Ok(Role::Expert),
         Ok(wire::Role::Gateway) => Ok(Role::Gateway),
-        Ok(wire::Role::Unspecified) | Err(_) => Err(Invalid::new(
-            field,
-            format!("is {role}, expected attention, expert or gateway"),
-        )),
+        Ok(wire::Role::Unspecified) | Err(_) => {
+            Err(Invalid::new(field, format!("is {role}, expected attention, expert or gateway")))
+        }
     }
 }
 
@@ -88,10 +87,9 @@ fn health(field: &'static str, health: i32) -> Result<Health, Invalid> {
         Ok(wire::Health::Joining) => Ok(Health::Joining),
         Ok(wire::Health::Ready) => Ok(Health::Ready),
         Ok(wire::Health::Draining) => Ok(Health::Draining),
-        Ok(wire::Health::Unspecified) | Err(_) => Err(Invalid::new(
-            field,
-            format!("is {health}, expected joining, ready or draining"),
-        )),
+        Ok(wire::Health::Unspecified) | Err(_) => {
+            Err(Invalid::new(field, format!("is {health}, expected joining, ready or draining")))
+        }
     }
 }
 
@@ -127,11 +125,7 @@ impl From<ModelShape> for wire::ModelShape {
     fn from(shape: ModelShape) -> Self {
         Self {
             layers: u32::from(shape.layers),
-            moe_layers: shape
-                .moe_layers
-                .iter()
-                .map(|layer| u32::from(layer.0))
-                .collect(),
+            moe_layers: shape.moe_layers.iter().map(|layer| u32::from(layer.0)).collect(),
             experts: u32::from(shape.experts),
             top_k: u32::from(shape.top_k),
             hidden: shape.hidden,
@@ -201,10 +195,7 @@ impl TryFrom<wire::Register> for Registration {
         }
         let role = role("register.role", register.role)?;
         if role != Role::Gateway && register.shape.is_none() {
-            return Err(Invalid::new(
-                "register.shape",
-                format!("is missing for an {role} node"),
-            ));
+            return Err(Invalid::new("register.shape", format!("is missing for an {role} node")));
         }
         Ok(Self {
             name: register.name,
@@ -299,9 +290,9 @@ impl TryFrom<wire::Member> for Member {
 
 impl From<&Plan> for wire::Plan {
     fn from(plan: &Plan) -> Self {
-        let replicas = plan.table().map(|nodes| wire::Replicas {
-            nodes: nodes.iter().map(|node| node.0).collect(),
-        });
+        let replicas = plan
+            .table()
+            .map(|nodes| wire::Replicas { nodes: nodes.iter().map(|node| node.0).collect() });
         Self {
             epoch: plan.epoch().0,
             parent: plan.parent().map_or(0, |epoch| epoch.0),
@@ -344,24 +335,13 @@ impl TryFrom<wire::ClusterView> for ClusterView {
         let shape: Option<ModelShape> = view.shape.map(TryInto::try_into).transpose()?;
         let read = |wire: Option<wire::Plan>| -> Result<Option<Arc<Plan>>, Invalid> {
             let Some(wire) = wire else { return Ok(None) };
-            let shape = shape
-                .as_ref()
-                .ok_or_else(|| Invalid::missing("view.shape"))?;
+            let shape = shape.as_ref().ok_or_else(|| Invalid::missing("view.shape"))?;
             Ok(Some(Arc::new(plan(wire, shape)?)))
         };
         let (serving, target) = (read(view.serving)?, read(view.target)?);
-        let members = view
-            .members
-            .into_iter()
-            .map(TryInto::try_into)
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self {
-            version: view.version,
-            members,
-            shape,
-            serving,
-            target,
-        })
+        let members =
+            view.members.into_iter().map(TryInto::try_into).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { version: view.version, members, shape, serving, target })
     }
 }
 
@@ -389,18 +369,9 @@ mod tests {
             role,
             address: "127.0.0.1:1".into(),
             health: Health::Ready,
-            load: Load {
-                running: 3,
-                kv_blocks_free: 7,
-                ..Load::default()
-            },
+            load: Load { running: 3, kv_blocks_free: 7, ..Load::default() },
         };
-        let table = vec![
-            vec![NodeId(2)],
-            vec![NodeId(2), NodeId(3)],
-            vec![NodeId(3)],
-            vec![],
-        ];
+        let table = vec![vec![NodeId(2)], vec![NodeId(2), NodeId(3)], vec![NodeId(3)], vec![]];
         let plan = Plan::new(Epoch(4), Some(Epoch(3)), &shape(), table).unwrap();
         ClusterView {
             version: 12,
@@ -413,10 +384,7 @@ mod tests {
 
     #[test]
     fn views_and_registrations_survive_the_wire() {
-        assert_eq!(
-            ClusterView::try_from(wire::ClusterView::from(&view())),
-            Ok(view())
-        );
+        assert_eq!(ClusterView::try_from(wire::ClusterView::from(&view())), Ok(view()));
         let registration = Registration {
             name: "expert-0".into(),
             role: Role::Expert,
@@ -428,15 +396,8 @@ mod tests {
         };
         let wire = wire::Register::from(registration.clone());
         assert_eq!(Registration::try_from(wire), Ok(registration));
-        let beat = Beat {
-            health: Health::Draining,
-            load: Load::default(),
-            epoch_ready: Epoch(1),
-        };
-        assert_eq!(
-            Beat::try_from(wire::Heartbeat::from(beat.clone())),
-            Ok(beat)
-        );
+        let beat = Beat { health: Health::Draining, load: Load::default(), epoch_ready: Epoch(1) };
+        assert_eq!(Beat::try_from(wire::Heartbeat::from(beat.clone())), Ok(beat));
     }
 
     #[test]
@@ -444,10 +405,7 @@ mod tests {
         let check = |change: &dyn Fn(&mut wire::ClusterView), expected: &str| {
             let mut wire = wire::ClusterView::from(&view());
             change(&mut wire);
-            assert_eq!(
-                ClusterView::try_from(wire).unwrap_err().to_string(),
-                expected
-            );
+            assert_eq!(ClusterView::try_from(wire).unwrap_err().to_string(), expected);
         };
         check(
             &|view| view.members[0].role = 9,

@@ -183,12 +183,12 @@ impl Frame {
             })),
             Kind::Dispatch(dispatch) => decode_dispatch(dispatch, limits).map(Self::Dispatch),
             Kind::Output(output) => decode_output(output, limits).map(Self::Output),
-            Kind::Cancel(cancel) => Ok(Self::Cancel(
-                cancel.tickets.into_iter().map(Ticket).collect(),
-            )),
-            Kind::Reject(reject) => Ok(Self::Reject(
-                reject.tickets.into_iter().map(Ticket).collect(),
-            )),
+            Kind::Cancel(cancel) => {
+                Ok(Self::Cancel(cancel.tickets.into_iter().map(Ticket).collect()))
+            }
+            Kind::Reject(reject) => {
+                Ok(Self::Reject(reject.tickets.into_iter().map(Ticket).collect()))
+            }
             Kind::Credit(credit) => Ok(Self::Credit(credit.bytes)),
             Kind::Barrier(barrier) => Ok(Self::Barrier { step: barrier.step }),
         }
@@ -214,11 +214,7 @@ impl Limits {
         }
         Err(Invalid::new(
             field,
-            format!(
-                "has {} bytes, expected a multiple of {}",
-                rows.len(),
-                self.row_bytes
-            ),
+            format!("has {} bytes, expected a multiple of {}", rows.len(), self.row_bytes),
         ))
     }
 
@@ -226,10 +222,7 @@ impl Limits {
         if rank < self.top_k {
             return Ok(rank);
         }
-        Err(Invalid::new(
-            field,
-            format!("has rank {rank}, top-k is {}", self.top_k),
-        ))
+        Err(Invalid::new(field, format!("has rank {rank}, top-k is {}", self.top_k)))
     }
 }
 
@@ -257,18 +250,10 @@ fn decode_output(output: wire::Output, limits: &Limits) -> Result<Output, Invali
     if results.len() != rows {
         return Err(Invalid::new(
             "output.rows",
-            format!(
-                "has {rows} rows for {} results, expected one each",
-                results.len()
-            ),
+            format!("has {rows} rows for {} results, expected one each", results.len()),
         ));
     }
-    Ok(Output {
-        step: output.step,
-        layer,
-        results,
-        rows: output.rows,
-    })
+    Ok(Output { step: output.step, layer, results, rows: output.rows })
 }
 
 // === packed records ===
@@ -304,34 +289,22 @@ fn records<'a, const SIZE: usize>(
     if rest.is_empty() {
         return Ok(records.iter());
     }
-    Err(Invalid::new(
-        field,
-        format!("has {} bytes, expected a multiple of {SIZE}", packed.len()),
-    ))
+    Err(Invalid::new(field, format!("has {} bytes, expected a multiple of {SIZE}", packed.len())))
 }
 
 fn unpack_pair(record: &[u8; PAIR_BYTES], rows: usize, limits: &Limits) -> Result<Pair, Invalid> {
     let row = u32::from_le_bytes(field(record, 8));
     if row as usize >= rows {
-        return Err(Invalid::new(
-            "dispatch.pairs",
-            format!("name row {row} of {rows}"),
-        ));
+        return Err(Invalid::new("dispatch.pairs", format!("name row {row} of {rows}")));
     }
     let weight = f32::from_le_bytes(field(record, 12));
     if !weight.is_finite() {
-        return Err(Invalid::new(
-            "dispatch.pairs",
-            format!("have the gate weight {weight}"),
-        ));
+        return Err(Invalid::new("dispatch.pairs", format!("have the gate weight {weight}")));
     }
     let expert = u16::from_le_bytes(field(record, 16));
     if expert >= limits.experts {
         let experts = limits.experts;
-        return Err(Invalid::new(
-            "dispatch.pairs",
-            format!("name expert {expert} of {experts}"),
-        ));
+        return Err(Invalid::new("dispatch.pairs", format!("name expert {expert} of {experts}")));
     }
     Ok(Pair {
         ticket: Ticket(u64::from_le_bytes(field(record, 0))),
@@ -362,12 +335,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        row_bytes: 8,
-        layers: 4,
-        experts: 16,
-        top_k: 2,
-    };
+    const LIMITS: Limits = Limits { row_bytes: 8, layers: 4, experts: 16, top_k: 2 };
 
     fn dispatch() -> Dispatch {
         let pair = |row, expert, rank| Pair {
@@ -391,17 +359,11 @@ mod tests {
         let output = Output {
             step: 9,
             layer: Layer(0),
-            results: vec![Done {
-                ticket: Ticket(u64::MAX),
-                rank: 1,
-            }],
+            results: vec![Done { ticket: Ticket(u64::MAX), rank: 1 }],
             rows: Bytes::from_static(b"01234567"),
         };
-        let hello = Hello {
-            node: NodeId(4),
-            model_fingerprint: "abc".into(),
-            credit_bytes: 1 << 40,
-        };
+        let hello =
+            Hello { node: NodeId(4), model_fingerprint: "abc".into(), credit_bytes: 1 << 40 };
         for frame in [
             Frame::Dispatch(dispatch()),
             Frame::Output(output),
@@ -423,23 +385,11 @@ mod tests {
             let error = Frame::decode(Frame::Dispatch(dispatch).encode(), &LIMITS).unwrap_err();
             assert_eq!(error.to_string(), expected);
         };
-        check(
-            &|d| d.layer = Layer(4),
-            "dispatch.layer: is 4, the model has 4 layers",
-        );
+        check(&|d| d.layer = Layer(4), "dispatch.layer: is 4, the model has 4 layers");
         check(&|d| d.pairs[2].row = 2, "dispatch.pairs: name row 2 of 2");
-        check(
-            &|d| d.pairs[0].expert = Expert(16),
-            "dispatch.pairs: name expert 16 of 16",
-        );
-        check(
-            &|d| d.pairs[0].rank = 2,
-            "dispatch.pairs: has rank 2, top-k is 2",
-        );
-        check(
-            &|d| d.pairs[0].weight = f32::NAN,
-            "dispatch.pairs: have the gate weight NaN",
-        );
+        check(&|d| d.pairs[0].expert = Expert(16), "dispatch.pairs: name expert 16 of 16");
+        check(&|d| d.pairs[0].rank = 2, "dispatch.pairs: has rank 2, top-k is 2");
+        check(&|d| d.pairs[0].weight = f32::NAN, "dispatch.pairs: have the gate weight NaN");
         check(
             &|d| d.rows = d.rows.slice(1..),
             "dispatch.rows: has 15 bytes, expected a multiple of 8",

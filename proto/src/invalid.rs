@@ -15,10 +15,7 @@ pub struct Invalid {
 impl Invalid {
     /// An error about `field`.
     pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
-        Self {
-            field,
-            problem: problem.into(),
-        }
+        Self { field, problem: problem.into() }
     }
 
     pub(crate) fn missing(field: &'static str) -> Self {

@@ -21,28 +21,19 @@ impl TryFrom<wire::SequenceRequest> for SequenceRequest {
     fn try_from(request: wire::SequenceRequest) -> Result<Self, Invalid> {
         let count = request.tokens.len();
         if count == 0 {
-            return Err(Invalid::new(
-                "tokens",
-                "is empty, expected at least one token",
-            ));
+            return Err(Invalid::new("tokens", "is empty, expected at least one token"));
         }
         if request.prompt_len == 0 || request.prompt_len as usize > count {
             return Err(Invalid::new(
                 "prompt_len",
-                format!(
-                    "is {}, expected 1 to the {count} tokens given",
-                    request.prompt_len
-                ),
+                format!("is {}, expected 1 to the {count} tokens given", request.prompt_len),
             ));
         }
         Ok(Self {
             id: request.id,
             tokens: request.tokens,
             prompt_len: request.prompt_len,
-            sampling: request
-                .sampling
-                .ok_or_else(|| Invalid::missing("sampling"))?
-                .try_into()?,
+            sampling: request.sampling.ok_or_else(|| Invalid::missing("sampling"))?.try_into()?,
         })
     }
 }
@@ -79,18 +70,8 @@ impl TryFrom<wire::Sampling> for SamplingParams {
         within("sampling.temperature", sampling.temperature, 0.0, f32::MAX)?;
         within("sampling.top_p", sampling.top_p, f32::MIN_POSITIVE, 1.0)?;
         within("sampling.min_p", sampling.min_p, 0.0, 1.0)?;
-        within(
-            "sampling.presence_penalty",
-            sampling.presence_penalty,
-            -2.0,
-            2.0,
-        )?;
-        within(
-            "sampling.frequency_penalty",
-            sampling.frequency_penalty,
-            -2.0,
-            2.0,
-        )?;
+        within("sampling.presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
+        within("sampling.frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
         within(
             "sampling.repetition_penalty",
             sampling.repetition_penalty,
@@ -98,16 +79,9 @@ impl TryFrom<wire::Sampling> for SamplingParams {
             f32::MAX,
         )?;
         if sampling.tokens_max == 0 {
-            return Err(Invalid::new(
-                "sampling.tokens_max",
-                "is 0, expected at least 1",
-            ));
+            return Err(Invalid::new("sampling.tokens_max", "is 0, expected at least 1"));
         }
-        if let Some(odd) = sampling
-            .logit_bias
-            .iter()
-            .find(|bias| !bias.bias.is_finite())
-        {
+        if let Some(odd) = sampling.logit_bias.iter().find(|bias| !bias.bias.is_finite()) {
             let problem = format!("is {} for token {}, expected a number", odd.bias, odd.token);
             return Err(Invalid::new("sampling.logit_bias", problem));
         }
@@ -138,10 +112,7 @@ fn within(field: &'static str, value: f32, min: f32, max: f32) -> Result<(), Inv
     if (min..=max).contains(&value) {
         return Ok(());
     }
-    Err(Invalid::new(
-        field,
-        format!("is {value}, expected {min} to {max}"),
-    ))
+    Err(Invalid::new(field, format!("is {value}, expected {min} to {max}")))
 }
 
 impl From<TokenOutput> for wire::Token {
@@ -153,17 +124,9 @@ impl From<TokenOutput> for wire::Token {
         };
         let logprobs = output.logprobs.map(|logprobs| {
             let (top_tokens, top_logprobs) = logprobs.top.into_iter().unzip();
-            wire::Logprobs {
-                logprob: logprobs.logprob,
-                top_tokens,
-                top_logprobs,
-            }
+            wire::Logprobs { logprob: logprobs.logprob, top_tokens, top_logprobs }
         });
-        Self {
-            token: output.token,
-            logprobs,
-            finish: finish.into(),
-        }
+        Self { token: output.token, logprobs, finish: finish.into() }
     }
 }
 
@@ -176,18 +139,11 @@ impl TryFrom<wire::Token> for TokenOutput {
             Ok(wire::Finish::Stop) => Some(FinishReason::Stop),
             Ok(wire::Finish::Length) => Some(FinishReason::Length),
             Err(_) => {
-                return Err(Invalid::new(
-                    "token.finish",
-                    format!("is unknown: {}", token.finish),
-                ));
+                return Err(Invalid::new("token.finish", format!("is unknown: {}", token.finish)));
             }
         };
         let logprobs = token.logprobs.map(logprobs).transpose()?;
-        Ok(Self {
-            token: token.token,
-            logprobs,
-            finish,
-        })
+        Ok(Self { token: token.token, logprobs, finish })
     }
 }
 
@@ -197,10 +153,7 @@ fn logprobs(logprobs: wire::Logprobs) -> Result<TokenLogprobs, Invalid> {
         let problem = format!("has {} tokens and {} values", tokens.len(), values.len());
         return Err(Invalid::new("token.logprobs.top", problem));
     }
-    Ok(TokenLogprobs {
-        logprob: logprobs.logprob,
-        top: tokens.into_iter().zip(values).collect(),
-    })
+    Ok(TokenLogprobs { logprob: logprobs.logprob, top: tokens.into_iter().zip(values).collect() })
 }
 
 #[cfg(test)]
@@ -226,19 +179,9 @@ mod tests {
         let wire = wire::SequenceRequest::from(request());
         assert_eq!(SequenceRequest::try_from(wire), Ok(request()));
         for finish in [None, Some(FinishReason::Stop), Some(FinishReason::Length)] {
-            let logprobs = TokenLogprobs {
-                logprob: -0.5,
-                top: vec![(1, -0.5), (2, -1.0)],
-            };
-            let token = TokenOutput {
-                token: 5,
-                logprobs: Some(logprobs),
-                finish,
-            };
-            assert_eq!(
-                TokenOutput::try_from(wire::Token::from(token.clone())),
-                Ok(token)
-            );
+            let logprobs = TokenLogprobs { logprob: -0.5, top: vec![(1, -0.5), (2, -1.0)] };
+            let token = TokenOutput { token: 5, logprobs: Some(logprobs), finish };
+            assert_eq!(TokenOutput::try_from(wire::Token::from(token.clone())), Ok(token));
         }
     }
 
@@ -248,27 +191,15 @@ mod tests {
             let mut request = request();
             change(&mut request);
             let wire = wire::SequenceRequest::from(request);
-            assert_eq!(
-                SequenceRequest::try_from(wire).unwrap_err().to_string(),
-                expected
-            );
+            assert_eq!(SequenceRequest::try_from(wire).unwrap_err().to_string(), expected);
         };
-        check(
-            &|r| r.tokens.clear(),
-            "tokens: is empty, expected at least one token",
-        );
-        check(
-            &|r| r.prompt_len = 4,
-            "prompt_len: is 4, expected 1 to the 3 tokens given",
-        );
+        check(&|r| r.tokens.clear(), "tokens: is empty, expected at least one token");
+        check(&|r| r.prompt_len = 4, "prompt_len: is 4, expected 1 to the 3 tokens given");
         check(
             &|r| r.sampling.presence_penalty = 3.0,
             "sampling.presence_penalty: is 3, expected -2 to 2",
         );
-        check(
-            &|r| r.sampling.tokens_max = 0,
-            "sampling.tokens_max: is 0, expected at least 1",
-        );
+        check(&|r| r.sampling.tokens_max = 0, "sampling.tokens_max: is 0, expected at least 1");
         check(
             &|r| r.sampling.logit_bias[0].1 = f32::INFINITY,
             "sampling.logit_bias: is inf for token 7, expected a number",

@@ -3,13 +3,9 @@
 use super::*;
 
 const NOW: u64 = 1_000_000_000;
+const MS: u64 = 1_000_000;
 
-fn batcher(rule: Rule, tokens: &[&[u32]]) -> Batcher {
-    let tuning = Tuning {
-        rule,
-        age_guard_ns: 10,
-        drain_max: 8,
-    };
+fn batcher(tuning: Tuning, tokens: &[&[u32]]) -> Batcher {
     let mut batcher = Batcher::new(tokens.len(), tokens[0].len(), tuning);
     for (stage, groups) in tokens.iter().enumerate() {
         for (group, &tokens) in groups.iter().enumerate() {
@@ -20,20 +16,11 @@ fn batcher(rule: Rule, tokens: &[&[u32]]) -> Batcher {
 }
 
 fn defrag(lookahead: usize, decay: f64) -> Tuning {
-    Tuning {
-        lookahead,
-        decay,
-        lookback: 0,
-        ..rival(Rule::Defrag)
-    }
+    Tuning { lookahead, decay, lookback: 0, ..rival(Rule::Defrag) }
 }
 
 fn rival(rule: Rule) -> Tuning {
-    Tuning {
-        rule,
-        age_guard_ms: 10,
-        ..Tuning::default()
-    }
+    Tuning { rule, age_guard_ms: 10, ..Tuning::default() }
 }
 
 fn picked(mut batcher: Batcher) -> Option<(usize, usize)> {
@@ -47,10 +34,7 @@ fn defrag_prefers_the_queue_behind_a_crowd() {
     let mut batcher = batcher(defrag(2, 0.5), queues);
     let pick = batcher.pick(NOW).unwrap();
     assert_eq!((pick.stage, pick.reason), (0, Reason::Score(6.75)));
-    assert_eq!(
-        picked(self::batcher(rival(Rule::MostTokens), queues)),
-        Some((2, 0))
-    );
+    assert_eq!(picked(self::batcher(rival(Rule::MostTokens), queues)), Some((2, 0)));
 }
 
 #[test]
@@ -58,36 +42,23 @@ fn look_ahead_is_circular_and_shared_by_groups() {
     // Stage 2 sees stage 0 next: 1 + 0.5·(6 + 2)/2 = 3, against 6 for stage 0's own first group.
     let mut batcher = batcher(defrag(1, 0.5), &[&[6, 2], &[0, 0], &[1, 0]]);
     assert_eq!(batcher.ahead(2), 2.0);
-    assert_eq!(
-        batcher.pick(NOW).map(|pick| (pick.stage, pick.group)),
-        Some((0, 0))
-    );
+    assert_eq!(batcher.pick(NOW).map(|pick| (pick.stage, pick.group)), Some((0, 0)));
 }
 
 #[test]
 fn empty_queues_never_win() {
     let crowd_ahead: &[&[u32]] = &[&[0], &[1], &[9]];
     assert_eq!(picked(batcher(defrag(2, 0.9), crowd_ahead)), Some((2, 0)));
-    for tuning in [
-        defrag(7, 0.8),
-        rival(Rule::MostTokens),
-        rival(Rule::LowestLayer),
-    ] {
+    for tuning in [defrag(7, 0.8), rival(Rule::MostTokens), rival(Rule::LowestLayer)] {
         assert_eq!(picked(batcher(tuning, &[&[0], &[0]])), None);
     }
 }
 
 #[test]
 fn lowest_layer_takes_the_first_and_ties_go_low() {
+    assert_eq!(picked(batcher(rival(Rule::LowestLayer), &[&[0], &[1], &[9]])), Some((1, 0)));
     assert_eq!(
-        picked(batcher(rival(Rule::LowestLayer), &[&[0], &[1], &[9]])),
-        Some((1, 0))
-    );
-    assert_eq!(
-        picked(batcher(
-            rival(Rule::MostTokens),
-            &[&[0, 0], &[3, 3], &[3, 0]]
-        )),
+        picked(batcher(rival(Rule::MostTokens), &[&[0, 0], &[3, 3], &[3, 0]])),
         Some((1, 0))
     );
 }
@@ -101,19 +72,12 @@ fn an_overdue_queue_runs_first() {
     assert_eq!((pick.stage, pick.reason), (1, Reason::Age(12 * MS)));
     batcher.set(1, 0, 0, 0);
     batcher.set(2, 0, 1, NOW - 10 * MS);
-    assert_eq!(
-        batcher.pick(NOW).unwrap().stage,
-        0,
-        "at the guard is not past it"
-    );
+    assert_eq!(batcher.pick(NOW).unwrap().stage, 0, "at the guard is not past it");
 }
 
 #[test]
 fn look_back_remembers_a_stage_that_refills() {
-    let tuning = Tuning {
-        lookback: 2,
-        ..defrag(1, 0.5)
-    };
+    let tuning = Tuning { lookback: 2, ..defrag(1, 0.5) };
     let mut batcher = batcher(tuning, &[&[0], &[0], &[4], &[5]]);
     assert_eq!(batcher.pick(NOW).unwrap().stage, 2, "4 + 0.5·5 beats 5");
     // Stage 3 is drained; the mean of one pick still counts 5 for it.
@@ -121,28 +85,15 @@ fn look_back_remembers_a_stage_that_refills() {
     batcher.set(0, 0, 6, NOW);
     assert_eq!(batcher.ahead(2), 2.5);
     assert_eq!(batcher.pick(NOW).unwrap().stage, 2, "4 + 0.5·5 beats 6");
-    assert_eq!(
-        batcher.ahead(2),
-        1.25,
-        "half of the remembered picks saw the 5"
-    );
+    assert_eq!(batcher.ahead(2), 1.25, "half of the remembered picks saw the 5");
     assert_eq!(batcher.pick(NOW).unwrap().stage, 0, "6 beats 4 + 0.5·2.5");
     assert_eq!(batcher.ahead(2), 0.0, "the memory is two picks long");
 }
 
 #[test]
 fn bad_tuning_is_one_sentence() {
-    let bad = Tuning {
-        decay: 1.0,
-        ..Tuning::default()
-    };
-    assert_eq!(
-        bad.check().unwrap_err(),
-        "decay is 1, expected above 0 and below 1"
-    );
-    let bad = Tuning {
-        drain_max: 0,
-        ..Tuning::default()
-    };
+    let bad = Tuning { decay: 1.0, ..Tuning::default() };
+    assert_eq!(bad.check().unwrap_err(), "decay is 1, expected above 0 and below 1");
+    let bad = Tuning { drain_max: 0, ..Tuning::default() };
     assert!(bad.check().is_err() && Tuning::default().check().is_ok());
 }

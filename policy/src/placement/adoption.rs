@@ -84,10 +84,7 @@ pub fn hosts(nodes: &[Observed]) -> Vec<Host> {
         .iter()
         .filter(|node| node.role == Role::Expert && node.health != Health::Draining)
         .filter(|node| node.slots > 0)
-        .map(|node| Host {
-            id: node.id,
-            slots: node.slots,
-        })
+        .map(|node| Host { id: node.id, slots: node.slots })
         .collect();
     hosts.sort_unstable();
     hosts
@@ -96,14 +93,7 @@ pub fn hosts(nodes: &[Observed]) -> Vec<Host> {
 /// Whether a new plan is due, and why.
 #[must_use]
 pub fn due(situation: &Situation<'_>) -> Option<Reason> {
-    let Situation {
-        serving,
-        target,
-        newest,
-        considered,
-        hosts,
-        hosts_min,
-    } = *situation;
+    let Situation { serving, target, newest, considered, hosts, hosts_min } = *situation;
     let Some(current) = target.or(serving) else {
         let enough = hosts.len() >= hosts_min.max(1) && hosts != considered;
         return enough.then_some(Reason::First);
@@ -114,10 +104,7 @@ pub fn due(situation: &Situation<'_>) -> Option<Reason> {
     if hosts == considered || hosts.is_empty() {
         return None;
     }
-    let joined = hosts
-        .iter()
-        .filter(|host| !considered.contains(host))
-        .map(|host| host.id);
+    let joined = hosts.iter().filter(|host| !considered.contains(host)).map(|host| host.id);
     let left: Vec<NodeId> = considered
         .iter()
         .map(|host| host.id)
@@ -126,24 +113,17 @@ pub fn due(situation: &Situation<'_>) -> Option<Reason> {
     if target.is_some() && left.is_empty() {
         return None;
     }
-    Some(Reason::Hosts {
-        joined: joined.collect(),
-        left,
-    })
+    Some(Reason::Hosts { joined: joined.collect(), left })
 }
 
 /// Whether `target` may serve now.
 #[must_use]
 pub fn readiness(serving: Option<&Plan>, target: &Plan, nodes: &[Observed]) -> Readiness {
     let observed: BTreeMap<NodeId, &Observed> = nodes.iter().map(|node| (node.id, node)).collect();
-    let ready = |id: &NodeId| {
-        observed
-            .get(id)
-            .is_some_and(|node| node.epoch_ready >= target.epoch())
-    };
+    let ready =
+        |id: &NodeId| observed.get(id).is_some_and(|node| node.epoch_ready >= target.epoch());
     let stranded = |plan: &Plan| {
-        plan.table()
-            .any(|replicas| !replicas.iter().any(|id| observed.contains_key(id)))
+        plan.table().any(|replicas| !replicas.iter().any(|id| observed.contains_key(id)))
     };
     if serving.is_some_and(stranded) && target.table().all(|replicas| replicas.iter().any(ready)) {
         return Readiness::Ready;
@@ -151,21 +131,12 @@ pub fn readiness(serving: Option<&Plan>, target: &Plan, nodes: &[Observed]) -> R
     let mut waiting: Vec<NodeId> = target
         .iter()
         .map(|(_, _, node)| node)
-        .chain(
-            nodes
-                .iter()
-                .filter(|node| at_work(node))
-                .map(|node| node.id),
-        )
+        .chain(nodes.iter().filter(|node| at_work(node)).map(|node| node.id))
         .filter(|id| !ready(id))
         .collect();
     waiting.sort_unstable();
     waiting.dedup();
-    if waiting.is_empty() {
-        Readiness::Ready
-    } else {
-        Readiness::Waiting(waiting)
-    }
+    if waiting.is_empty() { Readiness::Ready } else { Readiness::Waiting(waiting) }
 }
 
 /// Attention nodes that have tokens on their way. One that still joins has none, so nobody waits for it.

@@ -115,17 +115,10 @@ impl fmt::Display for Violation {
             }
             Self::NoReplica { layer, expert } => write!(f, "nobody holds {layer} {expert}"),
             Self::UnknownNode { node, replicas } => {
-                write!(
-                    f,
-                    "{node} may hold nothing, the plan gives it {replicas} replicas"
-                )
+                write!(f, "{node} may hold nothing, the plan gives it {replicas} replicas")
             }
             Self::TooManyReplicas { host, replicas } => {
-                write!(
-                    f,
-                    "{} has {} slots, the plan gives it {replicas}",
-                    host.id, host.slots
-                )
+                write!(f, "{} has {} slots, the plan gives it {replicas}", host.id, host.slots)
             }
         }
     }

@@ -9,11 +9,7 @@ pub(super) fn place(input: &Input<'_>, hosts: &[Host]) -> Result<Proposal, Infea
     let needed = layers as u64 * u64::from(experts);
     let found = hosts.iter().map(|host| u64::from(host.slots)).sum();
     if found < needed || hosts.is_empty() {
-        return Err(Infeasible {
-            needed,
-            found,
-            hosts: hosts.len(),
-        });
+        return Err(Infeasible { needed, found, hosts: hosts.len() });
     }
     let first = quotas(needed, hosts);
     let mut table = Vec::with_capacity(layers * usize::from(experts));
@@ -25,11 +21,8 @@ pub(super) fn place(input: &Input<'_>, hosts: &[Host]) -> Result<Proposal, Infea
             *left -= share;
         }
     }
-    let spare: Vec<u64> = hosts
-        .iter()
-        .zip(&first)
-        .map(|(host, &first)| u64::from(host.slots) - first)
-        .collect();
+    let spare: Vec<u64> =
+        hosts.iter().zip(&first).map(|(host, &first)| u64::from(host.slots) - first).collect();
     let further = match input.spare {
         Spare::Leave => vec![0; hosts.len()],
         Spare::Fill => fill(&mut table, hosts, spare),
@@ -58,10 +51,7 @@ fn quotas(needed: u64, hosts: &[Host]) -> Vec<u64> {
     let mut left = needed;
     while left > 0 {
         let room = |quota: u64, host: &Host| u64::from(host.slots) - quota;
-        let open = hosts
-            .iter()
-            .zip(&quotas)
-            .filter(|(host, quota)| room(**quota, host) > 0);
+        let open = hosts.iter().zip(&quotas).filter(|(host, quota)| room(**quota, host) > 0);
         let share = (left / open.count() as u64).max(1);
         for (host, quota) in hosts.iter().zip(&mut quotas) {
             let given = share.min(room(*quota, host)).min(left);
@@ -79,10 +69,7 @@ fn apportion(left: &[u64], layers_left: u64, experts: u64) -> Vec<u64> {
     let missing = experts - shares.iter().sum::<u64>();
     let mut by_remainder: Vec<usize> = (0..left.len()).collect();
     by_remainder.sort_by_key(|&host| std::cmp::Reverse(left[host] % layers_left));
-    for &host in by_remainder
-        .iter()
-        .take(usize::try_from(missing).unwrap_or(usize::MAX))
-    {
+    for &host in by_remainder.iter().take(usize::try_from(missing).unwrap_or(usize::MAX)) {
         shares[host] += 1;
     }
     shares

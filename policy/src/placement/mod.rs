@@ -108,15 +108,9 @@ pub fn place(policy: Policy, input: &Input<'_>) -> Result<Proposal, Infeasible> 
     let unique: BTreeMap<NodeId, u32> = {
         let mut hosts = input.hosts.to_vec();
         hosts.sort_unstable();
-        hosts
-            .into_iter()
-            .map(|host| (host.id, host.slots))
-            .collect()
+        hosts.into_iter().map(|host| (host.id, host.slots)).collect()
     };
-    let hosts: Vec<Host> = unique
-        .into_iter()
-        .map(|(id, slots)| Host { id, slots })
-        .collect();
+    let hosts: Vec<Host> = unique.into_iter().map(|(id, slots)| Host { id, slots }).collect();
     match policy {
         Policy::Linear => linear::place(input, &hosts),
     }
@@ -132,27 +126,15 @@ impl fmt::Display for Policy {
 
 impl fmt::Display for Infeasible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            needed,
-            found,
-            hosts,
-        } = self;
-        write!(
-            f,
-            "the model's {needed} experts need as many slots, {hosts} hosts have {found}"
-        )
+        let Self { needed, found, hosts } = self;
+        write!(f, "the model's {needed} experts need as many slots, {hosts} hosts have {found}")
     }
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.policy)?;
-        for Share {
-            host,
-            first,
-            further,
-        } in &self.shares
-        {
+        for Share { host, first, further } in &self.shares {
             write!(f, " {} {first}+{further} of {}", host.id, host.slots)?;
         }
         Ok(())

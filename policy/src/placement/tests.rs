@@ -23,29 +23,15 @@ fn shape(moe_layers: u16, experts: u16) -> ModelShape {
 }
 
 fn host(id: u32, slots: u32) -> Host {
-    Host {
-        id: NodeId(id),
-        slots,
-    }
+    Host { id: NodeId(id), slots }
 }
 
 fn input<'a>(shape: &'a ModelShape, hosts: &'a [Host], spare: Spare) -> Input<'a> {
-    Input {
-        epoch: Epoch(1),
-        serving: None,
-        shape,
-        hosts,
-        spare,
-    }
+    Input { epoch: Epoch(1), serving: None, shape, hosts, spare }
 }
 
 fn facts<'a>(shape: &'a ModelShape, hosts: &'a [Host]) -> Facts<'a> {
-    Facts {
-        shape,
-        hosts,
-        serving: None,
-        newest: Epoch(0),
-    }
+    Facts { shape, hosts, serving: None, newest: Epoch(0) }
 }
 
 /// One line per layer: which node holds which expert.
@@ -55,10 +41,7 @@ fn picture(proposal: &Proposal) -> String {
     for &layer in plan.moe_layers() {
         write!(text, "{layer}:").unwrap();
         for expert in 0..plan.experts() {
-            let nodes = plan
-                .replicas(layer, Expert(expert))
-                .iter()
-                .map(|node| node.0.to_string());
+            let nodes = plan.replicas(layer, Expert(expert)).iter().map(|node| node.0.to_string());
             write!(text, " {}", nodes.collect::<Vec<_>>().join("+")).unwrap();
         }
         text.push('\n');
@@ -69,12 +52,7 @@ fn picture(proposal: &Proposal) -> String {
 #[test]
 fn plans_look_like_the_goldens() {
     let cases = [
-        (
-            "8 experts on 2 equal nodes",
-            shape(2, 8),
-            vec![host(1, 16), host(2, 16)],
-            Spare::Leave,
-        ),
+        ("8 experts on 2 equal nodes", shape(2, 8), vec![host(1, 16), host(2, 16)], Spare::Leave),
         (
             "8 experts on 3 nodes: the odd ones rotate over the layers",
             shape(3, 8),
@@ -107,10 +85,7 @@ fn plans_look_like_the_goldens() {
         write!(text, "# {title}\n{}\n", picture(&proposal)).unwrap();
     }
     let golden = include_str!("../../goldens/placement_linear.txt");
-    assert!(
-        text == golden,
-        "goldens/placement_linear.txt should now read:\n{text}"
-    );
+    assert!(text == golden, "goldens/placement_linear.txt should now read:\n{text}");
 }
 
 #[test]
@@ -129,36 +104,16 @@ fn the_checker_names_everything_that_is_wrong() {
     let (shape, hosts) = (shape(1, 3), [host(1, 1), host(2, 3)]);
     let table = vec![vec![NodeId(1)], vec![NodeId(1), NodeId(5)], vec![]];
     let plan = Plan::new(Epoch(4), Some(Epoch(2)), &shape, table).unwrap();
-    let facts = Facts {
-        shape: &shape,
-        hosts: &hosts,
-        serving: Some(Epoch(3)),
-        newest: Epoch(4),
-    };
+    let facts = Facts { shape: &shape, hosts: &hosts, serving: Some(Epoch(3)), newest: Epoch(4) };
     let violations = check(&plan, &facts);
     assert_eq!(
         violations,
         [
-            Violation::StaleEpoch {
-                epoch: Epoch(4),
-                newest: Epoch(4)
-            },
-            Violation::OtherParent {
-                found: Some(Epoch(2)),
-                serving: Some(Epoch(3))
-            },
-            Violation::NoReplica {
-                layer: Layer(1),
-                expert: Expert(2)
-            },
-            Violation::TooManyReplicas {
-                host: hosts[0],
-                replicas: 2
-            },
-            Violation::UnknownNode {
-                node: NodeId(5),
-                replicas: 1
-            },
+            Violation::StaleEpoch { epoch: Epoch(4), newest: Epoch(4) },
+            Violation::OtherParent { found: Some(Epoch(2)), serving: Some(Epoch(3)) },
+            Violation::NoReplica { layer: Layer(1), expert: Expert(2) },
+            Violation::TooManyReplicas { host: hosts[0], replicas: 2 },
+            Violation::UnknownNode { node: NodeId(5), replicas: 1 },
         ]
     );
     let sentences: Vec<String> = violations.iter().map(ToString::to_string).collect();
@@ -177,19 +132,13 @@ fn the_checker_names_everything_that_is_wrong() {
 #[test]
 fn the_checker_refuses_a_plan_for_another_model() {
     let (mine, other, hosts) = (shape(1, 2), shape(1, 3), [host(1, 9)]);
-    let plan = place(Policy::Linear, &input(&other, &hosts, Spare::Leave))
-        .unwrap()
-        .plan;
+    let plan = place(Policy::Linear, &input(&other, &hosts, Spare::Leave)).unwrap().plan;
     assert_eq!(check(&plan, &facts(&mine, &hosts)), [Violation::OtherModel]);
 }
 
 fn any_hosts() -> impl Strategy<Value = Vec<Host>> {
-    prop::collection::btree_map(0_u32..1000, 0_u32..200, 1..24).prop_map(|hosts| {
-        hosts
-            .into_iter()
-            .map(|(id, slots)| host(id, slots))
-            .collect()
-    })
+    prop::collection::btree_map(0_u32..1000, 0_u32..200, 1..24)
+        .prop_map(|hosts| hosts.into_iter().map(|(id, slots)| host(id, slots)).collect())
 }
 
 proptest! {
@@ -249,22 +198,13 @@ proptest! {
 // === when to plan and when to serve ===
 
 fn observed(id: u32, role: Role, health: Health, epoch_ready: u64) -> Observed {
-    Observed {
-        id: NodeId(id),
-        role,
-        health,
-        slots: 8,
-        epoch_ready: Epoch(epoch_ready),
-    }
+    Observed { id: NodeId(id), role, health, slots: 8, epoch_ready: Epoch(epoch_ready) }
 }
 
 fn plan_of(epoch: u64, nodes: &[u32]) -> Plan {
     let shape = shape(1, 4);
     let hosts: Vec<Host> = nodes.iter().map(|&id| host(id, 8)).collect();
-    let input = Input {
-        epoch: Epoch(epoch),
-        ..input(&shape, &hosts, Spare::Leave)
-    };
+    let input = Input { epoch: Epoch(epoch), ..input(&shape, &hosts, Spare::Leave) };
     place(Policy::Linear, &input).unwrap().plan
 }
 
@@ -275,29 +215,15 @@ fn situation<'a>(
     hosts: &'a [Host],
 ) -> Situation<'a> {
     let newest = target.or(serving).map_or(Epoch(0), Plan::epoch);
-    Situation {
-        serving,
-        target,
-        newest,
-        considered,
-        hosts,
-        hosts_min: 2,
-    }
+    Situation { serving, target, newest, considered, hosts, hosts_min: 2 }
 }
 
 #[test]
 fn the_first_plan_waits_for_enough_hosts() {
     let [a, b] = [host(1, 8), host(2, 8)];
     assert_eq!(due(&situation(None, None, &[], &[a])), None);
-    assert_eq!(
-        due(&situation(None, None, &[], &[a, b])),
-        Some(Reason::First)
-    );
-    assert_eq!(
-        due(&situation(None, None, &[a, b], &[a, b])),
-        None,
-        "it was tried in vain"
-    );
+    assert_eq!(due(&situation(None, None, &[], &[a, b])), Some(Reason::First));
+    assert_eq!(due(&situation(None, None, &[a, b], &[a, b])), None, "it was tried in vain");
 }
 
 #[test]
@@ -305,40 +231,18 @@ fn joining_waits_for_the_target_and_leaving_does_not() {
     let (one, two) = (plan_of(1, &[1, 2]), plan_of(2, &[1, 2]));
     let [a, b, c] = [host(1, 8), host(2, 8), host(3, 8)];
     let joined = due(&situation(Some(&one), None, &[a, b], &[a, b, c]));
-    assert_eq!(
-        joined,
-        Some(Reason::Hosts {
-            joined: vec![c.id],
-            left: vec![]
-        })
-    );
-    assert_eq!(
-        due(&situation(Some(&one), Some(&two), &[a, b], &[a, b, c])),
-        None
-    );
+    assert_eq!(joined, Some(Reason::Hosts { joined: vec![c.id], left: vec![] }));
+    assert_eq!(due(&situation(Some(&one), Some(&two), &[a, b], &[a, b, c])), None);
     let left = due(&situation(Some(&one), Some(&two), &[a, b], &[a, c]));
-    assert_eq!(
-        left,
-        Some(Reason::Hosts {
-            joined: vec![c.id],
-            left: vec![b.id]
-        })
-    );
+    assert_eq!(left, Some(Reason::Hosts { joined: vec![c.id], left: vec![b.id] }));
     assert_eq!(left.unwrap().to_string(), "expert nodes changed: +n3 -n2");
-    assert_eq!(
-        due(&situation(Some(&one), None, &[a, b], &[])),
-        None,
-        "nowhere to go"
-    );
+    assert_eq!(due(&situation(Some(&one), None, &[a, b], &[])), None, "nowhere to go");
 }
 
 #[test]
 fn a_node_that_knows_a_newer_epoch_makes_a_plan_due() {
     let (one, a) = (plan_of(1, &[1]), [host(1, 8)]);
-    let situation = Situation {
-        newest: Epoch(7),
-        ..situation(Some(&one), None, &a, &a)
-    };
+    let situation = Situation { newest: Epoch(7), ..situation(Some(&one), None, &a, &a) };
     assert_eq!(due(&situation), Some(Reason::Behind { newest: Epoch(7) }));
 }
 
@@ -367,10 +271,7 @@ fn a_target_waits_for_its_holders_and_for_attention_nodes_at_work() {
         observed(6, Role::Expert, Health::Ready, 0),
     ];
     let waiting = |nodes: &[Observed]| readiness(Some(&one), &two, nodes);
-    assert_eq!(
-        waiting(&nodes),
-        Readiness::Waiting(vec![NodeId(2), NodeId(3)])
-    );
+    assert_eq!(waiting(&nodes), Readiness::Waiting(vec![NodeId(2), NodeId(3)]));
     nodes[1].epoch_ready = Epoch(2);
     nodes[2].epoch_ready = Epoch(2);
     assert_eq!(waiting(&nodes), Readiness::Ready);
@@ -385,14 +286,7 @@ fn a_stranded_cluster_waits_for_one_replica_of_each_expert_only() {
         observed(4, Role::Attention, Health::Ready, 1),
     ];
     let waiting = |nodes: &[Observed]| readiness(Some(&one), &two, nodes);
-    assert_eq!(
-        waiting(&nodes),
-        Readiness::Waiting(vec![NodeId(3), NodeId(4)])
-    );
+    assert_eq!(waiting(&nodes), Readiness::Waiting(vec![NodeId(3), NodeId(4)]));
     nodes[1].epoch_ready = Epoch(2);
-    assert_eq!(
-        waiting(&nodes),
-        Readiness::Ready,
-        "the attention node is not waited for"
-    );
+    assert_eq!(waiting(&nodes), Readiness::Ready, "the attention node is not waited for");
 }
