@@ -105,7 +105,11 @@ pub fn attend(
     let layout = kv.layout();
     let heads = q.width() / layout.k_dim;
     assert!(heads > 0 && heads * layout.k_dim == q.width(), "query columns");
-    assert!(heads.is_multiple_of(layout.kv_heads), "{heads} heads over {} KV heads", layout.kv_heads);
+    assert!(
+        heads.is_multiple_of(layout.kv_heads),
+        "{heads} heads over {} KV heads",
+        layout.kv_heads
+    );
     assert_eq!(out.len(), q.rows() * heads * layout.v_dim, "output size");
     assert!(scale > 0.0, "scale {scale}");
     kv.check(layer, spans, q.rows());
@@ -164,7 +168,8 @@ impl Batch<'_> {
         cpu.for_each(tasks.len(), |task, worker| {
             // SAFETY: a worker number is used by one thread at a time.
             let worker = unsafe { &mut workers.part(worker..worker + 1)[0] };
-            let tile = Tile::<T> { batch: self, task: tasks[task], worker, elements: self.kv.elements() };
+            let tile =
+                Tile::<T> { batch: self, task: tasks[task], worker, elements: self.kv.elements() };
             lanes::run(cpu.isa(), tile);
         });
     }
@@ -199,7 +204,15 @@ impl<T: Element + fma::Pairs> Kernel for Tile<'_, T> {
                 unsafe { softmax::weigh::<L>(self.worker, row, visible, blocks, self.batch.scale) };
             }
             unsafe { fma::values::<L, T>(self.worker, &layout, &heads[..blocks], len) };
-            unsafe { softmax::merge::<L>(self.worker, len, layout.stored_v_dim(), self.batch.scale, stretch == 0) };
+            unsafe {
+                softmax::merge::<L>(
+                    self.worker,
+                    len,
+                    layout.stored_v_dim(),
+                    self.batch.scale,
+                    stretch == 0,
+                )
+            };
         }
         // SAFETY: as above.
         unsafe { softmax::divide::<L>(self.worker, len, layout.stored_v_dim()) };

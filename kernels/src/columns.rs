@@ -124,7 +124,10 @@ impl<'a> ColumnsMut<'a> {
 
 fn check(len: usize, stride: usize, range: &Range<usize>) {
     assert!(stride > 0 && len.is_multiple_of(stride), "{len} floats are not rows of {stride}");
-    assert!(range.start <= range.end && range.end <= stride, "columns {range:?} of rows of {stride}");
+    assert!(
+        range.start <= range.end && range.end <= stride,
+        "columns {range:?} of rows of {stride}"
+    );
 }
 
 /// Calls `f` on ranges that cover `0..items` once; several tasks when `items * cost` (in floats) is worth it.

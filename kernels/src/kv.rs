@@ -65,7 +65,9 @@ impl KvLayout {
 /// Why a cache could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum KvError {
-    #[error("a KV cache needs at least one layer, head, dimension and block: got {blocks} blocks of {layout:?}")]
+    #[error(
+        "a KV cache needs at least one layer, head, dimension and block: got {blocks} blocks of {layout:?}"
+    )]
     Empty { layout: KvLayout, blocks: usize },
     #[error("{blocks} KV blocks of {layout:?} do not fit in the address space")]
     TooLarge { layout: KvLayout, blocks: usize },
@@ -160,8 +162,14 @@ impl KvCache {
         assert!(layer < self.layout.layers, "layer {layer} of {}", self.layout.layers);
         for span in spans {
             let end = span.first_position + span.rows.len();
-            assert!(span.rows.start <= span.rows.end && span.rows.end <= rows, "span outside the batch");
-            assert!(span.blocks.len() * BLOCK_TOKENS >= end, "span without blocks for its positions");
+            assert!(
+                span.rows.start <= span.rows.end && span.rows.end <= rows,
+                "span outside the batch"
+            );
+            assert!(
+                span.blocks.len() * BLOCK_TOKENS >= end,
+                "span without blocks for its positions"
+            );
             let used = &span.blocks[..end.div_ceil(BLOCK_TOKENS)];
             assert!(used.iter().all(|&b| (b as usize) < self.blocks), "block outside the cache");
         }

@@ -6,22 +6,39 @@
 
 mod activation;
 mod arena;
+mod attention;
+mod columns;
 mod cpu;
 mod disjoint;
 mod ffn;
 mod filemap;
 mod gemm;
 mod isa;
+mod kv;
+mod lanes;
 mod linear;
 mod matrix;
 mod memory;
+mod norm;
 mod pool;
+#[cfg(test)]
+mod random;
+mod rope;
+mod router;
+mod sampling;
 mod wire;
 
+pub use attention::{AttentionScratch, attend};
+pub use columns::{Columns, ColumnsMut};
 pub use cpu::{Compute, Cpu, CpuError, CpuOptions};
 pub use ffn::{Activation, ExpertWeights, FfnJob, FfnRow, grouped_ffn, swiglu};
 pub use filemap::FileMap;
 pub use isa::Isa;
+pub use kv::{BLOCK_TOKENS, KvCache, KvError, KvLayout, Span, write_kv};
 pub use linear::{Linear, linear, linear_add};
 pub use matrix::{Dtype, MatrixError, MatrixView};
+pub use norm::{rms_norm, rms_norm_heads};
+pub use rope::{Llama3Scaling, Pairing, Rope, RopeScaling, RopeSpec, YarnScaling};
+pub use router::{Groups, RouterSpec, Routing, Scoring, top_k_route};
+pub use sampling::{Draw, Sampled, SamplingScratch, SamplingSpec, TokenCounts, sample};
 pub use wire::{add_wire_rows, decode_rows, encode_rows};

@@ -116,7 +116,11 @@ impl<'a> Server<'a> {
             k.extend(cut(&sequence.k));
             v.extend(cut(&sequence.v));
             let used = &self.blocks[s][..range.end.div_ceil(BLOCK_TOKENS)];
-            spans.push(Span { rows: rows..rows + tokens, first_position: range.start, blocks: used });
+            spans.push(Span {
+                rows: rows..rows + tokens,
+                first_position: range.start,
+                blocks: used,
+            });
             rows += tokens;
         }
         let k = Columns::dense(&k, first.shape.kv_heads * first.shape.k_dim);
@@ -198,10 +202,8 @@ fn agrees_with_the_definition() {
     for cpu in backends() {
         for shape in SHAPES {
             let sequence = Sequence::new(shape, 75, 11);
-            let error = worst(
-                &Server::alone(&cpu, &sequence, 40),
-                &reference(&sequence, cpu.compute()),
-            );
+            let error =
+                worst(&Server::alone(&cpu, &sequence, 40), &reference(&sequence, cpu.compute()));
             let (isa, compute) = (cpu.isa(), cpu.compute());
             assert!(error < tolerance(&cpu), "{isa} {compute} {shape:?}: {error}");
         }

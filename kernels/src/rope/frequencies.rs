@@ -70,9 +70,7 @@ pub(super) fn of(spec: &RopeSpec) -> (Vec<f32>, f32) {
         RopeScaling::None => (plain.collect(), 1.0),
         RopeScaling::Linear { factor } => (plain.map(|x| x / rounded(*factor)).collect(), 1.0),
         RopeScaling::Llama3(scaling) => (plain.map(|x| llama3(x, scaling)).collect(), 1.0),
-        RopeScaling::Yarn(scaling) => {
-            (yarn(&powers, spec, scaling), rounded(scaling.amplitude()))
-        }
+        RopeScaling::Yarn(scaling) => (yarn(&powers, spec, scaling), rounded(scaling.amplitude())),
     }
 }
 
