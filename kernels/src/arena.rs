@@ -50,20 +50,12 @@ impl Arena {
         let reused = state.free.get_mut(&bytes).and_then(Vec::pop);
         let (chunk, offset) = reused.unwrap_or_else(|| state.extend(bytes));
         let start = state.chunks[chunk].as_ptr().wrapping_add(offset);
-        let Some(start) = NonNull::new(start) else {
-            unreachable!("chunks are not at address 0")
-        };
+        let Some(start) = NonNull::new(start) else { unreachable!("chunks are not at address 0") };
         if reused.is_some() {
             // SAFETY: the block is inside its chunk and nobody else has it.
             unsafe { start.write_bytes(0, bytes) };
         }
-        Block {
-            arena: Arc::clone(self),
-            start,
-            bytes,
-            chunk,
-            offset,
-        }
+        Block { arena: Arc::clone(self), start, bytes, chunk, offset }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -73,13 +65,9 @@ impl Arena {
 
 impl State {
     fn extend(&mut self, bytes: usize) -> (usize, usize) {
-        let room = self
-            .chunks
-            .last()
-            .map_or(0, |chunk| chunk.len() - self.used);
+        let room = self.chunks.last().map_or(0, |chunk| chunk.len() - self.used);
         if bytes > room {
-            self.chunks
-                .push(Region::zeroed(bytes.next_multiple_of(HUGE_PAGE).max(CHUNK)));
+            self.chunks.push(Region::zeroed(bytes.next_multiple_of(HUGE_PAGE).max(CHUNK)));
             self.used = 0;
         }
         let offset = self.used;
@@ -106,12 +94,7 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         let place = (self.chunk, self.offset);
-        self.arena
-            .lock()
-            .free
-            .entry(self.bytes)
-            .or_default()
-            .push(place);
+        self.arena.lock().free.entry(self.bytes).or_default().push(place);
     }
 }
 

@@ -108,10 +108,7 @@ impl Cpu {
     pub fn new(options: &CpuOptions) -> Result<Self, CpuError> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         if !isa.is_available() {
-            return Err(CpuError::MissingIsa {
-                asked: isa,
-                best: Isa::detect(),
-            });
+            return Err(CpuError::MissingIsa { asked: isa, best: Isa::detect() });
         }
         Ok(Self {
             compute: options.compute,

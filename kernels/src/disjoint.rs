@@ -18,11 +18,7 @@ unsafe impl<T: Send> Sync for DisjointMut<'_, T> {}
 
 impl<'a, T> DisjointMut<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        Self {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            owner: PhantomData,
-        }
+        Self { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -33,15 +29,9 @@ impl<'a, T> DisjointMut<'a, T> {
     ///
     /// # Safety
     /// No other part that is alive at the same time may overlap `range`.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "the caller promises that parts do not overlap"
-    )]
+    #[expect(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
-        assert!(
-            range.start <= range.end && range.end <= self.len,
-            "part out of range"
-        );
+        assert!(range.start <= range.end && range.end <= self.len, "part out of range");
         // SAFETY: in bounds (checked), exclusive (the caller's promise), borrowed for 'a.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }

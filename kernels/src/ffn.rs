@@ -68,10 +68,7 @@ impl ExpertWeights {
         check("columns of down", width, down.cols())?;
         // Gate and up are read as one, so they are stored alike.
         if gate.dtype() != up.dtype() {
-            return Err(MatrixError::Dtypes {
-                gate: gate.dtype(),
-                up: up.dtype(),
-            });
+            return Err(MatrixError::Dtypes { gate: gate.dtype(), up: up.dtype() });
         }
         let compute = cpu.compute();
         Ok(Self {
@@ -102,15 +99,8 @@ impl ExpertWeights {
             bias.resize(bias.len().next_multiple_of(LANES), 0.0);
             bias
         };
-        let bias = Bias {
-            gate: padded(gate),
-            up: padded(up),
-            down: padded(down),
-        };
-        Ok(Self {
-            bias: Some(bias),
-            ..self
-        })
+        let bias = Bias { gate: padded(gate), up: padded(up), down: padded(down) };
+        Ok(Self { bias: Some(bias), ..self })
     }
 
     /// Elements of an input and an output row.
@@ -133,15 +123,7 @@ impl ExpertWeights {
 }
 
 fn check(what: &'static str, expected: usize, got: usize) -> Result<(), MatrixError> {
-    if expected == got {
-        Ok(())
-    } else {
-        Err(MatrixError::Shape {
-            what,
-            expected,
-            got,
-        })
-    }
+    if expected == got { Ok(()) } else { Err(MatrixError::Shape { what, expected, got }) }
 }
 
 /// One row for one expert.

@@ -31,10 +31,7 @@ impl FileMap {
         let file = File::open(path)?;
         let bytes = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         if bytes == 0 {
-            return Ok(Self {
-                start: NonNull::dangling(),
-                bytes,
-            });
+            return Ok(Self { start: NonNull::dangling(), bytes });
         }
         let (protection, flags) = (libc::PROT_READ, libc::MAP_PRIVATE);
         let none = std::ptr::null_mut();
@@ -58,11 +55,7 @@ impl FileMap {
     /// them again is allowed and fetches them from the file.
     pub fn release(&self, range: Range<usize>) {
         let first = range.start.next_multiple_of(PAGE);
-        let end = if range.end >= self.bytes {
-            self.bytes
-        } else {
-            range.end / PAGE * PAGE
-        };
+        let end = if range.end >= self.bytes { self.bytes } else { range.end / PAGE * PAGE };
         if first < end {
             let start = self.start.as_ptr().wrapping_add(first);
             // SAFETY: inside our own file mapping, which is never written: the pages come back from

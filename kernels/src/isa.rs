@@ -36,23 +36,9 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                Self::Avx2.is_available()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-            }
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => Self::Avx512.is_available() && amx_permitted(),
-            #[allow(
-                unreachable_patterns,
-                reason = "all arms are taken on x86-64 Linux only"
-            )]
-            _ => false,
+            Self::Avx2 => avx2_present(),
+            Self::Avx512 => avx512_present(),
+            Self::Amx => avx512_present() && amx_permitted(),
         }
     }
 }
@@ -72,13 +58,39 @@ impl FromStr for Isa {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|isa| isa.to_string() == text)
-            .ok_or_else(|| {
-                format!("unknown instruction set {text:?}: expected portable, avx2, avx512 or amx")
-            })
+        Self::ALL.into_iter().find(|isa| isa.to_string() == text).ok_or_else(|| {
+            format!("unknown instruction set {text:?}: expected portable, avx2, avx512 or amx")
+        })
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx2_present() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx512_present() -> bool {
+    avx2_present()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx2_present() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx512_present() -> bool {
+    false
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn amx_permitted() -> bool {
+    false
 }
 
 /// Asks the processor for AMX bf16 and the operating system for leave to use it (once per process).
@@ -109,12 +121,6 @@ fn amx_permitted() -> bool {
             return false;
         }
         // SAFETY: this call only changes which register state the process may use.
-        unsafe {
-            libc::syscall(
-                libc::SYS_arch_prctl,
-                ARCH_REQ_XCOMP_PERM,
-                XFEATURE_XTILEDATA,
-            ) == 0
-        }
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     })
 }

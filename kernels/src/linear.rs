@@ -51,16 +51,9 @@ impl Linear {
             && bias.len() != weights.outputs()
         {
             let (what, expected) = ("length of a bias", weights.outputs());
-            return Err(MatrixError::Shape {
-                what,
-                expected,
-                got: bias.len(),
-            });
+            return Err(MatrixError::Shape { what, expected, got: bias.len() });
         }
-        Ok(Self {
-            weights,
-            bias: bias.map(<[f32]>::to_vec),
-        })
+        Ok(Self { weights, bias: bias.map(<[f32]>::to_vec) })
     }
 
     /// Elements of an output row.
@@ -118,24 +111,18 @@ fn apply(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32], set: impl Fn(&mut f32,
     let y = DisjointMut::new(y);
     cpu.for_each(split.tasks(), |task, _| {
         let (panels, tokens) = split.task(task);
-        multiply(
-            [&w.weights],
-            panels,
-            &acts,
-            tokens,
-            |panel, first, [sums]| {
-                let columns = columns(panel, outputs);
-                for (row, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
-                    let start = (first + row) * outputs;
-                    // SAFETY: tasks differ in panel or tokens, so no two write the same outputs.
-                    let y = unsafe { y.part(start + columns.start..start + columns.end) };
-                    let bias = w.bias.as_ref().map(|bias| &bias[columns.clone()]);
-                    for (column, y) in y.iter_mut().enumerate() {
-                        set(y, sums[column] + bias.map_or(0.0, |bias| bias[column]));
-                    }
+        multiply([&w.weights], panels, &acts, tokens, |panel, first, [sums]| {
+            let columns = columns(panel, outputs);
+            for (row, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
+                let start = (first + row) * outputs;
+                // SAFETY: tasks differ in panel or tokens, so no two write the same outputs.
+                let y = unsafe { y.part(start + columns.start..start + columns.end) };
+                let bias = w.bias.as_ref().map(|bias| &bias[columns.clone()]);
+                for (column, y) in y.iter_mut().enumerate() {
+                    set(y, sums[column] + bias.map_or(0.0, |bias| bias[column]));
                 }
-            },
-        );
+            }
+        });
     });
 }
 

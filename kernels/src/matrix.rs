@@ -27,23 +27,13 @@ impl Dtype {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MatrixError {
     #[error("a {rows} x {cols} {dtype:?} matrix takes {expected} bytes, got {got}")]
-    Length {
-        rows: usize,
-        cols: usize,
-        dtype: Dtype,
-        expected: usize,
-        got: usize,
-    },
+    Length { rows: usize, cols: usize, dtype: Dtype, expected: usize, got: usize },
     #[error("a matrix of {rows} x {cols} elements is larger than memory can be")]
     TooLarge { rows: usize, cols: usize },
     #[error("gate is {gate:?} and up is {up:?}: they must be stored alike")]
     Dtypes { gate: Dtype, up: Dtype },
     #[error("{what} is {got}, expected {expected}")]
-    Shape {
-        what: &'static str,
-        expected: usize,
-        got: usize,
-    },
+    Shape { what: &'static str, expected: usize, got: usize },
 }
 
 /// `rows x cols` elements inside borrowed bytes of any alignment, as linear layers store them:
@@ -71,28 +61,12 @@ impl<'a> MatrixView<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Self, MatrixError> {
-        let expected = rows
-            .checked_mul(cols)
-            .and_then(|count| count.checked_mul(dtype.bytes()));
+        let expected = rows.checked_mul(cols).and_then(|count| count.checked_mul(dtype.bytes()));
         let expected = expected.ok_or(MatrixError::TooLarge { rows, cols })?;
         if bytes.len() != expected {
-            return Err(MatrixError::Length {
-                rows,
-                cols,
-                dtype,
-                expected,
-                got: bytes.len(),
-            });
+            return Err(MatrixError::Length { rows, cols, dtype, expected, got: bytes.len() });
         }
-        Ok(Self {
-            bytes,
-            dtype,
-            rows,
-            cols,
-            offset: 0,
-            row_stride: cols,
-            col_stride: 1,
-        })
+        Ok(Self { bytes, dtype, rows, cols, offset: 0, row_stride: cols, col_stride: 1 })
     }
 
     /// Rows (outputs).
@@ -131,15 +105,8 @@ impl<'a> MatrixView<'a> {
     /// When `range` is not inside `0..rows`.
     #[must_use]
     pub fn row_range(self, range: Range<usize>) -> Self {
-        assert!(
-            range.start <= range.end && range.end <= self.rows,
-            "rows {range:?} of {self:?}"
-        );
-        Self {
-            rows: range.len(),
-            offset: self.offset + range.start * self.row_stride,
-            ..self
-        }
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {self:?}");
+        Self { rows: range.len(), offset: self.offset + range.start * self.row_stride, ..self }
     }
 
     /// Rows `first`, `first + step`, ... (gate and up rows stored alternately).
@@ -148,10 +115,7 @@ impl<'a> MatrixView<'a> {
     /// When `step` is 0 or `first` is past the rows.
     #[must_use]
     pub fn every_row(self, first: usize, step: usize) -> Self {
-        assert!(
-            step > 0 && first <= self.rows,
-            "every {step}th row from {first} of {self:?}"
-        );
+        assert!(step > 0 && first <= self.rows, "every {step}th row from {first} of {self:?}");
         Self {
             rows: (self.rows - first).div_ceil(step),
             offset: self.offset + first * self.row_stride,
@@ -166,10 +130,7 @@ impl<'a> MatrixView<'a> {
     /// When the position is outside the matrix.
     #[must_use]
     pub fn get(&self, row: usize, col: usize) -> f32 {
-        assert!(
-            row < self.rows && col < self.cols,
-            "element ({row}, {col}) of {self:?}"
-        );
+        assert!(row < self.rows && col < self.cols, "element ({row}, {col}) of {self:?}");
         self.element(row, col)
     }
 

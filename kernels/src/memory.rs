@@ -34,9 +34,7 @@ impl Region {
             // SAFETY: the layout's size is not zero.
             NonNull::new(unsafe { alloc_zeroed(layout) })
         };
-        let Some(start) = start else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = start else { handle_alloc_error(layout) };
         Self { start, layout }
     }
 

@@ -59,9 +59,7 @@ pub(crate) struct Pool {
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool")
-            .field("threads", &self.threads())
-            .finish()
+        f.debug_struct("Pool").field("threads", &self.threads()).finish()
     }
 }
 
@@ -73,18 +71,10 @@ impl Pool {
             next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             asleep: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
-            job: UnsafeCell::new(Job {
-                task: None,
-                tasks: 0,
-                caller: None,
-            }),
+            job: UnsafeCell::new(Job { task: None, tasks: 0, caller: None }),
             panic: Mutex::new(None),
         });
-        let mut pool = Self {
-            shared,
-            helpers: Vec::new(),
-            callers: Mutex::new(()),
-        };
+        let mut pool = Self { shared, helpers: Vec::new(), callers: Mutex::new(()) };
         for index in 0..helpers {
             let shared = Arc::clone(&pool.shared);
             let helper = thread::Builder::new()
@@ -95,10 +85,7 @@ impl Pool {
                     }
                     shared.help(index);
                 })
-                .map_err(|source| CpuError::Spawn {
-                    index: index + 1,
-                    source,
-                })?;
+                .map_err(|source| CpuError::Spawn { index: index + 1, source })?;
             pool.helpers.push(helper);
         }
         Ok(pool)
@@ -122,22 +109,14 @@ impl Pool {
         // return before every thread that saw it is out.
         unsafe {
             let task = std::mem::transmute::<Task<'_>, Task<'static>>(task);
-            *shared.job.get() = Job {
-                task: Some(task),
-                tasks,
-                caller: Some(thread::current()),
-            };
+            *shared.job.get() = Job { task: Some(task), tasks, caller: Some(thread::current()) };
         }
         shared.next.store(0, Ordering::Relaxed);
         shared.state.fetch_add(GENERATION | OPEN, Ordering::SeqCst);
         self.wake(tasks - 1);
         shared.run(task, tasks, 0);
         shared.finish();
-        let panic = shared
-            .panic
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
             drop(_turn);
             resume_unwind(panic);
@@ -171,8 +150,7 @@ impl Shared {
         let mut seen = 0;
         while let Some(state) = self.wait_for_job(index, seen) {
             let entered =
-                self.state
-                    .compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::SeqCst);
+                self.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::SeqCst);
             if entered.is_err() {
                 continue;
             }
@@ -263,9 +241,8 @@ fn pin_to_core(index: usize) {
         if libc::sched_getaffinity(0, bytes, &raw mut allowed) != 0 {
             return;
         }
-        let cores: Vec<usize> = (0..bytes * 8)
-            .filter(|&core| libc::CPU_ISSET(core, &allowed))
-            .collect();
+        let cores: Vec<usize> =
+            (0..bytes * 8).filter(|&core| libc::CPU_ISSET(core, &allowed)).collect();
         if let Some(&core) = cores.get(index % cores.len().max(1)) {
             let mut one: libc::cpu_set_t = std::mem::zeroed();
             libc::CPU_SET(core, &mut one);
@@ -291,11 +268,7 @@ mod tests {
                 assert!(worker < 4);
                 counts[task].fetch_add(1, Ordering::Relaxed);
             });
-            assert!(
-                counts
-                    .iter()
-                    .all(|count| count.load(Ordering::Relaxed) == 1)
-            );
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
         }
     }
 

@@ -7,11 +7,7 @@ use crate::cpu::Compute;
 pub(crate) fn round_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    if value.is_nan() {
-        (bits >> 16) as u16 | 0x40
-    } else {
-        rounded as u16
-    }
+    if value.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded as u16 }
 }
 
 /// The value of bf16 bits.
@@ -25,11 +21,7 @@ pub(crate) fn widen_bf16(bits: u16) -> f32 {
 /// # Panics
 /// When `out` is not [`Compute::row_bytes`] of `x.len()` long.
 pub fn encode_rows(compute: Compute, x: &[f32], out: &mut [u8]) {
-    assert_eq!(
-        out.len(),
-        compute.row_bytes(x.len()),
-        "bytes of the wire rows"
-    );
+    assert_eq!(out.len(), compute.row_bytes(x.len()), "bytes of the wire rows");
     match compute {
         Compute::Bf16 => {
             for (out, &value) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
@@ -61,11 +53,7 @@ pub fn add_wire_rows(acc: &mut [f32], rows: &[u8], compute: Compute) {
 }
 
 fn each(compute: Compute, rows: &[u8], out: &mut [f32], mut f: impl FnMut(&mut f32, f32)) {
-    assert_eq!(
-        rows.len(),
-        compute.row_bytes(out.len()),
-        "bytes of the wire rows"
-    );
+    assert_eq!(rows.len(), compute.row_bytes(out.len()), "bytes of the wire rows");
     match compute {
         Compute::Bf16 => {
             for (out, &bytes) in out.iter_mut().zip(rows.as_chunks::<2>().0) {

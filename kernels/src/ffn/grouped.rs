@@ -70,11 +70,7 @@ pub fn grouped_ffn(cpu: &Cpu, jobs: &[FfnJob<'_>], out: &mut [u8]) {
     let compute = cpu.compute();
     let hidden = first.expert.hidden();
     let row_bytes = compute.row_bytes(hidden);
-    assert_eq!(
-        out.len() % row_bytes,
-        0,
-        "the output is not whole rows of {row_bytes} bytes"
-    );
+    assert_eq!(out.len() % row_bytes, 0, "the output is not whole rows of {row_bytes} bytes");
     let mut scratch = cpu.scratch();
     let scratch = &mut scratch.ffn;
     scratch.check_outputs(jobs, hidden, row_bytes, out.len() / row_bytes);
@@ -87,11 +83,7 @@ pub fn grouped_ffn(cpu: &Cpu, jobs: &[FfnJob<'_>], out: &mut [u8]) {
         |job| jobs[job].expert,
         |job, row, first, x| {
             let at = first * size;
-            decode_rows(
-                compute,
-                &jobs[job].rows[row].input[at..at + x.len() * size],
-                x,
-            );
+            decode_rows(compute, &jobs[job].rows[row].input[at..at + x.len() * size], x);
         },
         |job, row, first, y| {
             let row = &jobs[job].rows[row];
@@ -120,10 +112,7 @@ pub(super) fn dense(cpu: &Cpu, w: &ExpertWeights, x: &[f32], scale: Option<&[f32
     let rows = x.len() / hidden.max(1);
     assert_eq!(x.len(), rows * hidden, "x is not whole rows of {hidden}");
     assert_eq!(y.len(), x.len(), "y has another length than x");
-    assert!(
-        scale.is_none_or(|scale| scale.len() == rows),
-        "not one scale for each of {rows} rows"
-    );
+    assert!(scale.is_none_or(|scale| scale.len() == rows), "not one scale for each of {rows} rows");
     let y = DisjointMut::new(y);
     launch(
         cpu,
@@ -189,9 +178,7 @@ fn launch<'a>(
             }
             Kind::Down => {
                 wait_for(&stage.gate_up_left);
-                down(expert, task, &h, |row, first, y| {
-                    write(stage.job, row, first, y)
-                });
+                down(expert, task, &h, |row, first, y| write(stage.job, row, first, y));
             }
         }
     });
@@ -204,36 +191,26 @@ fn launch<'a>(
 unsafe fn gate_up(expert: &ExpertWeights, task: &Task, x: &Acts<'_>, h: &Acts<'_>) {
     let (panels, tokens) = (task.panels.clone(), task.tokens.clone());
     let last = expert.gate.panels() - 1;
-    multiply(
-        [&expert.gate, &expert.up],
-        panels,
-        x,
-        tokens,
-        |panel, first, [gate, up]| {
-            let rows = gate
-                .as_chunks::<LANES>()
-                .0
-                .iter()
-                .zip(up.as_chunks::<LANES>().0);
-            for (row, (gate, up)) in rows.enumerate() {
-                let (mut gate, mut up) = (*gate, *up);
-                if let Some(bias) = &expert.bias {
-                    add(&mut gate, &bias.gate[panel * LANES..]);
-                    add(&mut up, &bias.up[panel * LANES..]);
-                }
-                let product = expert.activation.apply(&gate, &up);
-                // SAFETY: the caller's promise; the padding behind the last panel goes with it.
-                unsafe {
-                    h.put(first + row, panel, &product);
-                    if panel == last {
-                        for padding in panel + 1..h.segments() {
-                            h.put(first + row, padding, &[0.0; LANES]);
-                        }
+    multiply([&expert.gate, &expert.up], panels, x, tokens, |panel, first, [gate, up]| {
+        let rows = gate.as_chunks::<LANES>().0.iter().zip(up.as_chunks::<LANES>().0);
+        for (row, (gate, up)) in rows.enumerate() {
+            let (mut gate, mut up) = (*gate, *up);
+            if let Some(bias) = &expert.bias {
+                add(&mut gate, &bias.gate[panel * LANES..]);
+                add(&mut up, &bias.up[panel * LANES..]);
+            }
+            let product = expert.activation.apply(&gate, &up);
+            // SAFETY: the caller's promise; the padding behind the last panel goes with it.
+            unsafe {
+                h.put(first + row, panel, &product);
+                if panel == last {
+                    for padding in panel + 1..h.segments() {
+                        h.put(first + row, padding, &[0.0; LANES]);
                     }
                 }
             }
-        },
-    );
+        }
+    });
 }
 
 fn down(expert: &ExpertWeights, task: &Task, h: &Acts<'_>, write: impl Fn(usize, usize, &[f32])) {
@@ -272,19 +249,11 @@ impl FfnScratch {
         for (job, rows) in jobs.enumerate().filter(|&(_, rows)| rows > 0) {
             let expert = expert(job);
             let (unpacked, gate_up_left) = (AtomicU32::new(0), AtomicU32::new(0));
-            self.stages.push(Stage {
-                job,
-                rows,
-                inputs_at,
-                hidden_at,
-                unpacked,
-                gate_up_left,
-            });
+            self.stages.push(Stage { job, rows, inputs_at, hidden_at, unpacked, gate_up_left });
             inputs_at += Acts::bytes(kernel, rows, expert.hidden());
             hidden_at += Acts::bytes(kernel, rows, expert.width());
         }
-        self.stages
-            .sort_by_key(|stage| (std::cmp::Reverse(stage.rows), stage.job));
+        self.stages.sort_by_key(|stage| (std::cmp::Reverse(stage.rows), stage.job));
         let tasks_min = (threads * 4).div_ceil(self.stages.len().max(1));
         let pack_rows = tile_tokens(kernel).max(16);
         for kind in [Kind::Pack, Kind::GateUp, Kind::Down] {
@@ -300,12 +269,7 @@ impl FfnScratch {
                     )
                 };
                 let mut push = |panels, tokens| {
-                    self.tasks.push(Task {
-                        stage,
-                        kind,
-                        panels,
-                        tokens,
-                    });
+                    self.tasks.push(Task { stage, kind, panels, tokens });
                 };
                 match kind {
                     Kind::Pack => {
@@ -332,11 +296,7 @@ impl FfnScratch {
         self.taken.clear();
         self.taken.resize(rows.div_ceil(64), 0);
         for job in jobs {
-            assert_eq!(
-                job.expert.hidden(),
-                hidden,
-                "experts of one launch differ in hidden size"
-            );
+            assert_eq!(job.expert.hidden(), hidden, "experts of one launch differ in hidden size");
             for row in job.rows {
                 assert_eq!(row.input.len(), row_bytes, "bytes of an input row");
                 assert!(row.output < rows, "output row {} of {rows}", row.output);

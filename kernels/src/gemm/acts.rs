@@ -35,14 +35,7 @@ impl<'a> Acts<'a> {
     ) -> Self {
         assert!(start + Self::bytes(kernel, rows, inputs) <= bytes.len());
         assert_eq!(start % 64, 0);
-        Self {
-            bytes,
-            start,
-            kernel,
-            compute,
-            rows,
-            steps: inputs.div_ceil(STEP),
-        }
+        Self { bytes, start, kernel, compute, rows, steps: inputs.div_ceil(STEP) }
     }
 
     pub(crate) fn kernel(&self) -> Isa {
@@ -84,10 +77,8 @@ impl<'a> Acts<'a> {
         if self.kernel == Isa::Amx {
             let at = tile + (input / STEP * tokens + token) * STEP + input % STEP;
             // SAFETY: this row's segment, which only the caller stores now.
-            let out = unsafe {
-                self.bytes
-                    .part(self.start + at * 2..self.start + (at + LANES) * 2)
-            };
+            let out =
+                unsafe { self.bytes.part(self.start + at * 2..self.start + (at + LANES) * 2) };
             for (out, &value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
                 *out = round_bf16(value).to_ne_bytes();
             }

@@ -57,10 +57,7 @@ mod x86 {
         unsafe fn fma(weights: Self::Row, value: __m256, sum: Self::Row) -> Self::Row {
             // SAFETY: FMA is there.
             unsafe {
-                (
-                    _mm256_fmadd_ps(weights.0, value, sum.0),
-                    _mm256_fmadd_ps(weights.1, value, sum.1),
-                )
+                (_mm256_fmadd_ps(weights.0, value, sum.0), _mm256_fmadd_ps(weights.1, value, sum.1))
             }
         }
 

@@ -33,10 +33,7 @@ mod x86 {
             unsafe {
                 let pairs = _mm512_loadu_si512(line.cast());
                 let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(-0x1_0000));
-                (
-                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)),
-                    _mm512_castsi512_ps(odd),
-                )
+                (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd))
             }
         }
 
@@ -107,7 +104,7 @@ mod x86 {
                     (4, 3),
                     (4, 4),
                 ]
-            )
+            );
         }
     }
 }

@@ -32,6 +32,7 @@ const AHEAD: usize = 2048;
 /// The instruction set of `L` must be there; `block` describes `P` readable panels and a readable
 /// tile of `T` tokens, all of `block.steps` steps; `sums` is writable for `P * T * LANES` floats.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "the panel number indexes weights and sums alike")]
 pub(super) unsafe fn multiply<L: Lanes, const P: usize, const T: usize>(
     block: &Block,
     sums: *mut f32,

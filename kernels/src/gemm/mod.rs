@@ -6,6 +6,7 @@
 //! independent of how the work was cut.
 
 mod acts;
+mod amx;
 mod avx2;
 mod avx512;
 mod fma;
@@ -59,16 +60,11 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// `bytes` bytes with anything in them, aligned to a cache line.
     pub(crate) fn bytes(&mut self, bytes: usize) -> &mut [u8] {
-        let enough = self
-            .region
-            .as_ref()
-            .is_some_and(|region| region.len() >= bytes);
+        let enough = self.region.as_ref().is_some_and(|region| region.len() >= bytes);
         if !enough {
             self.region = None;
         }
-        let region = self
-            .region
-            .get_or_insert_with(|| Region::zeroed(bytes.next_power_of_two()));
+        let region = self.region.get_or_insert_with(|| Region::zeroed(bytes.next_power_of_two()));
         // SAFETY: the region has at least `bytes` initialised bytes, reached through `self` only.
         unsafe { std::slice::from_raw_parts_mut(region.as_ptr(), bytes) }
     }
@@ -77,7 +73,7 @@ impl Buffer {
 /// The kernel that a precision gets on an instruction set: tiles know bf16 only.
 pub(crate) fn kernel_for(isa: Isa, compute: Compute) -> Isa {
     match compute {
-        Compute::Bf16 => isa.min(Isa::Avx512),
+        Compute::Bf16 => isa,
         Compute::F32 => isa.min(Isa::Avx512),
     }
 }
@@ -107,6 +103,14 @@ struct Block {
     steps: usize,
     acts: *const u8,
     tokens: usize,
+    fetch: Fetch,
+}
+
+/// What a block brings into the cache for the blocks after it: cache lines per step of two streams.
+#[derive(Clone, Copy)]
+struct Fetch {
+    from: [*const u8; 2],
+    lines: usize,
 }
 
 impl Block {
@@ -114,11 +118,7 @@ impl Block {
     fn single(&self, index: usize) -> Self {
         let mut panels = self.panels;
         panels.swap(0, index);
-        Self {
-            panels,
-            count: 1,
-            ..*self
-        }
+        Self { panels, count: 1, ..*self }
     }
 }
 
@@ -153,6 +153,7 @@ pub(crate) fn multiply<const SOURCES: usize>(
             steps: first.steps(),
             acts: std::ptr::null(),
             tokens: 0,
+            fetch: Fetch { from: [std::ptr::null(); 2], lines: 0 },
         };
         for panel in panels.clone() {
             for source in sources {
@@ -164,6 +165,11 @@ pub(crate) fn multiply<const SOURCES: usize>(
         while token < tokens.end {
             block.tokens = tokens_max.min(tokens.end - token);
             block.acts = acts.tile(token);
+            let ahead = |panel: *const u8| panel.wrapping_add(2048);
+            block.fetch = Fetch {
+                from: [ahead(block.panels[0]), ahead(block.panels[block.count - 1])],
+                lines: if token == tokens.start { 16 } else { 0 },
+            };
             run(acts.kernel(), &block, &mut sums);
             let size = block.tokens * LANES;
             for (index, panel) in panels.clone().enumerate() {
@@ -190,6 +196,8 @@ fn run(kernel: Isa, block: &Block, sums: &mut [f32; ACCUMULATORS]) {
         // SAFETY: as above; an Acts for this kernel exists only if the instructions do.
         Isa::Avx2 => unsafe { avx2::block(block, sums) },
         // SAFETY: as above.
-        Isa::Avx512 | Isa::Amx => unsafe { avx512::block(block, sums) },
+        Isa::Avx512 => unsafe { avx512::block(block, sums) },
+        // SAFETY: as above; tiles get bf16 storage and bf16 activations only (`kernel_for`).
+        Isa::Amx => unsafe { amx::block(block, sums) },
     }
 }

@@ -28,11 +28,7 @@ impl Packed {
         for part in parts {
             if part.cols() != inputs {
                 let what = "columns of a stacked matrix";
-                return Err(MatrixError::Shape {
-                    what,
-                    expected: inputs,
-                    got: part.cols(),
-                });
+                return Err(MatrixError::Shape { what, expected: inputs, got: part.cols() });
             }
         }
         let outputs = parts.iter().map(MatrixView::rows).sum();
@@ -44,10 +40,7 @@ impl Packed {
         let panel_bytes = panel_bytes(storage, inputs);
         let panels = usize::div_ceil(outputs, LANES);
         let bytes = panels.checked_mul(panel_bytes);
-        let bytes = bytes.ok_or(MatrixError::TooLarge {
-            rows: outputs,
-            cols: inputs,
-        })?;
+        let bytes = bytes.ok_or(MatrixError::TooLarge { rows: outputs, cols: inputs })?;
         let mut block = cpu.arena().block(bytes);
         let out = DisjointMut::new(&mut block.as_mut_slice()[..bytes]);
         cpu.for_each(panels, |panel, _| {
@@ -59,13 +52,7 @@ impl Packed {
                 Storage::F32 => pack_f32(rows, inputs, out),
             }
         });
-        Ok(Self {
-            block,
-            storage,
-            compute,
-            outputs,
-            inputs,
-        })
+        Ok(Self { block, storage, compute, outputs, inputs })
     }
 
     pub(crate) fn outputs(&self) -> usize {
@@ -139,24 +126,14 @@ fn rows_from<'a>(
 
 fn pack_bf16(rows: [Option<(MatrixView<'_>, usize)>; LANES], inputs: usize, out: &mut [u8]) {
     // One step: [pair][output] of two bf16.
-    for (step, out) in out
-        .as_chunks_mut::<{ STEP * LANES * 2 }>()
-        .0
-        .iter_mut()
-        .enumerate()
-    {
+    for (step, out) in out.as_chunks_mut::<{ STEP * LANES * 2 }>().0.iter_mut().enumerate() {
         let first = step * STEP;
         let count = STEP.min(inputs - first);
         let lines = out.as_chunks_mut::<{ LANES * 4 }>().0;
         for (lane, row) in rows.iter().enumerate() {
             let Some((view, row)) = row else { continue };
             let mut pairs = [[0u8; 4]; STEP / 2];
-            read_bf16(
-                view,
-                *row,
-                first,
-                &mut pairs.as_flattened_mut()[..count * 2],
-            );
+            read_bf16(view, *row, first, &mut pairs.as_flattened_mut()[..count * 2]);
             for (line, pair) in lines.iter_mut().zip(pairs) {
                 line[lane * 4..lane * 4 + 4].copy_from_slice(&pair);
             }
@@ -182,12 +159,7 @@ fn read_bf16(view: &MatrixView<'_>, row: usize, col: usize, out: &mut [u8]) {
 }
 
 fn pack_f32(rows: [Option<(MatrixView<'_>, usize)>; LANES], inputs: usize, out: &mut [u8]) {
-    for (step, out) in out
-        .as_chunks_mut::<{ STEP * LANES * 4 }>()
-        .0
-        .iter_mut()
-        .enumerate()
-    {
+    for (step, out) in out.as_chunks_mut::<{ STEP * LANES * 4 }>().0.iter_mut().enumerate() {
         let first = step * STEP;
         let count = STEP.min(inputs - first);
         for (lane, row) in rows.iter().enumerate() {

@@ -29,11 +29,7 @@ impl Split {
         let fair = panels.div_ceil(tasks_min.max(1));
         let wanted = by_bytes.min(by_work).min(fair);
         let panels_per_task = (wanted / PANELS * PANELS).max(PANELS);
-        Self {
-            panels,
-            panels_per_task,
-            rows,
-        }
+        Self { panels, panels_per_task, rows }
     }
 
     /// Calls `f(panels, tokens)` for every task.

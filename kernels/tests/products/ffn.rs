@@ -30,20 +30,12 @@ impl Expert {
     fn reference(&self, x: &[f32], act: impl Fn(f64, f64) -> f64) -> Vec<f32> {
         let product = |w: &Stored, x: &[f64]| -> Vec<f64> {
             let rows = w.values.chunks_exact(w.cols);
-            rows.map(|w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum())
-                .collect()
+            rows.map(|w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()).collect()
         };
         let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
         let (gate, up) = (product(&self.gate, &x), product(&self.up, &x));
-        let h: Vec<f64> = gate
-            .iter()
-            .zip(&up)
-            .map(|(&gate, &up)| act(gate, up))
-            .collect();
-        product(&self.down, &h)
-            .into_iter()
-            .map(|y| y as f32)
-            .collect()
+        let h: Vec<f64> = gate.iter().zip(&up).map(|(&gate, &up)| act(gate, up)).collect();
+        product(&self.down, &h).into_iter().map(|y| y as f32).collect()
     }
 }
 
@@ -63,9 +55,8 @@ fn grouped_experts_match_plain_arithmetic() {
     for (isa, compute) in backends() {
         let cpu = cpu(isa, compute, 2);
         for (hidden, width) in [(64, 48), (48, 96), (33, 17), (96, 64)] {
-            let experts: Vec<Expert> = (0..5)
-                .map(|_| Expert::random(&mut numbers, hidden, width))
-                .collect();
+            let experts: Vec<Expert> =
+                (0..5).map(|_| Expert::random(&mut numbers, hidden, width)).collect();
             let packed: Vec<ExpertWeights> = experts.iter().map(|e| e.pack(&cpu)).collect();
             let counts = [1, 0, 20, 3, 41];
             let rows: usize = counts.iter().sum();
@@ -77,11 +68,7 @@ fn grouped_experts_match_plain_arithmetic() {
                 .map(|&count| {
                     at += count;
                     (at - count..at)
-                        .map(|i| FfnRow {
-                            input: &wires[i],
-                            weight: 0.5,
-                            output: rows - 1 - i,
-                        })
+                        .map(|i| FfnRow { input: &wires[i], weight: 0.5, output: rows - 1 - i })
                         .collect()
                 })
                 .collect();
@@ -115,40 +102,22 @@ fn grouped_experts_match_plain_arithmetic() {
 fn a_row_has_the_same_bits_in_any_launch() {
     let mut numbers = Numbers(12);
     for (isa, compute) in backends() {
-        let (hidden, width) = if isa == Isa::Portable {
-            (48, 32)
-        } else {
-            (320, 208)
-        };
-        let experts: Vec<Expert> = (0..4)
-            .map(|_| Expert::random(&mut numbers, hidden, width))
-            .collect();
-        let wires: Vec<Vec<u8>> = (0..120)
-            .map(|_| wire(compute, &numbers.floats(hidden, 1.0)))
-            .collect();
+        let (hidden, width) = if isa == Isa::Portable { (48, 32) } else { (320, 208) };
+        let experts: Vec<Expert> =
+            (0..4).map(|_| Expert::random(&mut numbers, hidden, width)).collect();
+        let wires: Vec<Vec<u8>> =
+            (0..120).map(|_| wire(compute, &numbers.floats(hidden, 1.0))).collect();
         let alone = cpu(isa, compute, 1);
         let packed: Vec<ExpertWeights> = experts.iter().map(|e| e.pack(&alone)).collect();
         let size = compute.row_bytes(hidden);
         let single = |expert: usize, x: usize| {
-            let rows = [FfnRow {
-                input: &wires[x],
-                weight: 0.7,
-                output: 0,
-            }];
+            let rows = [FfnRow { input: &wires[x], weight: 0.7, output: 0 }];
             let mut out = vec![0; size];
-            grouped_ffn(
-                &alone,
-                &[FfnJob {
-                    expert: &packed[expert],
-                    rows: &rows,
-                }],
-                &mut out,
-            );
+            grouped_ffn(&alone, &[FfnJob { expert: &packed[expert], rows: &rows }], &mut out);
             out
         };
-        let expected: Vec<Vec<Vec<u8>>> = (0..4)
-            .map(|e| (0..wires.len()).map(|x| single(e, x)).collect())
-            .collect();
+        let expected: Vec<Vec<Vec<u8>>> =
+            (0..4).map(|e| (0..wires.len()).map(|x| single(e, x)).collect()).collect();
         for launch in 0..30 {
             let cpu = cpu(isa, compute, 1 + launch % 3);
             let packed: Vec<ExpertWeights> = experts.iter().map(|e| e.pack(&cpu)).collect();
@@ -165,11 +134,7 @@ fn a_row_has_the_same_bits_in_any_launch() {
                 .map(|(_, xs)| {
                     let row = |&x: &usize| {
                         output += 1;
-                        FfnRow {
-                            input: &wires[x],
-                            weight: 0.7,
-                            output: output - 1,
-                        }
+                        FfnRow { input: &wires[x], weight: 0.7, output: output - 1 }
                     };
                     xs.iter().map(row).collect()
                 })
@@ -177,10 +142,7 @@ fn a_row_has_the_same_bits_in_any_launch() {
             let jobs: Vec<FfnJob<'_>> = picks
                 .iter()
                 .zip(&rows)
-                .map(|((expert, _), rows)| FfnJob {
-                    expert: &packed[*expert],
-                    rows,
-                })
+                .map(|((expert, _), rows)| FfnJob { expert: &packed[*expert], rows })
                 .collect();
             let mut out = vec![0; output * size];
             grouped_ffn(&cpu, &jobs, &mut out);
@@ -210,15 +172,9 @@ fn a_dense_mlp_adds_to_the_residual() {
             let part = row * 64..(row + 1) * 64;
             let expected = expert.reference(&x[part.clone()], silu_up);
             for (i, y) in part.clone().zip(expected) {
-                assert!(
-                    (plain[i] - before[i] - y).abs() < tolerance,
-                    "{isa} {compute}"
-                );
+                assert!((plain[i] - before[i] - y).abs() < tolerance, "{isa} {compute}");
                 let y = scale[row] * y;
-                assert!(
-                    (scaled[i] - before[i] - y).abs() < tolerance,
-                    "{isa} {compute}"
-                );
+                assert!((scaled[i] - before[i] - y).abs() < tolerance, "{isa} {compute}");
             }
         }
     }
@@ -234,47 +190,29 @@ fn biases_and_the_clamped_activation() {
     // A bias is a weight of an input that is always 1: put it there for the reference.
     let with_bias = |w: &Stored, bias: &[f32]| {
         let rows = w.values.chunks_exact(w.cols).zip(bias);
-        let values: Vec<f32> = rows
-            .flat_map(|(row, bias)| row.iter().copied().chain([*bias]))
-            .collect();
-        Stored {
-            values,
-            cols: w.cols + 1,
-            rows: w.rows,
-            dtype: w.dtype,
-            bytes: Vec::new(),
-        }
+        let values: Vec<f32> =
+            rows.flat_map(|(row, bias)| row.iter().copied().chain([*bias])).collect();
+        Stored { values, cols: w.cols + 1, rows: w.rows, dtype: w.dtype, bytes: Vec::new() }
     };
     let biased = Expert {
         gate: with_bias(&expert.gate, &gate_bias),
         up: with_bias(&expert.up, &up_bias),
         down: Stored::random(&mut numbers, Dtype::F32, hidden, width),
     };
-    let biased = Expert {
-        down: Stored {
-            values: expert.down.values.clone(),
-            ..biased.down
-        },
-        ..biased
-    };
+    let biased =
+        Expert { down: Stored { values: expert.down.values.clone(), ..biased.down }, ..biased };
     let x = numbers.floats(hidden, 1.0);
     let one: Vec<f32> = x.iter().copied().chain([1.0]).collect();
     let mut expected = biased.reference(&one, |gate, up| {
         let (gate, up) = (gate.min(0.5), up.clamp(-0.5, 0.5));
         (up + 1.0) * gate / (1.0 + (-1.702 * gate).exp())
     });
-    expected
-        .iter_mut()
-        .zip(&down_bias)
-        .for_each(|(y, bias)| *y += bias);
+    expected.iter_mut().zip(&down_bias).for_each(|(y, bias)| *y += bias);
     for (isa, compute) in backends() {
         let cpu = cpu(isa, compute, 2);
         let packed = expert
             .pack(&cpu)
-            .with_activation(Activation::ClampedSwish {
-                alpha: 1.702,
-                limit: 0.5,
-            })
+            .with_activation(Activation::ClampedSwish { alpha: 1.702, limit: 0.5 })
             .with_bias(&gate_bias, &up_bias, &down_bias)
             .unwrap();
         let mut y = vec![0.0; hidden];
@@ -292,19 +230,8 @@ fn shapes_that_do_not_belong_together_are_told() {
     let narrow = Expert::random(&mut numbers, 8, 3);
     let error = ExpertWeights::pack(&cpu, wide.gate.view(), narrow.up.view(), wide.down.view())
         .unwrap_err();
-    assert_eq!(
-        error,
-        MatrixError::Shape {
-            what: "rows of up",
-            expected: 4,
-            got: 3
-        }
-    );
-    assert!(
-        wide.pack(&cpu)
-            .with_bias(&[0.0; 4], &[0.0; 4], &[0.0; 4])
-            .is_err()
-    );
+    assert_eq!(error, MatrixError::Shape { what: "rows of up", expected: 4, got: 3 });
+    assert!(wide.pack(&cpu).with_bias(&[0.0; 4], &[0.0; 4], &[0.0; 4]).is_err());
 }
 
 #[test]
@@ -314,17 +241,6 @@ fn two_rows_may_not_share_an_output() {
     let cpu = cpu(Isa::Portable, Compute::F32, 2);
     let expert = Expert::random(&mut numbers, 8, 4).pack(&cpu);
     let input = [0; 32];
-    let rows = [FfnRow {
-        input: &input,
-        weight: 1.0,
-        output: 0,
-    }; 2];
-    grouped_ffn(
-        &cpu,
-        &[FfnJob {
-            expert: &expert,
-            rows: &rows,
-        }],
-        &mut [0; 32],
-    );
+    let rows = [FfnRow { input: &input, weight: 1.0, output: 0 }; 2];
+    grouped_ffn(&cpu, &[FfnJob { expert: &expert, rows: &rows }], &mut [0; 32]);
 }

@@ -50,11 +50,7 @@ fn every_shape_matches_the_reference() {
 fn a_row_has_the_same_bits_in_any_batch_and_with_any_threads() {
     let mut numbers = Numbers(2);
     for (isa, compute) in backends() {
-        let (outputs, inputs) = if isa == Isa::Portable {
-            (40, 96)
-        } else {
-            (330, 520)
-        };
+        let (outputs, inputs) = if isa == Isa::Portable { (40, 96) } else { (330, 520) };
         let w = Stored::random(&mut numbers, Dtype::Bf16, outputs, inputs);
         let pool: Vec<Vec<f32>> = (0..700).map(|_| numbers.floats(inputs, 1.0)).collect();
         let alone = cpu(isa, compute, 1);
@@ -70,9 +66,7 @@ fn a_row_has_the_same_bits_in_any_batch_and_with_any_threads() {
         for threads in [1, 2, 3] {
             let cpu = cpu(isa, compute, threads);
             let packed = Linear::pack(&cpu, &[w.view()], None).unwrap();
-            for rows in [
-                2, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 48, 100, 255, 257, 290, 600,
-            ] {
+            for rows in [2, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 48, 100, 255, 257, 290, 600] {
                 let picks: Vec<usize> = (0..rows).map(|_| numbers.below(pool.len())).collect();
                 let x: Vec<f32> = picks.iter().flat_map(|&i| pool[i].clone()).collect();
                 let mut y = vec![0.0; rows * outputs];
@@ -108,11 +102,7 @@ fn stacked_parts_bias_and_residual() {
                 for column in 0..part.rows {
                     let at = row * 64 + first + column;
                     let sum = alone[row * part.rows + column] + bias[first + column];
-                    assert_eq!(
-                        y[at].to_bits(),
-                        (before[at] + sum).to_bits(),
-                        "{isa} {compute}"
-                    );
+                    assert_eq!(y[at].to_bits(), (before[at] + sum).to_bits(), "{isa} {compute}");
                 }
             }
             first += part.rows;
@@ -163,10 +153,7 @@ fn a_router_gate_is_exact_in_any_precision() {
 fn wrong_shapes_are_told() {
     let cpu = cpu(Isa::Portable, Compute::F32, 1);
     let error = MatrixView::new(&[0; 9], Dtype::F16, 2, 3).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "a 2 x 3 F16 matrix takes 12 bytes, got 9"
-    );
+    assert_eq!(error.to_string(), "a 2 x 3 F16 matrix takes 12 bytes, got 9");
     assert!(matches!(
         MatrixView::new(&[], Dtype::F32, usize::MAX, 2),
         Err(MatrixError::TooLarge { .. })
@@ -174,12 +161,6 @@ fn wrong_shapes_are_told() {
     let (a, b) = ([0; 8], [0; 12]);
     let a = MatrixView::new(&a, Dtype::F32, 1, 2).unwrap();
     let b = MatrixView::new(&b, Dtype::F32, 1, 3).unwrap();
-    assert!(matches!(
-        Linear::pack(&cpu, &[a, b], None),
-        Err(MatrixError::Shape { .. })
-    ));
-    assert!(matches!(
-        Linear::pack(&cpu, &[a], Some(&[1.0, 2.0])),
-        Err(MatrixError::Shape { .. })
-    ));
+    assert!(matches!(Linear::pack(&cpu, &[a, b], None), Err(MatrixError::Shape { .. })));
+    assert!(matches!(Linear::pack(&cpu, &[a], Some(&[1.0, 2.0])), Err(MatrixError::Shape { .. })));
 }

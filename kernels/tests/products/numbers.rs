@@ -59,13 +59,7 @@ impl Stored {
                 }
             }
         }
-        Self {
-            dtype,
-            bytes,
-            values,
-            rows,
-            cols,
-        }
+        Self { dtype, bytes, values, rows, cols }
     }
 
     pub(crate) fn view(&self) -> MatrixView<'_> {
@@ -74,10 +68,7 @@ impl Stored {
 
     /// The values as packing keeps them in this precision.
     pub(crate) fn packed_values(&self, compute: Compute) -> Vec<f32> {
-        self.values
-            .iter()
-            .map(|&value| rounded(compute, value))
-            .collect()
+        self.values.iter().map(|&value| rounded(compute, value)).collect()
     }
 }
 
@@ -92,30 +83,19 @@ pub(crate) fn rounded(compute: Compute, value: f32) -> f32 {
 pub(crate) fn chained(w: &[f32], x: &[f32], inputs: usize) -> Vec<f32> {
     let (rows, outputs) = (x.chunks_exact(inputs), w.chunks_exact(inputs));
     rows.flat_map(|x| {
-        outputs.clone().map(move |w| {
-            w.iter()
-                .zip(x)
-                .fold(0.0f32, |sum, (w, x)| w.mul_add(*x, sum))
-        })
+        outputs.clone().map(move |w| w.iter().zip(x).fold(0.0f32, |sum, (w, x)| w.mul_add(*x, sum)))
     })
     .collect()
 }
 
 pub(crate) fn cpu(isa: Isa, compute: Compute, threads: usize) -> Cpu {
-    Cpu::new(&CpuOptions {
-        threads,
-        compute,
-        isa: Some(isa),
-        pin: false,
-    })
-    .unwrap()
+    Cpu::new(&CpuOptions { threads, compute, isa: Some(isa), pin: false }).unwrap()
 }
 
 /// Every instruction set of this machine with every precision.
 pub(crate) fn backends() -> Vec<(Isa, Compute)> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    isas.flat_map(|isa| [(isa, Compute::Bf16), (isa, Compute::F32)])
-        .collect()
+    isas.flat_map(|isa| [(isa, Compute::Bf16), (isa, Compute::F32)]).collect()
 }
 
 /// Asserts the same bits.
@@ -123,11 +103,7 @@ pub(crate) fn backends() -> Vec<(Isa, Compute)> {
 pub(crate) fn assert_same(got: &[f32], expected: &[f32], what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (a, b)) in got.iter().zip(expected).enumerate() {
-        assert_eq!(
-            a.to_bits(),
-            b.to_bits(),
-            "{what}: element {i}: {a} is not {b}"
-        );
+        assert_eq!(a.to_bits(), b.to_bits(), "{what}: element {i}: {a} is not {b}");
     }
 }
 
@@ -136,9 +112,6 @@ pub(crate) fn assert_same(got: &[f32], expected: &[f32], what: &str) {
 pub(crate) fn assert_close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (a, b)) in got.iter().zip(expected).enumerate() {
-        assert!(
-            (a - b).abs() <= tolerance,
-            "{what}: element {i}: {a} is not near {b}"
-        );
+        assert!((a - b).abs() <= tolerance, "{what}: element {i}: {a} is not near {b}");
     }
 }
