@@ -1,1 +1,15 @@
-//! (in progress)
+//! Moves what other rooms decided to send: mailboxes into device threads, data links, control sessions, sequences.
+
+mod address;
+mod backoff;
+mod channel;
+mod doorbell;
+mod hub;
+pub mod link;
+pub mod mailbox;
+
+pub use address::{Address, AddressError};
+pub use backoff::Backoff;
+pub use channel::{InprocListener, KeepAlive, ListenError, Listener, channel, serve, server};
+pub use doorbell::Doorbell;
+pub use hub::Hub;
