@@ -188,27 +188,17 @@ impl Checkpoint {
             found,
         };
         if entry.shape != shape {
-            return Err(wrong(
-                format!("shape {shape:?}"),
-                format!("{:?}", entry.shape),
-            ));
+            return Err(wrong(format!("shape {shape:?}"), format!("{:?}", entry.shape)));
         }
         let Some(dtype) = entry.element() else {
             return Err(wrong("BF16, F16 or F32".to_owned(), entry.dtype.clone()));
         };
-        Ok(Tensor {
-            file,
-            range: entry.range.clone(),
-            dtype,
-        })
+        Ok(Tensor { file, range: entry.range.clone(), dtype })
     }
 }
 
 /// Whether a name stays in its folder.
 fn is_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
-    matches!(
-        (parts.next(), parts.next()),
-        (Some(std::path::Component::Normal(_)), None)
-    )
+    matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None))
 }

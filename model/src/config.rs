@@ -41,11 +41,7 @@ impl Config {
                 format!("expected a JSON object, found {}", kind(&value)),
             ));
         };
-        Ok(Self {
-            file: file.to_owned(),
-            prefix: String::new(),
-            map,
-        })
+        Ok(Self { file: file.to_owned(), prefix: String::new(), map })
     }
 
     /// The value of a key; an explicit null counts as absent, as it does for the library that wrote it.
@@ -111,8 +107,7 @@ impl Config {
 
     /// A finite number greater than zero.
     pub(crate) fn positive(&self, key: &str) -> Result<f64, ModelError> {
-        self.optional_positive(key)?
-            .ok_or_else(|| self.expected(key, "a number above 0"))
+        self.optional_positive(key)?.ok_or_else(|| self.expected(key, "a number above 0"))
     }
 
     /// A finite number greater than zero, or `default` if the key is not there.
@@ -177,11 +172,7 @@ impl Config {
         numbers.ok_or_else(|| {
             self.expected(
                 key,
-                format!(
-                    "whole numbers from {} to {}, one or a list",
-                    range.start(),
-                    range.end()
-                ),
+                format!("whole numbers from {} to {}, one or a list", range.start(), range.end()),
             )
         })
     }
@@ -201,11 +192,7 @@ impl Config {
 
     /// An object without keys, for one that may be left out under `key`.
     pub(crate) fn empty_object(&self, key: &str) -> Self {
-        Self {
-            file: self.file.clone(),
-            prefix: format!("{}{key}.", self.prefix),
-            map: Map::new(),
-        }
+        Self { file: self.file.clone(), prefix: format!("{}{key}.", self.prefix), map: Map::new() }
     }
 
     /// The error for a key whose value is not `expected`.

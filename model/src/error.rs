@@ -88,16 +88,10 @@ pub enum ModelError {
 
 impl ModelError {
     pub(crate) fn io(file: &Path, source: io::Error) -> Self {
-        Self::Io {
-            file: file.display().to_string(),
-            source,
-        }
+        Self::Io { file: file.display().to_string(), source }
     }
 
     pub(crate) fn malformed(file: &Path, problem: impl Into<String>) -> Self {
-        Self::Malformed {
-            file: file.display().to_string(),
-            problem: problem.into(),
-        }
+        Self::Malformed { file: file.display().to_string(), problem: problem.into() }
     }
 }

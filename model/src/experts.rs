@@ -47,11 +47,7 @@ impl ExpertHalf {
         let spec = checkpoint.spec();
         let mut places = Vec::new();
         places.resize_with(spec.layers.len() * spec.moe.experts, || None);
-        Self {
-            loader: ExpertLoader { checkpoint, cpu },
-            places,
-            bytes: 0,
-        }
+        Self { loader: ExpertLoader { checkpoint, cpu }, places, bytes: 0 }
     }
 
     /// The model this is a half of.
@@ -89,19 +85,12 @@ impl ExpertHalf {
             isa: Some(self.loader.cpu.isa()),
             pin: false,
         })?;
-        Ok(ExpertLoader {
-            checkpoint: Arc::clone(&self.loader.checkpoint),
-            cpu: Arc::new(cpu),
-        })
+        Ok(ExpertLoader { checkpoint: Arc::clone(&self.loader.checkpoint), cpu: Arc::new(cpu) })
     }
 
     /// Takes an expert that a [`loader`](Self::loader) has read.
     pub fn install(&mut self, loaded: LoadedExpert) {
-        let LoadedExpert {
-            layer,
-            expert,
-            weights,
-        } = loaded;
+        let LoadedExpert { layer, expert, weights } = loaded;
         self.unload(layer, expert);
         self.bytes += weights.bytes();
         if let Some(place) = self.place(layer, expert) {
@@ -111,9 +100,7 @@ impl ExpertHalf {
 
     /// Drops one expert and says whether it was there.
     pub fn unload(&mut self, layer: Layer, expert: Expert) -> bool {
-        let dropped = self
-            .place(layer, expert)
-            .and_then(|place| self.places[place].take());
+        let dropped = self.place(layer, expert).and_then(|place| self.places[place].take());
         self.bytes -= dropped.as_ref().map_or(0, ExpertWeights::bytes);
         dropped.is_some()
     }
@@ -127,16 +114,9 @@ impl ExpertHalf {
     /// Every resident expert, ascending.
     pub fn resident(&self) -> impl Iterator<Item = (Layer, Expert)> + '_ {
         let experts = self.spec().moe.experts;
-        self.places
-            .iter()
-            .enumerate()
-            .filter(|(_, weights)| weights.is_some())
-            .map(move |(place, _)| {
-                (
-                    Layer((place / experts) as u16),
-                    Expert((place % experts) as u16),
-                )
-            })
+        self.places.iter().enumerate().filter(|(_, weights)| weights.is_some()).map(
+            move |(place, _)| (Layer((place / experts) as u16), Expert((place % experts) as u16)),
+        )
     }
 
     /// Bytes of the resident experts.
@@ -165,14 +145,9 @@ impl ExpertHalf {
             .iter()
             .map(|work| {
                 let expert = self.weights(layer, work.expert);
-                let expert = expert.ok_or(ModelError::NotResident {
-                    layer,
-                    expert: work.expert,
-                })?;
-                Ok(FfnJob {
-                    expert,
-                    rows: work.rows,
-                })
+                let expert =
+                    expert.ok_or(ModelError::NotResident { layer, expert: work.expert })?;
+                Ok(FfnJob { expert, rows: work.rows })
             })
             .collect::<Result<Vec<_>, ModelError>>()?;
         grouped_ffn(&self.loader.cpu, &jobs, out);
@@ -180,8 +155,7 @@ impl ExpertHalf {
     }
 
     fn weights(&self, layer: Layer, expert: Expert) -> Option<&ExpertWeights> {
-        self.place(layer, expert)
-            .and_then(|place| self.places[place].as_ref())
+        self.place(layer, expert).and_then(|place| self.places[place].as_ref())
     }
 
     fn place(&self, layer: Layer, expert: Expert) -> Option<usize> {
@@ -202,19 +176,12 @@ impl ExpertLoader {
         if !routed || expert.index() >= spec.moe.experts {
             return Err(ModelError::NoSuchExpert { layer, expert });
         }
-        let prefix = format!(
-            "model.layers.{}.{}.{}.",
-            layer.0, spec.names.experts, expert.0
-        );
+        let prefix = format!("model.layers.{}.{}.{}.", layer.0, spec.names.experts, expert.0);
         let weights = Weights::new(&self.checkpoint, &self.cpu, prefix).mlp(
             spec.names.expert_parts,
             spec.hidden,
             spec.moe.width,
         )?;
-        Ok(LoadedExpert {
-            layer,
-            expert,
-            weights,
-        })
+        Ok(LoadedExpert { layer, expert, weights })
     }
 }

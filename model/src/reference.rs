@@ -123,11 +123,7 @@ impl Reference {
         let mut feed = prompt.to_vec();
         let mut position = 0;
         while generated.len() < count {
-            let span = Span {
-                rows: 0..feed.len(),
-                first_position: position,
-                blocks: &blocks,
-            };
+            let span = Span { rows: 0..feed.len(), first_position: position, blocks: &blocks };
             self.step(&[span], &feed, &mut logits)?;
             position += feed.len();
             let token = likeliest(&logits[logits.len() - vocab..]);
@@ -160,9 +156,8 @@ impl Reference {
         self.outputs.resize(routed.rows() * top_k * row_bytes, 0);
         self.experts.run(layer, &work, &mut self.outputs)?;
         let hidden = self.attention.spec().hidden;
-        for (row, outputs) in residual
-            .chunks_exact_mut(hidden)
-            .zip(self.outputs.chunks_exact(top_k * row_bytes))
+        for (row, outputs) in
+            residual.chunks_exact_mut(hidden).zip(self.outputs.chunks_exact(top_k * row_bytes))
         {
             self.attention.absorb(outputs.chunks_exact(row_bytes), row);
         }

@@ -24,11 +24,7 @@ impl RopeConfig {
             None => config.object("rope_scaling")?,
         };
         let parameters = parameters.unwrap_or_else(|| config.empty_object("rope_scaling"));
-        Ok(Self {
-            theta: parameters.positive_or("rope_theta", theta)?,
-            parameters,
-            positions_max,
-        })
+        Ok(Self { theta: parameters.positive_or("rope_theta", theta)?, parameters, positions_max })
     }
 
     /// The share of a head that turns.
@@ -61,9 +57,7 @@ impl RopeConfig {
 
     /// DeepSeek's extra factor on the softmax scale, which goes with YaRN.
     pub(crate) fn softmax_factor(&self) -> Result<f64, ModelError> {
-        let all = self
-            .parameters
-            .optional_positive_or_zero("mscale_all_dim")?;
+        let all = self.parameters.optional_positive_or_zero("mscale_all_dim")?;
         match (self.scaling()?, all) {
             (RopeScaling::Yarn(yarn), Some(all)) => {
                 Ok(YarnScaling::mscale(yarn.factor, all).powi(2))
@@ -74,16 +68,10 @@ impl RopeConfig {
 
     fn scaling(&self) -> Result<RopeScaling, ModelError> {
         let parameters = &self.parameters;
-        let key = if parameters.get("rope_type").is_some() {
-            "rope_type"
-        } else {
-            "type"
-        };
+        let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
         match parameters.optional_text(key)?.unwrap_or("default") {
             "default" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear {
-                factor: parameters.positive("factor")?,
-            }),
+            "linear" => Ok(RopeScaling::Linear { factor: parameters.positive("factor")? }),
             "llama3" => Ok(RopeScaling::Llama3(Llama3Scaling {
                 factor: parameters.positive("factor")?,
                 low_freq_factor: parameters.positive("low_freq_factor")?,
@@ -116,9 +104,6 @@ impl RopeConfig {
     fn original(&self) -> Result<usize, ModelError> {
         let key = "original_max_position_embeddings";
         let range = 1..=POSITIONS_MAX;
-        Ok(self
-            .parameters
-            .optional_count(key, &range)?
-            .unwrap_or(self.positions_max))
+        Ok(self.parameters.optional_count(key, &range)?.unwrap_or(self.positions_max))
     }
 }

@@ -60,11 +60,7 @@ impl TensorFile {
     /// Maps `path` and checks its header; returns the tensors it holds by name.
     pub(crate) fn open(path: &Path) -> Result<(Self, BTreeMap<String, TensorEntry>), ModelError> {
         let map = FileMap::open(path).map_err(|error| ModelError::io(path, error))?;
-        let mut file = Self {
-            path: path.to_owned(),
-            map,
-            header: 0..0,
-        };
+        let mut file = Self { path: path.to_owned(), map, header: 0..0 };
         file.header = file.find_header()?;
         let tensors = file.entries()?;
         Ok((file, tensors))
@@ -107,9 +103,7 @@ impl TensorFile {
     fn entries(&self) -> Result<BTreeMap<String, TensorEntry>, ModelError> {
         let raw: BTreeMap<String, &RawValue> =
             serde_json::from_slice(self.header()).map_err(|error| {
-                self.malformed(format!(
-                    "expected a safetensors header in JSON, found {error}"
-                ))
+                self.malformed(format!("expected a safetensors header in JSON, found {error}"))
             })?;
         raw.into_iter()
             .filter(|(name, _)| name != "__metadata__")
@@ -141,10 +135,7 @@ impl TensorFile {
             )));
         }
         if let Some(size) = element_bytes(&raw.dtype) {
-            let expected = raw
-                .shape
-                .iter()
-                .try_fold(size, |bytes, &dim| bytes.checked_mul(dim));
+            let expected = raw.shape.iter().try_fold(size, |bytes, &dim| bytes.checked_mul(dim));
             if expected != Some(end - begin) {
                 return Err(self.malformed(format!(
                     "tensor {name}: expected the {} bytes of {} {:?}, found {}",
@@ -155,11 +146,7 @@ impl TensorFile {
                 )));
             }
         }
-        Ok(TensorEntry {
-            dtype: raw.dtype,
-            shape: raw.shape,
-            range: data + begin..data + end,
-        })
+        Ok(TensorEntry { dtype: raw.dtype, shape: raw.shape, range: data + begin..data + end })
     }
 
     fn malformed(&self, problem: String) -> ModelError {

@@ -191,10 +191,7 @@ impl ModelSpec {
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
         let config = Config::read(&dir.join("config.json"))?;
         let generation = dir.join("generation_config.json");
-        let generation = generation
-            .exists()
-            .then(|| Config::read(&generation))
-            .transpose()?;
+        let generation = generation.exists().then(|| Config::read(&generation)).transpose()?;
         Self::parse(&config, generation.as_ref())
     }
 

@@ -26,11 +26,7 @@ pub(crate) struct Part<'a> {
 
 impl<'a> Weights<'a> {
     pub(crate) fn new(checkpoint: &'a Checkpoint, cpu: &'a Cpu, prefix: String) -> Self {
-        Self {
-            checkpoint,
-            cpu,
-            prefix,
-        }
+        Self { checkpoint, cpu, prefix }
     }
 
     pub(crate) fn cpu(&self) -> &'a Cpu {
@@ -115,8 +111,7 @@ impl<'a> Weights<'a> {
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, ModelError> {
-        self.checkpoint
-            .tensor(&format!("{}{name}", self.prefix), shape)
+        self.checkpoint.tensor(&format!("{}{name}", self.prefix), shape)
     }
 }
 

@@ -18,11 +18,7 @@ pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
     let partial = rope.partial(config, 0.5)?;
     let attention = GroupedSpec {
         qkv_bias: config.flag_or("attention_bias", false)?,
-        qk_norm: if config.flag_or("use_qk_norm", false)? {
-            QkNorm::PerHead
-        } else {
-            QkNorm::None
-        },
+        qk_norm: if config.flag_or("use_qk_norm", false)? { QkNorm::PerHead } else { QkNorm::None },
         ..trunk.grouped(config)?
     };
     let head_dim = attention.head_dim;

@@ -67,10 +67,9 @@ pub(crate) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
     }
     let activation = config.optional_text("hidden_act")?.unwrap_or("silu");
     if activation != "silu" {
-        return Err(config.unsupported(
-            "hidden_act",
-            format!("\"{activation}\" is not supported; silu is"),
-        ));
+        return Err(
+            config.unsupported("hidden_act", format!("\"{activation}\" is not supported; silu is"))
+        );
     }
     let spec = parse(config)?;
     check(config, &spec)?;
@@ -111,10 +110,7 @@ impl Trunk {
         if !self.hidden.is_multiple_of(self.heads) {
             return Err(config.expected(
                 "num_attention_heads",
-                format!(
-                    "a divisor of hidden_size {} as there is no head_dim",
-                    self.hidden
-                ),
+                format!("a divisor of hidden_size {} as there is no head_dim", self.hidden),
             ));
         }
         Ok(self.hidden / self.heads)
@@ -122,9 +118,7 @@ impl Trunk {
 
     /// Grouped attention without norms and biases; the caller adds what its architecture has.
     fn grouped(&self, config: &Config) -> Result<GroupedSpec, ModelError> {
-        let kv_heads = config
-            .optional_count("num_key_value_heads", &HEADS)?
-            .unwrap_or(self.heads);
+        let kv_heads = config.optional_count("num_key_value_heads", &HEADS)?.unwrap_or(self.heads);
         if !self.heads.is_multiple_of(kv_heads) {
             return Err(config.expected(
                 "num_key_value_heads",
@@ -204,14 +198,11 @@ impl Trunk {
 fn refuse_window(config: &Config, positions_max: usize, enabled: bool) -> Result<(), ModelError> {
     let kinds = config.texts("layer_types")?;
     let sliding = kinds.is_empty() || kinds.contains(&"sliding_attention");
-    if let Some(other) = kinds
-        .iter()
-        .find(|kind| !["full_attention", "sliding_attention"].contains(kind))
+    if let Some(other) =
+        kinds.iter().find(|kind| !["full_attention", "sliding_attention"].contains(kind))
     {
-        return Err(config.unsupported(
-            "layer_types",
-            format!("{other} is not supported; full_attention is"),
-        ));
+        return Err(config
+            .unsupported("layer_types", format!("{other} is not supported; full_attention is")));
     }
     if !enabled || !sliding {
         return Ok(());
@@ -230,9 +221,7 @@ fn refuse_window(config: &Config, positions_max: usize, enabled: bool) -> Result
 
 /// Qwen's rule: every `decoder_sparse_step`-th layer has experts, unless `mlp_only_layers` names it.
 fn sparse_steps(config: &Config, layers: usize) -> Result<Vec<LayerKind>, ModelError> {
-    let step = config
-        .optional_count("decoder_sparse_step", &LAYERS)?
-        .unwrap_or(1);
+    let step = config.optional_count("decoder_sparse_step", &LAYERS)?.unwrap_or(1);
     let dense = config.counts("mlp_only_layers", &(0..=usize::MAX))?;
     Ok((0..layers)
         .map(|layer| {
@@ -265,10 +254,9 @@ fn sigmoid_moe(config: &Config, trunk: &Trunk) -> Result<MoeSpec, ModelError> {
         scoring: Scoring::SigmoidWithBias,
         scale: config.positive_or("routed_scaling_factor", 1.0)? as f32,
         groups: (groups > 1).then_some(GroupLimit { groups, chosen }),
-        shared: shared.filter(|&count| count > 0).map(|count| SharedSpec {
-            width: count * width,
-            gated: false,
-        }),
+        shared: shared
+            .filter(|&count| count > 0)
+            .map(|count| SharedSpec { width: count * width, gated: false }),
         ..trunk.softmax_moe(
             config.count(&experts, &EXPERTS)?,
             width,
@@ -279,12 +267,8 @@ fn sigmoid_moe(config: &Config, trunk: &Trunk) -> Result<MoeSpec, ModelError> {
 
 /// DeepSeek's rule: the first layers are dense, then every `moe_layer_freq`-th layer has experts.
 fn dense_first(config: &Config, layers: usize) -> Result<Vec<LayerKind>, ModelError> {
-    let first = config
-        .optional_count("first_k_dense_replace", &(0..=usize::MAX))?
-        .unwrap_or(0);
-    let step = config
-        .optional_count("moe_layer_freq", &LAYERS)?
-        .unwrap_or(1);
+    let first = config.optional_count("first_k_dense_replace", &(0..=usize::MAX))?.unwrap_or(0);
+    let step = config.optional_count("moe_layer_freq", &LAYERS)?.unwrap_or(1);
     Ok((0..layers)
         .map(|layer| {
             if layer >= first && layer.is_multiple_of(step) {
@@ -309,19 +293,13 @@ fn check(config: &Config, spec: &ModelSpec) -> Result<(), ModelError> {
         if !moe.experts.is_multiple_of(limit.groups) || moe.experts / limit.groups < 2 {
             return Err(config.expected(
                 "n_group",
-                format!(
-                    "groups of at least two that divide the {} experts",
-                    moe.experts
-                ),
+                format!("groups of at least two that divide the {} experts", moe.experts),
             ));
         }
         if limit.chosen > limit.groups || limit.chosen * (moe.experts / limit.groups) < moe.top_k {
             return Err(config.expected(
                 "topk_group",
-                format!(
-                    "at most {} groups that hold {} experts",
-                    limit.groups, moe.top_k
-                ),
+                format!("at most {} groups that hold {} experts", limit.groups, moe.top_k),
             ));
         }
     }

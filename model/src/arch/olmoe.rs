@@ -18,9 +18,7 @@ pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
         qkv_bias: bias,
         output_bias: bias,
         qk_norm: QkNorm::FullWidth,
-        clip: config
-            .optional_positive("clip_qkv")?
-            .map(|clip| clip as f32),
+        clip: config.optional_positive("clip_qkv")?.map(|clip| clip as f32),
         ..trunk.grouped(config)?
     };
     let moe = trunk.softmax_moe(

@@ -15,10 +15,8 @@ pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
     let windowed = config.flag_or("use_sliding_window", false)?;
     refuse_window(config, trunk.positions_max, windowed)?;
     let rope = RopeConfig::find(config, 1e4, trunk.positions_max)?;
-    let attention = GroupedSpec {
-        qkv_bias: config.flag_or("qkv_bias", true)?,
-        ..trunk.grouped(config)?
-    };
+    let attention =
+        GroupedSpec { qkv_bias: config.flag_or("qkv_bias", true)?, ..trunk.grouped(config)? };
     let moe = MoeSpec {
         shared: Some(SharedSpec {
             width: config.count(&["shared_expert_intermediate_size"], &WIDTHS)?,
@@ -33,9 +31,6 @@ pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
     let mut spec = trunk.grouped_model(NAME, attention, &rope, moe)?;
     spec.layers = sparse_steps(config, trunk.layers)?;
     spec.dense_width = dense_width(config, &spec.layers)?;
-    spec.names = TensorNames {
-        shared: "mlp.shared_expert",
-        ..TensorNames::USUAL
-    };
+    spec.names = TensorNames { shared: "mlp.shared_expert", ..TensorNames::USUAL };
     Ok(spec)
 }

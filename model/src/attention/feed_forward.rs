@@ -81,9 +81,7 @@ impl Routed {
     pub fn choices(&self, row: usize) -> impl ExactSizeIterator<Item = (Expert, f32)> + Clone {
         let experts = self.routing.experts(row).iter();
         let weights = self.routing.weights(row).iter();
-        experts
-            .zip(weights)
-            .map(|(&expert, &weight)| (Expert(expert as u16), weight))
+        experts.zip(weights).map(|(&expert, &weight)| (Expert(expert as u16), weight))
     }
 }
 

@@ -52,8 +52,7 @@ impl Grouped {
         }
         for columns in [&queries, &keys] {
             let part = ColumnsMut::part(qkv, width, columns.clone());
-            half.rope
-                .apply(cpu, part, (self.spec.head_dim, 0), &scratch.positions);
+            half.rope.apply(cpu, part, (self.spec.head_dim, 0), &scratch.positions);
         }
         let qkv = Columns::dense(qkv, width);
         write_kv(cpu, kv, layer, spans, qkv.narrow(keys), qkv.narrow(values));

@@ -55,8 +55,7 @@ impl Latent {
         let part = ColumnsMut::part(down, width, compressed.clone());
         rms_norm_heads(cpu, part, &self.kv_norm, COMPRESSED_NORM_EPS);
         let part = ColumnsMut::part(down, width, turned);
-        half.rope
-            .apply(cpu, part, (self.spec.rope_dim, 0), &scratch.positions);
+        half.rope.apply(cpu, part, (self.spec.rope_dim, 0), &scratch.positions);
         let keys = Columns::part(down, width, compressed.start..width);
         write_kv(cpu, kv, layer, spans, keys, keys.narrow(0..rank));
 
@@ -76,13 +75,7 @@ impl Latent {
     /// From `scratch.projected` to `scratch.absorbed`: each head's query over the compressed keys and their turned part.
     fn queries(&self, half: &AttentionHalf, rows: usize, scratch: &mut Scratch) {
         let cpu = &*half.cpu;
-        let LatentSpec {
-            heads,
-            nope_dim,
-            rope_dim,
-            kv_rank,
-            ..
-        } = self.spec;
+        let LatentSpec { heads, nope_dim, rope_dim, kv_rank, .. } = self.spec;
         let head_dim = nope_dim + rope_dim;
         let queries = sized(&mut scratch.queries, rows * heads * head_dim);
         let width = self.down.outputs();
@@ -97,8 +90,7 @@ impl Latent {
             copy(&scratch.projected, width, 0..given, queries, given, 0);
         }
         let all = ColumnsMut::dense(queries, heads * head_dim);
-        half.rope
-            .apply(cpu, all, (head_dim, nope_dim), &scratch.positions);
+        half.rope.apply(cpu, all, (head_dim, nope_dim), &scratch.positions);
 
         let absorbed = sized(&mut scratch.absorbed, rows * heads * (kv_rank + rope_dim));
         let head_in = sized(&mut scratch.head_in, rows * nope_dim);
@@ -110,48 +102,22 @@ impl Latent {
             copy(queries, from, first..split, head_in, nope_dim, 0);
             linear(cpu, absorb, head_in, head_out);
             copy(head_out, kv_rank, 0..kv_rank, absorbed, to, place);
-            copy(
-                queries,
-                from,
-                split..first + head_dim,
-                absorbed,
-                to,
-                place + kv_rank,
-            );
+            copy(queries, from, split..first + head_dim, absorbed, to, place + kv_rank);
         }
     }
 
     /// From `scratch.latents` to `scratch.attended`: each head's value out of the compressed one.
     fn values(&self, cpu: &Cpu, rows: usize, scratch: &mut Scratch) {
-        let LatentSpec {
-            heads,
-            kv_rank,
-            value_dim,
-            ..
-        } = self.spec;
+        let LatentSpec { heads, kv_rank, value_dim, .. } = self.spec;
         let attended = sized(&mut scratch.attended, rows * heads * value_dim);
         let head_in = sized(&mut scratch.head_in, rows * kv_rank);
         let head_out = sized(&mut scratch.head_out, rows * value_dim);
         let (from, to) = (heads * kv_rank, heads * value_dim);
         for (head, expand) in self.expand.iter().enumerate() {
             let first = head * kv_rank;
-            copy(
-                &scratch.latents,
-                from,
-                first..first + kv_rank,
-                head_in,
-                kv_rank,
-                0,
-            );
+            copy(&scratch.latents, from, first..first + kv_rank, head_in, kv_rank, 0);
             linear(cpu, expand, head_in, head_out);
-            copy(
-                head_out,
-                value_dim,
-                0..value_dim,
-                attended,
-                to,
-                head * value_dim,
-            );
+            copy(head_out, value_dim, 0..value_dim, attended, to, head * value_dim);
         }
     }
 }
@@ -166,10 +132,7 @@ fn copy(
     place: usize,
 ) {
     let len = columns.len();
-    for (from, to) in from
-        .chunks_exact(from_width)
-        .zip(to.chunks_exact_mut(to_width))
-    {
+    for (from, to) in from.chunks_exact(from_width).zip(to.chunks_exact_mut(to_width)) {
         to[place..place + len].copy_from_slice(&from[columns.clone()]);
     }
 }

@@ -39,15 +39,7 @@ impl AttentionHalf {
             })
             .collect::<Result<_, _>>()?;
         let norm = model.vector("model.norm.weight", spec.hidden)?;
-        Ok(Self {
-            rope: Rope::new(&spec.rope),
-            spec,
-            embedding,
-            layers,
-            norm,
-            head,
-            cpu,
-        })
+        Ok(Self { rope: Rope::new(&spec.rope), spec, embedding, layers, norm, head, cpu })
     }
 }
 
@@ -75,10 +67,7 @@ fn vocabulary(model: &Weights<'_>, spec: &ModelSpec) -> Result<(Linear, Embeddin
     let head = if spec.tied { table } else { "lm_head" };
     let head = model.linear(&[part(head, spec.vocab, false)], spec.hidden)?;
     let tensor = model.stored(&format!("{table}.weight"), spec.vocab, spec.hidden)?;
-    let embedding = Embedding {
-        dtype: tensor.dtype,
-        bytes: tensor.bytes().to_vec(),
-    };
+    let embedding = Embedding { dtype: tensor.dtype, bytes: tensor.bytes().to_vec() };
     tensor.release();
     Ok((head, embedding))
 }
@@ -115,10 +104,7 @@ fn grouped(
     spec: &ModelSpec,
     shape: &GroupedSpec,
 ) -> Result<Grouped, ModelError> {
-    let (queries, keys) = (
-        shape.heads * shape.head_dim,
-        shape.kv_heads * shape.head_dim,
-    );
+    let (queries, keys) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let parts = [
         part("self_attn.q_proj", queries, shape.qkv_bias),
         part("self_attn.k_proj", keys, shape.qkv_bias),
@@ -137,11 +123,7 @@ fn grouped(
             ])
         })
         .transpose()?;
-    Ok(Grouped {
-        spec: shape.clone(),
-        qkv: weights.linear(&parts, spec.hidden)?,
-        norms,
-    })
+    Ok(Grouped { spec: shape.clone(), qkv: weights.linear(&parts, spec.hidden)?, norms })
 }
 
 fn latent(
@@ -149,14 +131,7 @@ fn latent(
     spec: &ModelSpec,
     shape: &LatentSpec,
 ) -> Result<Latent, ModelError> {
-    let LatentSpec {
-        heads,
-        kv_rank,
-        nope_dim,
-        rope_dim,
-        value_dim,
-        ..
-    } = *shape;
+    let LatentSpec { heads, kv_rank, nope_dim, rope_dim, value_dim, .. } = *shape;
     let queries = heads * (nope_dim + rope_dim);
     let (first, query) = match shape.query_rank {
         Some(rank) => {
@@ -168,11 +143,7 @@ fn latent(
         }
         None => (part("self_attn.q_proj", queries, false), None),
     };
-    let second = part(
-        "self_attn.kv_a_proj_with_mqa",
-        kv_rank + rope_dim,
-        shape.bias,
-    );
+    let second = part("self_attn.kv_a_proj_with_mqa", kv_rank + rope_dim, shape.bias);
 
     let per_head = nope_dim + value_dim;
     let stored = weights.stored("self_attn.kv_b_proj.weight", heads * per_head, kv_rank)?;
@@ -205,18 +176,13 @@ fn feed_forward(
 ) -> Result<FeedForward, ModelError> {
     let (moe, names) = (&spec.moe, &spec.names);
     if kind == LayerKind::Dense {
-        return Ok(FeedForward::Dense(mlp(
-            weights,
-            spec,
-            "mlp",
-            spec.dense_width,
-        )?));
+        return Ok(FeedForward::Dense(mlp(weights, spec, "mlp", spec.dense_width)?));
     }
     let scoring = match moe.scoring {
         Scoring::Softmax => kernels::Scoring::Softmax,
-        Scoring::SigmoidWithBias => kernels::Scoring::Sigmoid {
-            bias: weights.vector(names.router_bias, moe.experts)?,
-        },
+        Scoring::SigmoidWithBias => {
+            kernels::Scoring::Sigmoid { bias: weights.vector(names.router_bias, moe.experts)? }
+        }
     };
     let shared = match moe.shared {
         None => None,
@@ -235,10 +201,7 @@ fn feed_forward(
             top_k: moe.top_k,
             scoring,
             normalize: moe.normalise,
-            groups: moe.groups.map(|limit| Groups {
-                count: limit.groups,
-                kept: limit.chosen,
-            }),
+            groups: moe.groups.map(|limit| Groups { count: limit.groups, kept: limit.chosen }),
             scale: moe.scale,
         },
         shared,
@@ -256,9 +219,5 @@ fn mlp(
 }
 
 fn part(name: &str, outputs: usize, bias: bool) -> Part<'_> {
-    Part {
-        name,
-        outputs,
-        bias,
-    }
+    Part { name, outputs, bias }
 }

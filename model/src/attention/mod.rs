@@ -137,11 +137,7 @@ impl AttentionHalf {
         scratch: &mut Scratch,
     ) {
         let weights = &self.layers[layer.index()];
-        positions(
-            spans,
-            residual.len() / self.spec.hidden,
-            &mut scratch.positions,
-        );
+        positions(spans, residual.len() / self.spec.hidden, &mut scratch.positions);
         self.normalise(residual, &weights.input_norm, &mut scratch.normed);
         match &weights.attention {
             Attention::Grouped(grouped) => {

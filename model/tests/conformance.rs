@@ -1,0 +1,136 @@
+//! Every architecture against the logits of `transformers`, in f32 and in bf16, however the prompt is cut.
+
+mod golden;
+
+use golden::Golden;
+use model::{Compute, Isa};
+
+/// Of the standard deviation of the reference's logits.
+const F32_TOLERANCE: f32 = 2e-4;
+const BF16_TOP1: f64 = 0.97;
+const BF16_KL: f64 = 1e-2;
+
+macro_rules! conformance {
+    ($($name:ident),*) => {
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        $(mod $name {
+            use super::*;
+
+            #[test]
+            fn f32_logits_are_those_of_the_reference() {
+                f32_logits(&Golden::open(stringify!($name)));
+            }
+
+            #[test]
+            fn cutting_the_prompt_changes_no_bit() {
+                cuts(&Golden::open(stringify!($name)));
+            }
+        })*
+    };
+}
+
+conformance!(mixtral, qwen3_moe, qwen2_moe, olmoe, deepseek_v3, glm4_moe);
+
+fn f32_logits(golden: &Golden) {
+    let mut model = golden.load(Compute::F32, None);
+    for case in &golden.cases {
+        let logits = model.logits(&case.prompt, case.prompt.len()).unwrap();
+        assert_eq!(logits.len(), case.logits.len());
+        let deviation = standard_deviation(&case.logits);
+        let worst = logits
+            .iter()
+            .zip(&case.logits)
+            .map(|(ours, theirs)| (ours - theirs).abs())
+            .fold(0.0, f32::max);
+        println!(
+            "{}: worst {worst:e} of deviation {deviation:.3} = {:.1e}",
+            golden.name,
+            worst / deviation
+        );
+        assert!(
+            worst <= F32_TOLERANCE * deviation,
+            "{}: a logit is {worst} off at a deviation of {deviation}",
+            golden.name
+        );
+        if case.min_margin > 2.0 * F32_TOLERANCE * deviation {
+            let greedy = model.greedy(&case.prompt, case.greedy.len()).unwrap();
+            assert_eq!(greedy, case.greedy, "{}: greedy tokens", golden.name);
+        }
+    }
+}
+
+/// Top-1 is counted over all architectures together: random weights make near ties in logits and
+/// gates, so that single positions flip in bf16, and one golden has too few positions for a share.
+#[test]
+fn bf16_logits_agree_with_the_reference() {
+    let (mut positions, mut agreeing) = (0.0, 0.0);
+    for name in NAMES {
+        let golden = Golden::open(name);
+        let mut model = golden.load(Compute::Bf16, None);
+        let vocab = model.spec().vocab;
+        let (mut rows, mut equal, mut divergence) = (0.0, 0.0, 0.0);
+        for case in &golden.cases {
+            let logits = model.logits(&case.prompt, case.prompt.len()).unwrap();
+            let pairs = logits.chunks_exact(vocab);
+            for (ours, theirs) in pairs.zip(case.logits.chunks_exact(vocab)) {
+                rows += 1.0;
+                equal += f64::from(u8::from(best(ours) == best(theirs)));
+                divergence += kullback_leibler(theirs, ours);
+            }
+        }
+        let mean = divergence / rows;
+        println!("{name}: top-1 {equal} of {rows}, mean KL {mean:.1e}");
+        assert!(mean <= BF16_KL, "{name}: mean divergence {mean}");
+        positions += rows;
+        agreeing += equal;
+    }
+    let agreement = agreeing / positions;
+    assert!(agreement >= BF16_TOP1, "top-1 agreement {agreement}");
+}
+
+fn cuts(golden: &Golden) {
+    for compute in [Compute::F32, Compute::Bf16] {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let mut model = golden.load(compute, Some(isa));
+            let case = golden.cases.iter().max_by_key(|case| case.prompt.len()).unwrap();
+            // Past a block of the cache, so that attention spans several.
+            let tokens: Vec<u32> = [&case.prompt[..], &case.greedy].concat();
+            let whole = model.logits(&tokens, tokens.len()).unwrap();
+            for chunk in [7, 1] {
+                let cut = model.logits(&tokens, chunk).unwrap();
+                let differing = whole.iter().zip(&cut).filter(|(a, b)| a.to_bits() != b.to_bits());
+                assert_eq!(
+                    differing.count(),
+                    0,
+                    "{}: {compute} on {isa} in chunks of {chunk}",
+                    golden.name
+                );
+            }
+        }
+    }
+}
+
+fn standard_deviation(values: &[f32]) -> f32 {
+    let count = values.len() as f64;
+    let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / count;
+    let squares = values.iter().map(|&value| (f64::from(value) - mean).powi(2));
+    (squares.sum::<f64>() / count).sqrt() as f32
+}
+
+fn best(logits: &[f32]) -> usize {
+    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap()
+}
+
+/// Of the distribution `ours` from `theirs`, in nats.
+fn kullback_leibler(theirs: &[f32], ours: &[f32]) -> f64 {
+    let (theirs, ours) = (log_softmax(theirs), log_softmax(ours));
+    theirs.iter().zip(&ours).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let shifted = logits.iter().map(|&logit| f64::from(logit - max));
+    let total = shifted.clone().map(f64::exp).sum::<f64>().ln();
+    shifted.map(|logit| logit - total).collect()
+}
