@@ -33,9 +33,7 @@ pub struct AdminConfig {
 impl Default for AdminConfig {
     /// Loopback, because metrics tell strangers too much; 9464 is the usual port of an exporter.
     fn default() -> Self {
-        Self {
-            address: SocketAddr::from(([127, 0, 0, 1], 9464)),
-        }
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 9464)) }
     }
 }
 
@@ -62,11 +60,7 @@ impl Pages {
     }
 
     async fn answer(self, request: Request) -> Response {
-        let router = self
-            .0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let router = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         match router.oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -124,13 +118,7 @@ async fn health(readiness: Readiness, shutdown: Shutdown) -> Response {
 
 async fn exposition(registry: Registry) -> Response {
     match metrics::encode(&registry) {
-        Ok(text) => (
-            [(
-                header::CONTENT_TYPE,
-                "text/plain; version=0.0.4; charset=utf-8",
-            )],
-            text,
-        )
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -142,10 +130,7 @@ pub async fn serve(
     routes: Router,
     pages: Pages,
 ) -> Result<Admin, AdminError> {
-    let failed = |source| AdminError {
-        address: config.address,
-        source,
-    };
+    let failed = |source| AdminError { address: config.address, source };
     let listener = TcpListener::bind(config.address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let routes = routes.fallback(move |request| pages.clone().answer(request));

@@ -24,27 +24,13 @@ const SEPARATOR: &str = "__";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("{}: cannot be read: {source}", path.display())]
-    Unreadable {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Unreadable { path: PathBuf, source: std::io::Error },
     #[error("{}: line {line} is not TOML: {message}", path.display())]
-    Syntax {
-        path: PathBuf,
-        line: usize,
-        message: String,
-    },
+    Syntax { path: PathBuf, line: usize, message: String },
     #[error("environment variable {variable}: {reason}")]
-    Variable {
-        variable: String,
-        reason: &'static str,
-    },
+    Variable { variable: String, reason: &'static str },
     #[error("{origin}: {key}: {expected}")]
-    Value {
-        origin: String,
-        key: String,
-        expected: String,
-    },
+    Value { origin: String, key: String, expected: String },
 }
 
 /// The layers of a configuration, merged, before they become a type.
@@ -81,10 +67,7 @@ impl Layers {
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut layers = Self {
-            file: path.map(Path::to_owned),
-            ..Self::default()
-        };
+        let mut layers = Self { file: path.map(Path::to_owned), ..Self::default() };
         if let Some(path) = path {
             layers.table = read_file(path)?;
         }
@@ -103,28 +86,19 @@ impl Layers {
         })?;
         if keys.iter().any(String::is_empty) {
             let reason = "has an empty part in its name; expected AMOE_SECTION__KEY";
-            return Err(ConfigError::Variable {
-                variable: name,
-                reason,
-            });
+            return Err(ConfigError::Variable { variable: name, reason });
         }
         let mut table = &mut self.table;
         for section in sections {
-            let entry = table
-                .entry(section)
-                .or_insert_with(|| Value::Table(Table::new()));
+            let entry = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
             let Value::Table(inner) = entry else {
                 let reason = "names a key below one that is not a section";
-                return Err(ConfigError::Variable {
-                    variable: name,
-                    reason,
-                });
+                return Err(ConfigError::Variable { variable: name, reason });
             };
             table = inner;
         }
         table.insert(last.clone(), parse(&text));
-        self.variables
-            .insert(keys.join("."), Variable { name, text });
+        self.variables.insert(keys.join("."), Variable { name, text });
         Ok(())
     }
 
@@ -164,9 +138,8 @@ impl Layers {
                 (section, path) => format!("{section}.{path}"),
             };
             let variable = self.variables.get(&key);
-            let retry = variable
-                .filter(|variable| make_text(&mut value, &path, &variable.text))
-                .is_some();
+            let retry =
+                variable.filter(|variable| make_text(&mut value, &path, &variable.text)).is_some();
             if !retry {
                 return Err(self.explain(variable, &key, &error.into_inner()));
             }
@@ -185,33 +158,19 @@ impl Layers {
             (None, Some(file)) => file.display().to_string(),
             (None, None) => "configuration".to_owned(),
         };
-        let key = if key.is_empty() {
-            "top level".to_owned()
-        } else {
-            format!("key `{key}`")
-        };
-        ConfigError::Value {
-            origin,
-            key,
-            expected: error.message().trim().replace('\n', " "),
-        }
+        let key = if key.is_empty() { "top level".to_owned() } else { format!("key `{key}`") };
+        ConfigError::Value { origin, key, expected: error.message().trim().replace('\n', " ") }
     }
 }
 
 fn read_file(path: &Path) -> Result<Table, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
     text.parse::<Table>().map_err(|error| {
         let start = error.span().map_or(0, |span| span.start.min(text.len()));
         ConfigError::Syntax {
             path: path.to_owned(),
-            line: text.as_bytes()[..start]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count()
-                + 1,
+            line: text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1,
             message: error.message().replace('\n', " "),
         }
     })
@@ -239,9 +198,7 @@ fn parse(text: &str) -> Value {
 
 /// Replaces the value at `path` by `text`; says whether that changed anything.
 fn make_text(value: &mut Value, path: &str, text: &str) -> bool {
-    let found = path
-        .split('.')
-        .try_fold(value, |value, key| value.get_mut(key));
+    let found = path.split('.').try_fold(value, |value, key| value.get_mut(key));
     match found {
         Some(Value::String(_)) | None => false,
         Some(other) => {

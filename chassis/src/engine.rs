@@ -90,14 +90,8 @@ impl DeviceThread {
 
     /// Waits until every engine has finished, or one has panicked.
     pub async fn finished(self) -> Result<(), EngineDied> {
-        let outcome = self
-            .finished
-            .await
-            .unwrap_or_else(|_| Err("no report".to_owned()));
-        outcome.map_err(|message| EngineDied {
-            thread: self.name,
-            message,
-        })
+        let outcome = self.finished.await.unwrap_or_else(|_| Err("no report".to_owned()));
+        outcome.map_err(|message| EngineDied { thread: self.name, message })
     }
 }
 
@@ -124,10 +118,7 @@ struct Round {
 }
 
 fn step_all(engines: &mut Vec<Box<dyn Engine + Send>>) -> Round {
-    let mut round = Round {
-        worked: false,
-        wake_at: None,
-    };
+    let mut round = Round { worked: false, wake_at: None };
     engines.retain_mut(|engine| match engine.step() {
         Step::Worked => {
             round.worked = true;
@@ -152,7 +143,5 @@ fn spin(doorbell: &impl Wait, spin_until: Instant, wake_at: Option<Instant>) {
 
 fn text_of(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied())
-        .unwrap_or("no message")
-        .to_owned()
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
 }

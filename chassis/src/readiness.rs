@@ -16,9 +16,7 @@ pub struct Readiness {
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self {
-            conditions: Arc::new(watch::Sender::new(BTreeMap::new())),
-        }
+        Self { conditions: Arc::new(watch::Sender::new(BTreeMap::new())) }
     }
 }
 
@@ -38,11 +36,7 @@ impl Readiness {
     #[must_use]
     pub fn unmet(&self) -> Vec<&'static str> {
         let conditions = self.conditions.borrow();
-        conditions
-            .iter()
-            .filter(|(_, met)| !**met)
-            .map(|(condition, _)| *condition)
-            .collect()
+        conditions.iter().filter(|(_, met)| !**met).map(|(condition, _)| *condition).collect()
     }
 
     /// Waits until the process is ready.
@@ -58,9 +52,7 @@ impl Readiness {
     async fn reach(&self, wanted: bool) {
         let mut receiver = self.conditions.subscribe();
         // The sender lives in `self`, so the channel cannot close while this waits.
-        let _ = receiver
-            .wait_for(|conditions| all_met(conditions) == wanted)
-            .await;
+        let _ = receiver.wait_for(|conditions| all_met(conditions) == wanted).await;
     }
 }
 

@@ -60,11 +60,7 @@ impl Process {
 
     /// `/metrics`, `/health`, `/livez` and `/readyz` of this process.
     pub fn routes(&self) -> Router {
-        admin::routes(
-            self.registry.clone(),
-            self.readiness.clone(),
-            self.shutdown.clone(),
-        )
+        admin::routes(self.registry.clone(), self.readiness.clone(), self.shutdown.clone())
     }
 
     /// Opens the admin door; it closes when the returned value is dropped.
@@ -131,24 +127,15 @@ struct Exit {
 
 impl Exit {
     fn usage(error: impl Display) -> Self {
-        Self {
-            code: USAGE,
-            sentence: error.to_string(),
-        }
+        Self { code: USAGE, sentence: error.to_string() }
     }
 
     fn failure(error: impl Display) -> Self {
         // The alternate form prints the causes too, where the error has any.
-        Self {
-            code: FAILURE,
-            sentence: format!("{error:#}"),
-        }
+        Self { code: FAILURE, sentence: format!("{error:#}") }
     }
 
-    #[expect(
-        clippy::print_stderr,
-        reason = "the last word of a process, log or no log"
-    )]
+    #[expect(clippy::print_stderr, reason = "the last word of a process, log or no log")]
     fn show(&self, role: &str) {
         eprintln!("{role}: {}", self.sentence);
     }
@@ -208,10 +195,7 @@ where
         .map_err(Exit::failure)?;
     let outcome = runtime.block_on(async {
         let process = Process::new(role, &config.shutdown).map_err(Exit::failure)?;
-        let _admin = process
-            .open_admin(&config.admin)
-            .await
-            .map_err(Exit::failure)?;
+        let _admin = process.open_admin(&config.admin).await.map_err(Exit::failure)?;
         let served = process.shutdown.guard(run(process.clone())).await;
         served.map_err(Exit::failure)?.map_err(Exit::failure)
     });

@@ -55,11 +55,7 @@ impl fmt::Display for Undrained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Deadline(grace) => {
-                write!(
-                    f,
-                    "work was still in progress {} ms after the stop",
-                    grace.as_millis()
-                )
+                write!(f, "work was still in progress {} ms after the stop", grace.as_millis())
             }
             Self::Forced => f.write_str("stopped at once by a second signal, work was dropped"),
         }
@@ -87,10 +83,8 @@ impl Shutdown {
     /// Must be called inside a tokio runtime.
     pub fn on_signals(config: &ShutdownConfig) -> io::Result<Self> {
         let shutdown = Self::new(Duration::from_millis(config.drain_ms));
-        let (mut terminate, mut interrupt) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        );
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let listener = shutdown.clone();
         tokio::spawn(async move {
             loop {
@@ -115,9 +109,7 @@ impl Shutdown {
 
     /// Starts the drain; asking again changes nothing.
     pub fn request(&self) {
-        self.state
-            .deadline
-            .get_or_init(|| Instant::now() + self.state.grace);
+        self.state.deadline.get_or_init(|| Instant::now() + self.state.grace);
         self.state.requested.cancel();
     }
 
@@ -166,10 +158,7 @@ mod tests {
     #[tokio::test]
     async fn work_that_ends_in_time_is_drained() {
         let shutdown = Shutdown::new(GRACE);
-        assert_eq!(
-            (shutdown.is_requested(), shutdown.deadline()),
-            (false, None)
-        );
+        assert_eq!((shutdown.is_requested(), shutdown.deadline()), (false, None));
         let work = async {
             shutdown.requested().await;
             "drained"
@@ -179,21 +168,14 @@ mod tests {
         assert!(shutdown.is_requested());
         let first = shutdown.deadline();
         shutdown.request();
-        assert_eq!(
-            shutdown.deadline(),
-            first,
-            "asking again must not move the deadline"
-        );
+        assert_eq!(shutdown.deadline(), first, "asking again must not move the deadline");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_cuts_the_drain_short() {
         let shutdown = Shutdown::new(GRACE);
         shutdown.request();
-        assert_eq!(
-            shutdown.guard(pending::<()>()).await,
-            Err(Undrained::Deadline(GRACE))
-        );
+        assert_eq!(shutdown.guard(pending::<()>()).await, Err(Undrained::Deadline(GRACE)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -201,9 +183,6 @@ mod tests {
         let shutdown = Shutdown::new(GRACE);
         shutdown.signalled();
         shutdown.signalled();
-        assert_eq!(
-            shutdown.guard(pending::<()>()).await,
-            Err(Undrained::Forced)
-        );
+        assert_eq!(shutdown.guard(pending::<()>()).await, Err(Undrained::Forced));
     }
 }

@@ -25,10 +25,7 @@ pub enum Format {
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self {
-            log: "info".to_owned(),
-            format: Format::Text,
-        }
+        Self { log: "info".to_owned(), format: Format::Text }
     }
 }
 
@@ -46,9 +43,7 @@ pub enum TelemetryError {
 /// Starts logging for the whole process; call once, from `main`.
 pub fn init(config: &TelemetryConfig) -> Result<(), TelemetryError> {
     let filter = filter(config)?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.format {
         Format::Text => builder.try_init(),
         Format::Json => builder.json().try_init(),
@@ -58,10 +53,8 @@ pub fn init(config: &TelemetryConfig) -> Result<(), TelemetryError> {
 
 /// The filter of `config`, checked without starting anything.
 pub(crate) fn filter(config: &TelemetryConfig) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::builder()
-        .parse(&config.log)
-        .map_err(|error| TelemetryError::Filter {
-            log: config.log.clone(),
-            reason: error.to_string(),
-        })
+    EnvFilter::builder().parse(&config.log).map_err(|error| TelemetryError::Filter {
+        log: config.log.clone(),
+        reason: error.to_string(),
+    })
 }

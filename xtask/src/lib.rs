@@ -1,6 +1,8 @@
 //! Chores and rules of the repository: what a script would do elsewhere, with tests that hold the rules.
 
+pub mod gate;
 pub mod proto;
+pub mod tools;
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +12,5 @@ use std::path::{Path, PathBuf};
 /// Never: this crate lies one folder below the root.
 #[must_use]
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies in the root")
-        .to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the root").to_path_buf()
 }

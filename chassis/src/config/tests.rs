@@ -128,21 +128,9 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
         &[],
         "F: key `engine.schedule`: unknown variant `eager`, expected `async` or `lockstep`",
     ),
-    (
-        "[engine.window]",
-        &[],
-        "F: key `engine.window`: missing field `steps`",
-    ),
-    (
-        "peers = ['x', 3]",
-        &[],
-        "F: key `peers[1]`: invalid type: integer `3`, expected a string",
-    ),
-    (
-        "name = 'a'\nname = 'b'",
-        &[],
-        "F: line 2 is not TOML: duplicate key",
-    ),
+    ("[engine.window]", &[], "F: key `engine.window`: missing field `steps`"),
+    ("peers = ['x', 3]", &[], "F: key `peers[1]`: invalid type: integer `3`, expected a string"),
+    ("name = 'a'\nname = 'b'", &[], "F: line 2 is not TOML: duplicate key"),
     (
         "",
         &["AMOE_ENGINE__DRAIN_CAP=many"],

@@ -66,11 +66,7 @@ impl Drop for Scripted {
 
 fn scripted(name: char, script: &[Step], log: &Arc<Mutex<String>>) -> Box<dyn Engine + Send> {
     let script = script.iter().copied().collect();
-    Box::new(Scripted {
-        name,
-        script,
-        log: Arc::clone(log),
-    })
+    Box::new(Scripted { name, script, log: Arc::clone(log) })
 }
 
 #[tokio::test]
@@ -83,11 +79,7 @@ async fn engines_take_turns_one_step_each() {
         scripted('c', &[], &log),
     ];
     let bell = Bell::default();
-    DeviceThread::spawn("turns", bell.clone(), engines)
-        .unwrap()
-        .finished()
-        .await
-        .unwrap();
+    DeviceThread::spawn("turns", bell.clone(), engines).unwrap().finished().await.unwrap();
     assert_eq!(*log.lock().unwrap(), "abc.abab.a.");
     assert!(bell.sleeps.lock().unwrap().is_empty());
 }
@@ -119,11 +111,7 @@ impl Engine for Receiving {
 async fn a_ring_wakes_the_sleeper_and_none_is_lost() {
     let (bell, sum) = (Bell::default(), Arc::new(Mutex::new(0)));
     let ((send, inbox), (idle, idled)) = (sync_channel(1), sync_channel(1));
-    let engine = Receiving {
-        inbox,
-        idle,
-        sum: Arc::clone(&sum),
-    };
+    let engine = Receiving { inbox, idle, sum: Arc::clone(&sum) };
     let thread = DeviceThread::spawn("ring", bell.clone(), vec![Box::new(engine)]).unwrap();
     let sender = std::thread::spawn(move || {
         for item in (1..=100).chain([0]) {
@@ -145,27 +133,11 @@ async fn the_nearest_timer_of_all_engines_ends_the_sleep() {
     let later = soon + Duration::from_secs(60);
     let bell = Bell::default();
     let engines = vec![
-        scripted(
-            'a',
-            &[Step::Idle {
-                wake_at: Some(later),
-            }],
-            &log,
-        ),
-        scripted(
-            'b',
-            &[Step::Idle {
-                wake_at: Some(soon),
-            }],
-            &log,
-        ),
+        scripted('a', &[Step::Idle { wake_at: Some(later) }], &log),
+        scripted('b', &[Step::Idle { wake_at: Some(soon) }], &log),
         scripted('c', &[IDLE], &log),
     ];
-    DeviceThread::spawn("timer", bell.clone(), engines)
-        .unwrap()
-        .finished()
-        .await
-        .unwrap();
+    DeviceThread::spawn("timer", bell.clone(), engines).unwrap().finished().await.unwrap();
     assert_eq!(*bell.sleeps.lock().unwrap(), [Some(soon)]);
     assert_eq!(*log.lock().unwrap(), "abca.b.c.");
 }
@@ -183,8 +155,5 @@ async fn a_panic_is_reported_with_its_thread() {
     let bell = Bell::default();
     let thread = DeviceThread::spawn("cpu", bell, vec![Box::new(Broken)]).unwrap();
     let died = thread.finished().await.unwrap_err();
-    assert_eq!(
-        died.to_string(),
-        "device thread cpu died: layer 3 has no weights"
-    );
+    assert_eq!(died.to_string(), "device thread cpu died: layer 3 has no weights");
 }

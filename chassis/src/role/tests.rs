@@ -45,19 +45,11 @@ fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
 fn check(arguments: &[&str], file_text: &str) -> Result<(), Exit> {
     let (_folder, path) = file(file_text);
     let path = path.to_str().unwrap();
-    let arguments = ["role"]
-        .iter()
-        .chain(arguments)
-        .map(|word| word.replace("FILE", path).into());
-    enter(
-        "role",
-        arguments.collect::<Vec<OsString>>(),
-        async |_: Config, _| Err::<(), _>("it served"),
-    )
-    .map_err(|exit| Exit {
-        sentence: exit.sentence.replace(path, "FILE"),
-        ..exit
+    let arguments = ["role"].iter().chain(arguments).map(|word| word.replace("FILE", path).into());
+    enter("role", arguments.collect::<Vec<OsString>>(), async |_: Config, _| {
+        Err::<(), _>("it served")
     })
+    .map_err(|exit| Exit { sentence: exit.sentence.replace(path, "FILE"), ..exit })
 }
 
 #[test]
@@ -74,10 +66,7 @@ fn wrong_flags_and_files_are_usage_errors_with_a_sentence() {
             "[admin]\nadress = 'x'",
             "FILE: key `admin.adress`: unknown field `adress`, expected `address`",
         ),
-        (
-            "[admin]\naddress = 'x'",
-            "FILE: key `admin.address`: invalid socket address syntax",
-        ),
+        ("[admin]\naddress = 'x'", "FILE: key `admin.address`: invalid socket address syntax"),
         (
             "[shutdown]\ndrain_ms = -1",
             "FILE: key `shutdown.drain_ms`: invalid value: integer `-1`, expected u64",
@@ -94,20 +83,12 @@ fn wrong_flags_and_files_are_usage_errors_with_a_sentence() {
         ),
     ];
     for (text, sentence) in table {
-        let refused = Exit {
-            code: USAGE,
-            sentence: sentence.to_owned(),
-        };
+        let refused = Exit { code: USAGE, sentence: sentence.to_owned() };
         assert_eq!(check(&["--config", "FILE"], text), Err(refused), "{text}");
     }
     let unknown = check(&["--port", "1"], "").unwrap_err();
     assert_eq!(unknown.code, USAGE);
-    assert!(
-        unknown
-            .sentence
-            .starts_with("unexpected argument '--port' found"),
-        "{unknown:?}"
-    );
+    assert!(unknown.sentence.starts_with("unexpected argument '--port' found"), "{unknown:?}");
 }
 
 /// Environment variable by which a test hands its child the configuration file.
@@ -142,32 +123,18 @@ impl Role {
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Self {
-            child,
-            output,
-            _folder: folder,
-        }
+        Self { child, output, _folder: folder }
     }
 
     /// Reads on to the line that is `expected`.
     fn says(&mut self, expected: &str) {
-        let found = self
-            .output
-            .by_ref()
-            .lines()
-            .any(|line| line.unwrap() == expected);
+        let found = self.output.by_ref().lines().any(|line| line.unwrap() == expected);
         assert!(found, "the role never said {expected:?}");
     }
 
     fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &kill])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
     /// Sees the role off, its last words being `exit …`.

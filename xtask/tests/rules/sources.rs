@@ -1,0 +1,54 @@
+//! How source files look: they say what they are for, stay short, and are named after something.
+
+use std::path::Path;
+
+use crate::{assert_none, workspace};
+
+/// Lines of a file, its inline tests not counted.
+const LINES_MAX: usize = 600;
+
+/// Names of rooms and modules that say nothing, so that everything ends up in them.
+const BANNED: [&str; 8] =
+    ["utils", "util", "helpers", "common", "misc", "core", "manager", "context"];
+
+fn files() -> Vec<(String, String)> {
+    workspace::rooms().rooms.keys().flat_map(workspace::rust_files).collect()
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let complaints: Vec<_> = files()
+        .into_iter()
+        .filter(|(file, text)| !file.ends_with("/tests.rs") && !text.starts_with("//! "))
+        .map(|(file, _)| format!("{file} does not open with a `//!` sentence"))
+        .collect();
+    assert_none(&complaints);
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let counted = |text: &str| match text.find("\n#[cfg(test)]\nmod tests {") {
+        Some(tests) => text[..tests].lines().count(),
+        None => text.lines().count(),
+    };
+    let complaints: Vec<_> = files()
+        .into_iter()
+        .map(|(file, text)| (file, counted(&text)))
+        .filter(|(_, lines)| *lines > LINES_MAX)
+        .map(|(file, lines)| format!("{file} has {lines} lines, at most {LINES_MAX} are read"))
+        .collect();
+    assert_none(&complaints);
+}
+
+#[test]
+fn modules_are_named_after_something() {
+    let complaints: Vec<_> = files()
+        .into_iter()
+        .filter(|(file, _)| {
+            let path = Path::new(file).with_extension("");
+            path.iter().any(|part| BANNED.iter().any(|banned| part == *banned))
+        })
+        .map(|(file, _)| format!("{file}: name it after what it holds; banned are {BANNED:?}"))
+        .collect();
+    assert_none(&complaints);
+}
