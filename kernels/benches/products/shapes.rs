@@ -1,0 +1,128 @@
+//! The shapes of a large MoE model: one expert's matrices, one layer of 128 experts.
+
+use kernels::{
+    Compute, Cpu, Dtype, ExpertWeights, FfnJob, FfnRow, Linear, MatrixError, MatrixView,
+    encode_rows, grouped_ffn, linear,
+};
+
+use crate::limits::Limits;
+use crate::timing::sample;
+
+const HIDDEN: usize = 2048;
+const WIDTH: usize = 768;
+const EXPERTS: usize = 128;
+const TOP_K: usize = 8;
+/// Copies of a matrix, used in turn so that none stays in a cache.
+const COPIES: usize = 100;
+
+/// A small deterministic generator.
+struct Numbers(u64);
+
+impl Numbers {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn float(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    }
+
+    fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.float()).collect()
+    }
+
+    /// bf16 weights.
+    fn weights(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count * 2];
+        encode_rows(Compute::Bf16, &self.floats(count), &mut bytes);
+        bytes
+    }
+}
+
+pub(crate) fn linear_layers(cpu: &Cpu, limits: &Limits) -> Result<(), MatrixError> {
+    let mut numbers = Numbers(7);
+    for (outputs, inputs) in [(WIDTH, HIDDEN), (HIDDEN, HIDDEN)] {
+        println!("\nlinear {outputs} x {inputs}, cold weights");
+        println!(" rows   us p50   us p90   GB/s p90  of read   GFLOP/s p50    p90  of peak");
+        let bytes = numbers.weights(outputs * inputs);
+        let view = MatrixView::new(&bytes, Dtype::Bf16, outputs, inputs)?;
+        let copies = (0..COPIES)
+            .map(|_| Linear::pack(cpu, &[view], None))
+            .collect::<Result<Vec<_>, _>>()?;
+        for rows in [1, 4, 16, 32, 64, 128, 512] {
+            let x = numbers.floats(rows * inputs);
+            let mut y = vec![0.0; rows * outputs];
+            let seconds = sample(|call| linear(cpu, &copies[call % COPIES], &x, &mut y));
+            let (_, read) = seconds.giga(copies[0].bytes() as f64);
+            let (slow, fast) = seconds.giga(2.0 * (rows * outputs * inputs) as f64);
+            println!(
+                "{rows:5} {:8.1} {:8.1} {read:10.1} {:7.0}% {slow:13.0} {fast:6.0} {:7.0}%",
+                seconds.p50 * 1e6,
+                seconds.p90 * 1e6,
+                read / limits.read * 100.0,
+                fast / limits.multiply * 100.0,
+            );
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn moe_layer(cpu: &Cpu, limits: &Limits) -> Result<(), MatrixError> {
+    println!("\nMoE layer: {EXPERTS} experts, top {TOP_K}, hidden {HIDDEN}, width {WIDTH}");
+    println!(" tokens  active   ms p50   ms p90   GB/s p50    p90  of read   GFLOP/s  tokens/s");
+    let mut numbers = Numbers(9);
+    let bytes = numbers.weights(WIDTH * HIDDEN);
+    let tall = MatrixView::new(&bytes, Dtype::Bf16, WIDTH, HIDDEN)?;
+    let wide = MatrixView::new(&bytes, Dtype::Bf16, HIDDEN, WIDTH)?;
+    let experts = (0..EXPERTS)
+        .map(|_| ExpertWeights::pack(cpu, tall, tall, wide))
+        .collect::<Result<Vec<_>, _>>()?;
+    let row_bytes = cpu.compute().row_bytes(HIDDEN);
+    for tokens in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512] {
+        let mut wire = vec![0; tokens * row_bytes];
+        encode_rows(cpu.compute(), &numbers.floats(tokens * HIDDEN), &mut wire);
+        let routes: Vec<Vec<Vec<FfnRow<'_>>>> =
+            (0..8).map(|_| route(&mut numbers, &wire, row_bytes)).collect();
+        let launches: Vec<Vec<FfnJob<'_>>> = routes
+            .iter()
+            .map(|rows| {
+                let jobs = experts.iter().zip(rows).filter(|(_, rows)| !rows.is_empty());
+                jobs.map(|(expert, rows)| FfnJob { expert, rows }).collect()
+            })
+            .collect();
+        let mut out = vec![0; tokens * TOP_K * row_bytes];
+        let active = launches.iter().map(Vec::len).sum::<usize>() as f64 / launches.len() as f64;
+        let seconds = sample(|call| grouped_ffn(cpu, &launches[call % launches.len()], &mut out));
+        let (slow, fast) = seconds.giga(active * experts[0].bytes() as f64);
+        let flops = 2.0 * (tokens * TOP_K * 3 * HIDDEN * WIDTH) as f64;
+        println!(
+            "{tokens:7} {active:7.1} {:8.2} {:8.2} {slow:10.1} {fast:6.1} {:7.0}% {:9.0} {:9.0}",
+            seconds.p50 * 1e3,
+            seconds.p90 * 1e3,
+            fast / limits.read * 100.0,
+            flops / seconds.p90 / 1e9,
+            tokens as f64 / seconds.p90,
+        );
+    }
+    Ok(())
+}
+
+/// Sends every row of `wire` to [`TOP_K`] different experts.
+fn route<'a>(numbers: &mut Numbers, wire: &'a [u8], row_bytes: usize) -> Vec<Vec<FfnRow<'a>>> {
+    let mut rows: Vec<Vec<FfnRow<'a>>> = (0..EXPERTS).map(|_| Vec::new()).collect();
+    for (token, input) in wire.chunks_exact(row_bytes).enumerate() {
+        let mut chosen = Vec::new();
+        while chosen.len() < TOP_K {
+            let expert = (numbers.bits() >> 20) as usize % EXPERTS;
+            if !chosen.contains(&expert) {
+                let output = token * TOP_K + chosen.len();
+                rows[expert].push(FfnRow { input, weight: 0.125, output });
+                chosen.push(expert);
+            }
+        }
+    }
+    rows
+}
