@@ -26,8 +26,10 @@ fn every_room_has_the_lint_table() {
     }
     shared["rust"].as_table_mut().unwrap().remove(UNSAFE_LINT).expect("unsafe code is denied");
     if manifest("kernels").get("lints").and_then(Value::as_table) != Some(&shared) {
-        complaints
-            .push("kernels/Cargo.toml's lints are not the workspace's less unsafe_code".to_owned());
+        complaints.push(
+            "kernels/Cargo.toml's lints are not the workspace's less the ban on unsafe code"
+                .to_owned(),
+        );
     }
     assert_none(&complaints);
 }
