@@ -10,7 +10,7 @@ use kernels::Dtype;
 
 use crate::{
     ModelError, ModelSpec,
-    config::Config,
+    config::{CONFIG_BYTES_MAX, Config, INDEX_BYTES_MAX, read_bounded},
     fingerprint::Fingerprint,
     safetensors::{TensorEntry, TensorFile},
 };
@@ -62,7 +62,7 @@ impl Checkpoint {
         for name in ["config.json", "generation_config.json"] {
             let path = dir.join(name);
             if path.exists() {
-                fingerprint.add(&crate::config::read_bounded(&path)?);
+                fingerprint.add(&read_bounded(&path, CONFIG_BYTES_MAX)?);
             }
         }
         let index = dir.join(INDEX);
@@ -76,7 +76,7 @@ impl Checkpoint {
         if index.exists() {
             checkpoint.open_shards(&index, &mut fingerprint)?;
         } else {
-            checkpoint.open_file(&dir.join(SINGLE), &mut fingerprint)?;
+            checkpoint.open_file(&dir.join(SINGLE), &mut fingerprint, |_| true)?;
         }
         checkpoint.fingerprint = fingerprint.text();
         Ok(checkpoint)
@@ -102,7 +102,13 @@ impl Checkpoint {
         &self.fingerprint
     }
 
-    fn open_file(&mut self, path: &Path, fingerprint: &mut Fingerprint) -> Result<(), ModelError> {
+    /// Opens one file and keeps of its tensors those that `belongs` names.
+    fn open_file(
+        &mut self,
+        path: &Path,
+        fingerprint: &mut Fingerprint,
+        belongs: impl Fn(&str) -> bool,
+    ) -> Result<(), ModelError> {
         let (file, tensors) = TensorFile::open(path)?;
         fingerprint.add(file.header());
         fingerprint.sample(file.bytes());
@@ -110,7 +116,9 @@ impl Checkpoint {
         let number = self.files.len();
         self.files.push(file);
         for (name, entry) in tensors {
-            self.tensors.insert(name, (number, entry));
+            if belongs(&name) {
+                self.tensors.insert(name, (number, entry));
+            }
         }
         Ok(())
     }
@@ -121,7 +129,7 @@ impl Checkpoint {
         index: &Path,
         fingerprint: &mut Fingerprint,
     ) -> Result<(), ModelError> {
-        let config = Config::read(index)?;
+        let config = Config::read(index, INDEX_BYTES_MAX)?;
         let map = config
             .object("weight_map")?
             .ok_or_else(|| config.expected("weight_map", "an object from tensors to files"))?;
@@ -137,7 +145,6 @@ impl Checkpoint {
         if shards.len() > SHARDS_MAX {
             return Err(config.expected("weight_map", format!("at most {SHARDS_MAX} files")));
         }
-        let mut numbers = BTreeMap::new();
         for shard in shards {
             let path = self.dir.join(shard);
             if !path.exists() {
@@ -146,28 +153,19 @@ impl Checkpoint {
                     format!("names the file {shard}, which is not there"),
                 ));
             }
-            numbers.insert(shard, self.files.len());
-            self.open_file(&path, fingerprint)?;
+            self.open_file(&path, fingerprint, |tensor| placed.get(tensor) == Some(&shard))?;
         }
         for (tensor, shard) in &placed {
-            match self.tensors.get(*tensor) {
-                Some((number, _)) if *number == numbers[shard] => {}
-                _ => {
-                    return Err(ModelError::Tensor {
-                        file: self.dir.join(shard).display().to_string(),
-                        tensor: (*tensor).to_owned(),
-                        expected: format!("to find it here, as {} says", index.display()),
-                        found: "nothing".to_owned(),
-                    });
-                }
+            if !self.tensors.contains_key(*tensor) {
+                return Err(ModelError::Tensor {
+                    file: self.dir.join(shard).display().to_string(),
+                    tensor: (*tensor).to_owned(),
+                    expected: format!("to find it here, as {INDEX} says"),
+                    found: "nothing".to_owned(),
+                });
             }
         }
         Ok(())
-    }
-
-    /// Whether the checkpoint has a tensor of this name.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
     }
 
     /// The tensor `name`, which has to have `shape` and a type that amoe computes with.

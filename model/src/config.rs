@@ -11,8 +11,10 @@ use serde_json::{Map, Value};
 
 use crate::ModelError;
 
-/// No configuration is anywhere near this long; an index of a very large model is a few MB.
-const JSON_BYTES_MAX: u64 = 64 << 20;
+/// No configuration is anywhere near this long.
+pub(crate) const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// The index of a very large model is a few MB.
+pub(crate) const INDEX_BYTES_MAX: u64 = 64 << 20;
 
 /// A JSON object of a file, and where in the file it is.
 #[derive(Clone, Debug)]
@@ -24,9 +26,9 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Reads a file that holds one JSON object.
-    pub(crate) fn read(file: &Path) -> Result<Self, ModelError> {
-        let bytes = read_bounded(file)?;
+    /// Reads a file of at most `bytes_max` bytes that holds one JSON object.
+    pub(crate) fn read(file: &Path, bytes_max: u64) -> Result<Self, ModelError> {
+        let bytes = read_bounded(file, bytes_max)?;
         Self::parse(file, &bytes)
     }
 
@@ -216,17 +218,17 @@ impl Config {
 }
 
 /// Reads a whole file that is expected to be a modest JSON text.
-pub(crate) fn read_bounded(file: &Path) -> Result<Vec<u8>, ModelError> {
+pub(crate) fn read_bounded(file: &Path, bytes_max: u64) -> Result<Vec<u8>, ModelError> {
     let handle = File::open(file).map_err(|error| ModelError::io(file, error))?;
     let mut bytes = Vec::new();
     handle
-        .take(JSON_BYTES_MAX + 1)
+        .take(bytes_max + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| ModelError::io(file, error))?;
-    if bytes.len() as u64 > JSON_BYTES_MAX {
+    if bytes.len() as u64 > bytes_max {
         return Err(ModelError::malformed(
             file,
-            format!("expected at most {JSON_BYTES_MAX} bytes of JSON"),
+            format!("expected at most {bytes_max} bytes of JSON"),
         ));
     }
     Ok(bytes)

@@ -12,7 +12,7 @@ use crate::{Checkpoint, LayerKind, ModelError, ModelSpec, weights::Weights};
 pub struct ExpertHalf {
     loader: ExpertLoader,
     /// `[layer][expert]`, flattened; dense layers have their empty places too.
-    places: Vec<Option<ExpertWeights>>,
+    places: Vec<Option<Box<ExpertWeights>>>,
     bytes: usize,
 }
 
@@ -94,14 +94,14 @@ impl ExpertHalf {
         self.unload(layer, expert);
         self.bytes += weights.bytes();
         if let Some(place) = self.place(layer, expert) {
-            self.places[place] = Some(weights);
+            self.places[place] = Some(Box::new(weights));
         }
     }
 
     /// Drops one expert and says whether it was there.
     pub fn unload(&mut self, layer: Layer, expert: Expert) -> bool {
         let dropped = self.place(layer, expert).and_then(|place| self.places[place].take());
-        self.bytes -= dropped.as_ref().map_or(0, ExpertWeights::bytes);
+        self.bytes -= dropped.as_ref().map_or(0, |weights| weights.bytes());
         dropped.is_some()
     }
 
@@ -155,7 +155,7 @@ impl ExpertHalf {
     }
 
     fn weights(&self, layer: Layer, expert: Expert) -> Option<&ExpertWeights> {
-        self.place(layer, expert).and_then(|place| self.places[place].as_ref())
+        self.place(layer, expert).and_then(|place| self.places[place].as_deref())
     }
 
     fn place(&self, layer: Layer, expert: Expert) -> Option<usize> {

@@ -5,7 +5,10 @@ use std::path::Path;
 use domain::{Layer, ModelShape};
 use kernels::RopeSpec;
 
-use crate::{ModelError, arch, config::Config};
+use crate::{
+    ModelError, arch,
+    config::{CONFIG_BYTES_MAX, Config},
+};
 
 /// How the layer's feed-forward part is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,9 +192,10 @@ impl ModelSpec {
     /// # Errors
     /// One sentence on the first key that is missing, wrong or unsupported.
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
-        let config = Config::read(&dir.join("config.json"))?;
+        let config = Config::read(&dir.join("config.json"), CONFIG_BYTES_MAX)?;
         let generation = dir.join("generation_config.json");
-        let generation = generation.exists().then(|| Config::read(&generation)).transpose()?;
+        let generation =
+            generation.exists().then(|| Config::read(&generation, CONFIG_BYTES_MAX)).transpose()?;
         Self::parse(&config, generation.as_ref())
     }
 

@@ -24,12 +24,12 @@ use crate::{
 /// Far above any real width, and small enough that products of three fit a machine word.
 const WIDTHS: RangeInclusive<usize> = 1..=1 << 20;
 const HEADS: RangeInclusive<usize> = 1..=1 << 12;
-const LAYERS: RangeInclusive<usize> = 1..=1 << 12;
+const LAYERS: RangeInclusive<usize> = 1..=1 << 10;
 /// As many as the router's kernel holds.
 const EXPERTS: RangeInclusive<usize> = 1..=1024;
 const TOP_K: RangeInclusive<usize> = 1..=64;
 const VOCAB: RangeInclusive<usize> = 1..=1 << 24;
-pub(crate) const POSITIONS_MAX: usize = 1 << 30;
+pub(crate) const POSITIONS_MAX: usize = 1 << 24;
 
 type Parse = fn(&Config) -> Result<ModelSpec, ModelError>;
 
