@@ -31,6 +31,9 @@ pub enum ConfigError {
     Variable { variable: String, reason: &'static str },
     #[error("{origin}: {key}: {expected}")]
     Value { origin: String, key: String, expected: String },
+    /// It is of the right type, and still cannot be meant.
+    #[error("{origin}: {reason}")]
+    Nonsense { origin: String, reason: String },
 }
 
 /// The layers of a configuration, merged, before they become a type.
@@ -119,6 +122,11 @@ impl Layers {
         self.decode_value(table, "")
     }
 
+    /// What to call these layers in a message.
+    pub(crate) fn origin(&self) -> String {
+        self.file.as_ref().map_or("configuration".to_owned(), |file| file.display().to_string())
+    }
+
     fn decode_value<T: DeserializeOwned>(
         &self,
         mut value: Value,
@@ -153,10 +161,9 @@ impl Layers {
         key: &str,
         error: &toml::de::Error,
     ) -> ConfigError {
-        let origin = match (variable, &self.file) {
-            (Some(variable), _) => format!("environment variable {}", variable.name),
-            (None, Some(file)) => file.display().to_string(),
-            (None, None) => "configuration".to_owned(),
+        let origin = match variable {
+            Some(variable) => format!("environment variable {}", variable.name),
+            None => self.origin(),
         };
         let key = if key.is_empty() { "top level".to_owned() } else { format!("key `{key}`") };
         ConfigError::Value { origin, key, expected: error.message().trim().replace('\n', " ") }

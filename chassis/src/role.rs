@@ -77,15 +77,32 @@ pub struct ProcessConfig {
     pub shutdown: ShutdownConfig,
 }
 
+/// The sections of a configuration file that belong to one role.
+///
+/// Give the type `#[serde(deny_unknown_fields)]`, so that a misspelt key is an error and not a default.
+pub trait RoleConfig: DeserializeOwned {
+    /// Checks what the types alone do not say.
+    ///
+    /// # Errors
+    /// One sentence that names the key and what was expected.
+    fn check(&self) -> Result<(), String>;
+}
+
 /// Reads and checks the whole configuration of a role; what is wrong with it is one sentence.
-pub fn load<C: DeserializeOwned>(path: Option<&Path>) -> Result<(ProcessConfig, C), ConfigError> {
+pub fn load<C: RoleConfig>(path: Option<&Path>) -> Result<(ProcessConfig, C), ConfigError> {
     let mut layers = Layers::read(path)?;
     let process = ProcessConfig {
         admin: layers.take("admin")?,
         telemetry: layers.take("telemetry")?,
         shutdown: layers.take("shutdown")?,
     };
-    Ok((process, layers.decode()?))
+    let origin = layers.origin();
+    let config: C = layers.decode()?;
+    let checked = config.check().and_then(|()| {
+        telemetry::filter(&process.telemetry).map(drop).map_err(|error| error.to_string())
+    });
+    checked.map_err(|reason| ConfigError::Nonsense { origin, reason })?;
+    Ok((process, config))
 }
 
 /// The `main` of a role: everything around `run`, which serves until its shutdown is requested and then drains.
@@ -94,7 +111,7 @@ pub fn load<C: DeserializeOwned>(path: Option<&Path>) -> Result<(ProcessConfig, 
 /// standard error.
 pub fn main<C, E, F>(role: &'static str, run: impl FnOnce(C, Process) -> F) -> ExitCode
 where
-    C: DeserializeOwned,
+    C: RoleConfig,
     E: Display,
     F: Future<Output = Result<(), E>>,
 {
@@ -147,7 +164,7 @@ fn enter<C, E, F>(
     run: impl FnOnce(C, Process) -> F,
 ) -> Result<(), Exit>
 where
-    C: DeserializeOwned,
+    C: RoleConfig,
     E: Display,
     F: Future<Output = Result<(), E>>,
 {
@@ -155,7 +172,6 @@ where
         return Ok(());
     };
     let (process, config) = load::<C>(flags.config.as_deref()).map_err(Exit::usage)?;
-    telemetry::filter(&process.telemetry).map_err(Exit::usage)?;
     if flags.check_config {
         return Ok(());
     }

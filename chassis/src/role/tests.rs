@@ -10,13 +10,20 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Exit, Process, USAGE, enter};
+use super::{Exit, Process, RoleConfig, USAGE, enter};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Config {
     stubborn: bool,
     refuse: String,
+}
+
+impl RoleConfig for Config {
+    fn check(&self) -> Result<(), String> {
+        let sane = !self.stubborn || self.refuse.is_empty();
+        sane.then_some(()).ok_or("key `refuse`: expected nothing from a stubborn role".to_owned())
+    }
 }
 
 /// Serves until the stop, then drains, or not when stubborn.
@@ -73,9 +80,13 @@ fn wrong_flags_and_files_are_usage_errors_with_a_sentence() {
         ),
         (
             "[telemetry]\nlog = 'loud=9'",
-            "key `telemetry.log`: \"loud=9\" is no log filter, expected something like `info` or \
+            "FILE: key `telemetry.log`: \"loud=9\" is no log filter, expected something like `info` or \
              `warn,gateway=debug`: error parsing level filter: expected one of \"off\", \"error\", \
              \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
+        ),
+        (
+            "stubborn = true\nrefuse = 'no'",
+            "FILE: key `refuse`: expected nothing from a stubborn role",
         ),
         (
             "stuborn = 1",
