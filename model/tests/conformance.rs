@@ -30,7 +30,17 @@ macro_rules! conformance {
     };
 }
 
-conformance!(mixtral, qwen3_moe, qwen2_moe, olmoe, deepseek_v3, glm4_moe);
+conformance!(
+    mixtral,
+    qwen3_moe,
+    qwen3_moe_mixed,
+    qwen2_moe,
+    olmoe,
+    olmoe_clipped,
+    deepseek_v3,
+    deepseek_v3_yarn,
+    glm4_moe
+);
 
 fn f32_logits(golden: &Golden) {
     let mut model = golden.load(Compute::F32, None);

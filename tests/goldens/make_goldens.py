@@ -39,6 +39,23 @@ SPECS = {
     "glm4_moe": ("glm4_moe", dict(COMMON, head_dim=32, intermediate_size=128, moe_intermediate_size=48,
                                   n_routed_experts=16, num_experts_per_tok=4, n_group=1, topk_group=1,
                                   n_shared_experts=1, first_k_dense_replace=1, use_qk_norm=True)),
+    # What published models set and the ones above do not.
+    "deepseek_v3_yarn": ("deepseek_v3", dict(COMMON, num_key_value_heads=4, num_hidden_layers=2, intermediate_size=64,
+                                             moe_intermediate_size=32, n_routed_experts=8, num_experts_per_tok=2,
+                                             n_group=1, topk_group=1, n_shared_experts=2, first_k_dense_replace=1,
+                                             q_lora_rank=None, kv_lora_rank=24, qk_rope_head_dim=16, qk_nope_head_dim=24,
+                                             v_head_dim=20, norm_topk_prob=True, attention_bias=True,
+                                             rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=8.0,
+                                                                  beta_fast=32, beta_slow=1, mscale=0.7, mscale_all_dim=1.3,
+                                                                  original_max_position_embeddings=64))),
+    "qwen3_moe_mixed": ("qwen3_moe", dict(COMMON, head_dim=32, intermediate_size=64, moe_intermediate_size=32, num_experts=8,
+                                          num_experts_per_tok=2, num_hidden_layers=4, decoder_sparse_step=2,
+                                          mlp_only_layers=[1], tie_word_embeddings=True, attention_bias=True,
+                                          rope_parameters=dict(rope_type="llama3", rope_theta=500000.0, factor=8.0,
+                                                               low_freq_factor=1.0, high_freq_factor=4.0,
+                                                               original_max_position_embeddings=64))),
+    "olmoe_clipped": ("olmoe", dict(COMMON, intermediate_size=32, num_experts=8, num_experts_per_tok=2,
+                                    num_hidden_layers=2, clip_qkv=0.8, norm_topk_prob=True)),
 }
 TEXT = ("Experts wait in queues and tokens wander between them; no barrier holds the quick back for the slow. "
         "A router picks a few experts for every token, and the busy ones earn a second replica. ") * 40
