@@ -19,8 +19,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use domain::NodeId;
 use proto::frame::{DONE_BYTES, Frame, Limits, PAIR_BYTES};
 use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     Doorbell, Hub,
@@ -144,7 +143,7 @@ pub struct LinkSender {
 #[derive(Debug)]
 enum Path {
     Memory(memory::Towards),
-    Wire { frames: mpsc::Sender<Frame>, credit: Arc<credit::Credit>, closing: CancellationToken },
+    Wire(wire::Towards),
 }
 
 /// Why a frame was not taken; it comes back with the answer.
@@ -301,7 +300,7 @@ impl LinkSender {
         let payload = frame.payload_bytes();
         let sent = match &self.path {
             Path::Memory(towards) => towards.try_send(frame),
-            Path::Wire { frames, credit, .. } => wire::try_send(frames, credit, frame),
+            Path::Wire(towards) => towards.try_send(frame),
         };
         self.metrics.sent(payload, &sent);
         sent
@@ -312,7 +311,7 @@ impl Drop for LinkSender {
     fn drop(&mut self) {
         match &self.path {
             Path::Memory(towards) => towards.close(),
-            Path::Wire { closing, .. } => closing.cancel(),
+            Path::Wire(towards) => towards.close(),
         }
     }
 }

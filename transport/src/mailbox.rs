@@ -235,7 +235,9 @@ mod tests {
         for task in tasks {
             task.await.unwrap();
         }
-        threads.map(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         assert_eq!(receiver.join().unwrap(), [EACH; SENDERS as usize]);
     }
 }

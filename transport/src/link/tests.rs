@@ -7,6 +7,10 @@ use domain::{Epoch, Layer};
 use proto::frame::{Dispatch, Done, Output, Ticket};
 
 use super::*;
+use crate::channel::{Listener, serve, server};
+
+mod cases;
+mod wire;
 
 const ROW_BYTES: usize = 1024;
 const CREDIT: u64 = 64 << 10;
@@ -85,6 +89,66 @@ impl Engine {
         match self.next().kind {
             LinkEventKind::Frame(frame, permit) => (frame, permit),
             other => panic!("expected a frame, got {other:?}"),
+        }
+    }
+}
+
+/// How the two ends reach each other.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Memory,
+    Inproc,
+    Tcp,
+}
+
+/// A listening end, killed when dropped as if its process died.
+struct Serving {
+    address: String,
+    _listener: Option<MemoryListener>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Serving {
+    fn start(kind: Kind, engine: &Engine, hub: &Hub) -> Self {
+        let address = match kind {
+            Kind::Memory => "memory:expert",
+            Kind::Inproc => "inproc:expert",
+            Kind::Tcp => "127.0.0.1:0",
+        };
+        Self::start_at(address, engine, hub)
+    }
+
+    fn start_at(address: &str, engine: &Engine, hub: &Hub) -> Self {
+        if let Some(name) = address.strip_prefix("memory:") {
+            return Self {
+                address: address.to_owned(),
+                _listener: Some(engine.links.listen(name).unwrap()),
+                runtime: None,
+            };
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (address, hub) = (address.to_owned(), hub.clone());
+        let (sender, bound) = std::sync::mpsc::sync_channel(1);
+        let services = server(settings().keep_alive).add_service(engine.links.service());
+        runtime.spawn(async move {
+            let listener = Listener::bind(&address, &hub).await.unwrap();
+            sender.send(listener.address().unwrap()).unwrap();
+            serve(listener, services, std::future::pending()).await.unwrap();
+        });
+        Self { address: bound.recv().unwrap(), _listener: None, runtime: Some(runtime) }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Waits until everything is dropped, which a thread of another runtime may not.
+            let killed = std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE));
+            killed.join().unwrap();
         }
     }
 }

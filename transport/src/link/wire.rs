@@ -56,7 +56,7 @@ pub(super) struct Ledger {
     held: AtomicU64,
     /// Given back by permits, not yet told.
     released: AtomicU64,
-    /// Nothing more is to be sent.
+    /// The link is down: nothing more is to be sent.
     ended: AtomicBool,
     /// Wakes the outgoing stream.
     outgoing: AtomicWaker,
@@ -95,22 +95,36 @@ pub(super) struct Reader {
 
 // === sending ===
 
-/// Queues a frame for the connection. The queue has a place for every frame that credit allows.
-pub(super) fn try_send(
-    frames: &mpsc::Sender<Frame>,
-    credit: &Credit,
-    frame: Frame,
-) -> Result<(), Refused> {
-    let place = match frames.try_reserve() {
-        Ok(place) => place,
-        Err(TrySendError::Full(())) => return Err(Refused::NoCredit(frame)),
-        Err(TrySendError::Closed(())) => return Err(Refused::Closed(frame)),
-    };
-    if !credit.take(cost(frame.payload_bytes())) {
-        return Err(Refused::NoCredit(frame));
+/// Queues frames for the connection. The queue has a place for every frame that credit allows.
+#[derive(Debug)]
+pub(super) struct Towards {
+    frames: mpsc::Sender<Frame>,
+    credit: Arc<Credit>,
+    ledger: Arc<Ledger>,
+    closing: CancellationToken,
+}
+
+impl Towards {
+    pub(super) fn try_send(&self, frame: Frame) -> Result<(), Refused> {
+        if self.ledger.ended.load(Ordering::Acquire) {
+            return Err(Refused::Closed(frame));
+        }
+        let place = match self.frames.try_reserve() {
+            Ok(place) => place,
+            Err(TrySendError::Full(())) => return Err(Refused::NoCredit(frame)),
+            Err(TrySendError::Closed(())) => return Err(Refused::Closed(frame)),
+        };
+        if !self.credit.take(cost(frame.payload_bytes())) {
+            return Err(Refused::NoCredit(frame));
+        }
+        place.send(frame);
+        Ok(())
     }
-    place.send(frame);
-    Ok(())
+
+    /// The outgoing stream ends by itself when this is dropped and all that was queued is sent.
+    pub(super) fn close(&self) {
+        self.closing.cancel();
+    }
 }
 
 impl Stream for Outgoing {
@@ -211,9 +225,15 @@ impl Opening {
         let window = hello.credit_bytes.min(ledger.granted);
         let credit = Arc::new(Credit::new(window, end.inbox.bell().clone()));
         let closing = CancellationToken::new();
+        let towards = Towards {
+            frames,
+            credit: Arc::clone(&credit),
+            ledger: Arc::clone(&ledger),
+            closing: closing.clone(),
+        };
         let sender = LinkSender {
             peer: hello.node,
-            path: Path::Wire { frames, credit: Arc::clone(&credit), closing: closing.clone() },
+            path: Path::Wire(towards),
             frame_bytes_max: end.settings.frame_bytes_max,
             metrics: end.metrics.clone(),
             _seat: Arc::clone(&seat),
