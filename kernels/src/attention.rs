@@ -8,25 +8,35 @@
 //! Work is cut into tiles of up to [`TILE`] query vectors that share one KV head (rows x heads of the group), so
 //! that a key or value is loaded once for all of them.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod fma;
 mod softmax;
 
 use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::columns::Columns;
 use crate::disjoint::DisjointMut;
-use crate::kv::{BLOCK_TOKENS, Element, KvCache, Span};
+use crate::kv::{BLOCK_TOKENS, Element, KvCache, KvLayout, Span};
 use crate::lanes::{self, Kernel, Lanes};
-use crate::{Compute, Cpu};
+use crate::{Compute, Cpu, Isa};
 
-/// Query vectors in one tile.
+/// Query vectors that share a load.
 const TILE: usize = 32;
+
+/// The most tiles in one task: those of one task read a stretch while it is in the cache.
+const TASK_TILES: usize = 4;
 
 /// Blocks in one stretch.
 const STRETCH_BLOCKS: usize = 16;
 
 /// Positions in one stretch.
 const STRETCH: usize = STRETCH_BLOCKS * BLOCK_TOKENS;
+
+/// Floats from one row of scores to the next: a line more than needed, so that rows spread over the cache's sets.
+const SCORES_STRIDE: usize = STRETCH + 16;
 
 /// Buffers of [`attend`]; grow to the largest shape seen and are then reused.
 #[derive(Default)]
@@ -41,7 +51,7 @@ impl fmt::Debug for AttentionScratch {
     }
 }
 
-/// One tile: `len` query vectors of a span from vector `first` on (vector = row x group + head in group).
+/// `len` query vectors of a span from vector `first` on (vector = row x group + head in group).
 #[derive(Clone, Copy)]
 struct Task {
     cost: u64,
@@ -56,33 +66,71 @@ struct Task {
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// What one worker needs for a tile; every buffer is row-major with one row per query vector.
+/// What one worker needs for a task.
 #[derive(Default)]
 struct Worker {
-    /// `[TILE, stored k dim]`.
+    /// The task's queries, as [`Products::load_query`] lays them out.
     queries: Vec<Line>,
-    /// `[TILE, STRETCH]`: scores, then weights.
+    /// `[TILE, SCORES_STRIDE]`: scores of one tile and stretch, then weights.
     scores: Vec<Line>,
-    /// `[TILE, stored v dim]`: weighted values of one stretch.
+    /// The weights again in bf16, for AMX.
+    weights: Vec<Line>,
+    /// `[TILE, stored v dim]`: weighted values of one tile and stretch.
     part: Vec<Line>,
-    /// `[TILE, stored v dim]`: weighted values of the stretches so far.
+    /// `[task, stored v dim]`: weighted values of the stretches so far.
     total: Vec<Line>,
-    /// Largest score and sum of weights of each row so far.
+    /// The softmax of each row of the task so far.
     merged: Vec<softmax::Merged>,
 }
 
 impl Worker {
-    fn grow(&mut self, k_dim: usize, v_dim: usize) {
-        let grow = |buffer: &mut Vec<Line>, width: usize| {
-            let lines = (TILE * width).div_ceil(16);
+    fn grow(&mut self, layout: &KvLayout) {
+        let grow = |buffer: &mut Vec<Line>, floats: usize| {
+            let lines = floats.div_ceil(16);
             buffer.resize(buffer.len().max(lines), Line([0.0; 16]));
         };
-        grow(&mut self.queries, k_dim);
-        grow(&mut self.scores, STRETCH);
-        grow(&mut self.part, v_dim);
-        grow(&mut self.total, v_dim);
-        self.merged.resize(TILE, softmax::Merged::default());
+        grow(&mut self.queries, TASK_TILES * TILE * layout.stored_k_dim());
+        grow(&mut self.scores, TILE * SCORES_STRIDE);
+        grow(&mut self.weights, TILE * STRETCH / 2);
+        grow(&mut self.part, TILE * layout.stored_v_dim());
+        grow(&mut self.total, TASK_TILES * TILE * layout.stored_v_dim());
+        self.merged.resize(TASK_TILES * TILE, softmax::Merged::default());
     }
+}
+
+/// The two matrix products of attention, for one way of computing them.
+///
+/// Each result is summed in ascending order of dims or positions by one accumulator, whatever the rows beside it.
+trait Products {
+    /// Element type of the cache.
+    type Stored: Element;
+
+    /// Stores the query of row `row` of a task of `rows`, padded to `stored` dims.
+    fn load_query(worker: &mut Worker, row_of: (usize, usize), query: &[f32], stored: usize);
+
+    /// `scores[row][position] = queries[tile.start + row] . key[position]` for all positions of `blocks`.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L` and of the products; `grow` sized the buffers for the layout,
+    /// `tile` lies in the task and is at most [`TILE`] long; each block is where a head's keys begin.
+    unsafe fn scores<L: Lanes>(
+        worker: &mut Worker,
+        layout: &KvLayout,
+        blocks: &[*const Self::Stored],
+        tile: Range<usize>,
+    );
+
+    /// `part[row][dim] = sum over positions of weights[row][position] * value[position][dim]`, where weights beyond a
+    /// row's own position are zero.
+    ///
+    /// # Safety
+    /// As [`Self::scores`].
+    unsafe fn values<L: Lanes>(
+        worker: &mut Worker,
+        layout: &KvLayout,
+        blocks: &[*const Self::Stored],
+        rows: usize,
+    );
 }
 
 /// Attention of `spans` at one layer: `out = softmax(scale * q k^T) v`, each row over its own and all earlier
@@ -113,29 +161,41 @@ pub fn attend(
     assert_eq!(out.len(), q.rows() * heads * layout.v_dim, "output size");
     assert!(scale > 0.0, "scale {scale}");
     kv.check(layer, spans, q.rows());
-    plan(&mut scratch.tasks, spans, heads / layout.kv_heads, layout.kv_heads);
+    plan(&mut scratch.tasks, spans, heads / layout.kv_heads, &layout, cpu.threads());
     scratch.workers.resize_with(scratch.workers.len().max(cpu.threads()), Worker::default);
-    for worker in &mut scratch.workers {
-        worker.grow(layout.stored_k_dim(), layout.stored_v_dim());
-    }
+    scratch.workers.iter_mut().for_each(|worker| worker.grow(&layout));
     let batch = Batch { kv, layer, spans, q, heads, scale, out: DisjointMut::new(out) };
-    match kv.compute() {
-        Compute::Bf16 => batch.run::<u16>(cpu, &scratch.tasks, &mut scratch.workers),
-        Compute::F32 => batch.run::<f32>(cpu, &scratch.tasks, &mut scratch.workers),
+    let AttentionScratch { tasks, workers } = scratch;
+    match (kv.compute(), cpu.isa()) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        (Compute::Bf16, Isa::Amx) => batch.run::<amx::Tiles>(cpu, tasks, workers),
+        (Compute::Bf16, _) => batch.run::<fma::Fma<u16>>(cpu, tasks, workers),
+        (Compute::F32, _) => batch.run::<fma::Fma<f32>>(cpu, tasks, workers),
     }
 }
 
-/// Cuts spans into tiles, the costliest first.
-fn plan(tasks: &mut Vec<Task>, spans: &[Span<'_>], group: usize, kv_heads: usize) {
+/// Cuts spans into tasks, the costliest first.
+fn plan(
+    tasks: &mut Vec<Task>,
+    spans: &[Span<'_>],
+    group: usize,
+    layout: &KvLayout,
+    threads: usize,
+) {
     tasks.clear();
+    // Large groups are worth a task of several tiles, if that leaves a few tasks for each thread.
+    let vectors: usize = spans.iter().map(|span| span.rows.len() * group).sum();
+    let large = TASK_TILES * TILE;
+    let enough = vectors * layout.kv_heads >= 4 * threads * large;
+    let unit = if group > TILE && enough { large } else { TILE };
     for (i, span) in spans.iter().enumerate() {
         let vectors = span.rows.len() * group;
-        for first in (0..vectors).step_by(TILE) {
-            let len = TILE.min(vectors - first);
+        for first in (0..vectors).step_by(unit) {
+            let len = unit.min(vectors - first);
             let context = span.first_position + (first + len).div_ceil(group);
             // Reading a key costs about as much as four vectors' use of it.
             let cost = context as u64 * (len as u64 + 4);
-            tasks.extend((0..kv_heads).map(|head| Task {
+            tasks.extend((0..layout.kv_heads).map(|head| Task {
                 cost,
                 span: narrow(i),
                 head: narrow(head),
@@ -163,96 +223,116 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    fn run<T: Element + fma::Pairs>(&self, cpu: &Cpu, tasks: &[Task], workers: &mut [Worker]) {
+    fn run<P: Products>(&self, cpu: &Cpu, tasks: &[Task], workers: &mut [Worker]) {
         let workers = DisjointMut::new(workers);
         cpu.for_each(tasks.len(), |task, worker| {
             // SAFETY: a worker number is used by one thread at a time.
             let worker = unsafe { &mut workers.part(worker..worker + 1)[0] };
-            let tile =
-                Tile::<T> { batch: self, task: tasks[task], worker, elements: self.kv.elements() };
-            lanes::run(cpu.isa(), tile);
+            let elements = self.kv.elements();
+            let products = PhantomData::<P>;
+            let job = Job { batch: self, task: tasks[task], worker, elements, products };
+            lanes::run(cpu.isa(), job);
         });
     }
 }
 
-/// One tile at work.
-struct Tile<'a, T> {
+/// One task at work.
+struct Job<'a, P: Products> {
     batch: &'a Batch<'a>,
     task: Task,
     worker: &'a mut Worker,
-    elements: &'a [T],
+    elements: &'a [P::Stored],
+    products: PhantomData<P>,
 }
 
-impl<T: Element + fma::Pairs> Kernel for Tile<'_, T> {
+impl<P: Products> Kernel for Job<'_, P> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(mut self) {
         let layout = self.batch.kv.layout();
+        let rows = self.task.len as usize;
         self.load_queries();
-        let len = self.task.len as usize;
-        let last = self.position(len - 1);
-        for stretch in 0..=last / STRETCH {
-            let start = stretch * STRETCH;
-            let blocks = ((last + 1 - start).div_ceil(BLOCK_TOKENS)).min(STRETCH_BLOCKS);
-            let heads = self.head_blocks(stretch * STRETCH_BLOCKS, blocks);
-            // SAFETY (all four): the caller vouches for the instruction set; `grow` sized the buffers for
-            // TILE rows of this layout, and `check` proved that the blocks lie in the cache.
-            unsafe { fma::scores::<L, T>(self.worker, &layout, &heads[..blocks], len) };
-            for row in 0..len {
-                let visible = (self.position(row) + 1).saturating_sub(start).min(STRETCH);
-                unsafe { softmax::weigh::<L>(self.worker, row, visible, blocks, self.batch.scale) };
+        for stretch in 0..=self.position(rows - 1) / STRETCH {
+            for first in (0..rows).step_by(TILE) {
+                let tile = first..rows.min(first + TILE);
+                // SAFETY: the caller vouches for the instruction set.
+                unsafe { self.attend_stretch::<L>(&layout, stretch, tile) };
             }
-            unsafe { fma::values::<L, T>(self.worker, &layout, &heads[..blocks], len) };
-            unsafe {
-                softmax::merge::<L>(
-                    self.worker,
-                    len,
-                    layout.stored_v_dim(),
-                    self.batch.scale,
-                    stretch == 0,
-                )
-            };
         }
-        // SAFETY: as above.
-        unsafe { softmax::divide::<L>(self.worker, len, layout.stored_v_dim()) };
+        // SAFETY: as above; `grow` sized the buffers.
+        unsafe { softmax::divide::<L>(self.worker, rows, layout.stored_v_dim()) };
         self.store_output();
     }
 }
 
-impl<T: Element> Tile<'_, T> {
+impl<P: Products> Job<'_, P> {
+    /// Adds one stretch to the rows of one tile.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L`.
+    #[inline(always)]
+    unsafe fn attend_stretch<L: Lanes>(
+        &mut self,
+        layout: &KvLayout,
+        stretch: usize,
+        tile: Range<usize>,
+    ) {
+        let start = stretch * STRETCH;
+        let end = (self.position(tile.end - 1) + 1).min(start + STRETCH);
+        let Some(blocks) = end.checked_sub(start).map(|seen| seen.div_ceil(BLOCK_TOKENS)) else {
+            return;
+        };
+        let heads = self.head_blocks(stretch * STRETCH_BLOCKS, blocks);
+        let heads = &heads[..blocks];
+        let scale = self.batch.scale * std::f32::consts::LOG2_E;
+        // SAFETY: the caller vouches for the instruction set; `grow` sized the buffers for this layout and any tile,
+        // and `KvCache::check` proved that the blocks lie in the cache.
+        unsafe {
+            P::scores::<L>(self.worker, layout, heads, tile.clone());
+            for row in tile.clone() {
+                let visible = (self.position(row) + 1).saturating_sub(start).min(STRETCH);
+                let scores =
+                    &mut floats(&mut self.worker.scores)[(row - tile.start) * SCORES_STRIDE..];
+                let scores = &mut scores[..blocks * BLOCK_TOKENS];
+                self.worker.merged[row].part = softmax::weigh::<L>(scores, visible, scale);
+            }
+            P::values::<L>(self.worker, layout, heads, tile.len());
+            softmax::merge::<L>(self.worker, tile, layout.stored_v_dim(), scale, stretch == 0);
+        }
+    }
+
     fn group(&self) -> usize {
         self.batch.heads / self.batch.kv.layout().kv_heads
     }
 
-    /// Position in the sequence of vector `row` of the tile.
+    /// Position in the sequence of vector `row` of the task.
     #[inline(always)]
     fn position(&self, row: usize) -> usize {
         let span = &self.batch.spans[self.task.span as usize];
         span.first_position + (self.task.first as usize + row) / self.group()
     }
 
-    /// Row in the batch and query head of vector `row` of the tile.
+    /// Row in the batch and query head of vector `row` of the task.
     fn place(&self, row: usize) -> (usize, usize) {
         let span = &self.batch.spans[self.task.span as usize];
         let (group, vector) = (self.group(), self.task.first as usize + row);
         (span.rows.start + vector / group, self.task.head as usize * group + vector % group)
     }
 
+    #[inline(always)]
     fn load_queries(&mut self) {
         let layout = self.batch.kv.layout();
-        let stored = layout.stored_k_dim();
-        for row in 0..self.task.len as usize {
+        let rows = self.task.len as usize;
+        for row in 0..rows {
             let (batch_row, head) = self.place(row);
-            let from = &self.batch.q.row(batch_row)[head * layout.k_dim..][..layout.k_dim];
-            let to = &mut floats(&mut self.worker.queries)[row * stored..][..stored];
-            to[..layout.k_dim].copy_from_slice(from);
-            to[layout.k_dim..].fill(0.0);
+            let query = &self.batch.q.row(batch_row)[head * layout.k_dim..][..layout.k_dim];
+            P::load_query(self.worker, (row, rows), query, layout.stored_k_dim());
         }
     }
 
     /// Where this head's keys begin in `count` blocks from the sequence's block `first` on.
-    fn head_blocks(&self, first: usize, count: usize) -> [*const T; STRETCH_BLOCKS] {
+    fn head_blocks(&self, first: usize, count: usize) -> [*const P::Stored; STRETCH_BLOCKS] {
         let starts = self.batch.kv.head_starts(self.batch.layer);
         let blocks = &self.batch.spans[self.task.span as usize].blocks[first..first + count];
         let mut out = [self.elements.as_ptr(); STRETCH_BLOCKS];
@@ -268,7 +348,7 @@ impl<T: Element> Tile<'_, T> {
         for row in 0..self.task.len as usize {
             let (batch_row, head) = self.place(row);
             let at = (batch_row * self.batch.heads + head) * width;
-            // SAFETY: rows belong to one span, and a (row, head) to one tile.
+            // SAFETY: rows belong to one span, and a (row, head) to one task.
             let to = unsafe { self.batch.out.part(at..at + width) };
             to.copy_from_slice(&floats(&mut self.worker.total)[row * stored..][..width]);
         }
@@ -276,6 +356,7 @@ impl<T: Element> Tile<'_, T> {
 }
 
 /// Lines as floats.
+#[inline(always)]
 fn floats(lines: &mut [Line]) -> &mut [f32] {
     // SAFETY: a line is 16 floats without padding.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }

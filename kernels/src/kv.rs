@@ -51,9 +51,9 @@ impl KvLayout {
         self.k_dim.next_multiple_of(2 * WIDE)
     }
 
-    /// Dims of a value as stored: whole tiles of 16.
+    /// Dims of a value as stored: whole pairs of tiles.
     pub(crate) fn stored_v_dim(&self) -> usize {
-        self.v_dim.next_multiple_of(WIDE)
+        self.v_dim.next_multiple_of(2 * WIDE)
     }
 
     /// Elements of one (layer, block, head): its keys, then its values.

@@ -3,9 +3,15 @@
 //! Both are `C[rows, 16 wide] += A[rows, deep] * B[deep, 16 wide]` with B read straight from the cache, one
 //! accumulator per result and steps in ascending order, however many rows share a load.
 
-use super::{Line, STRETCH, Worker};
-use crate::kv::{BLOCK_TOKENS, KvLayout, VALUE_TILE, WIDE};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::{Line, Products, SCORES_STRIDE, Worker, floats};
+use crate::kv::{BLOCK_TOKENS, Element, KvLayout, VALUE_TILE, WIDE};
 use crate::lanes::{LANES, Lanes};
+
+/// The products over a cache of `T`.
+pub(super) struct Fma<T>(PhantomData<T>);
 
 /// A stored element that loads two steps of sixteen results at a time.
 pub(super) trait Pairs: Copy {
@@ -44,21 +50,23 @@ trait Step {
 #[inline(always)]
 unsafe fn climb<L: Lanes>(rows: usize, step: &mut impl Step) {
     let mut row = 0;
-    // SAFETY (all): the caller's promise.
-    while L::ROWS >= 8 && rows - row >= 8 {
-        unsafe { step.rows::<8>(row) };
-        row += 8;
-    }
-    while L::ROWS >= 4 && rows - row >= 4 {
-        unsafe { step.rows::<4>(row) };
-        row += 4;
-    }
-    while rows - row >= 2 {
-        unsafe { step.rows::<2>(row) };
-        row += 2;
-    }
-    if row < rows {
-        unsafe { step.rows::<1>(row) };
+    // SAFETY: the caller's promise.
+    unsafe {
+        while L::ROWS >= 8 && rows - row >= 8 {
+            step.rows::<8>(row);
+            row += 8;
+        }
+        while L::ROWS >= 4 && rows - row >= 4 {
+            step.rows::<4>(row);
+            row += 4;
+        }
+        while rows - row >= 2 {
+            step.rows::<2>(row);
+            row += 2;
+        }
+        if row < rows {
+            step.rows::<1>(row);
+        }
     }
 }
 
@@ -111,7 +119,7 @@ struct Scores<L, T> {
     /// Dims as stored, and dims that are not all padding.
     k_dims: (usize, usize),
     to: *mut f32,
-    lanes: std::marker::PhantomData<L>,
+    lanes: PhantomData<L>,
 }
 
 impl<L: Lanes, T: Pairs> Step for Scores<L, T> {
@@ -123,88 +131,84 @@ impl<L: Lanes, T: Pairs> Step for Scores<L, T> {
             let mut sums = [[L::splat(0.0); 2]; M];
             let halves = [self.keys, self.keys.add(stored * WIDE)];
             accumulate((self.queries.add(row * stored), stored), halves, used, &mut sums);
-            store((self.to.add(row * STRETCH), STRETCH), sums);
+            store((self.to.add(row * SCORES_STRIDE), SCORES_STRIDE), sums);
         }
     }
 }
 
-/// `scores[row][position] = queries[row] . key[position]` for all positions of `blocks`.
-///
-/// # Safety
-/// The processor has the instruction set of `L`, the worker's buffers hold `rows` rows and each block starts a
-/// head's keys.
-#[inline(always)]
-pub(super) unsafe fn scores<L: Lanes, T: Pairs>(
-    worker: &mut Worker,
-    layout: &KvLayout,
-    blocks: &[*const T],
-    rows: usize,
-) {
-    let k_dims = (layout.stored_k_dim(), layout.k_dim.next_multiple_of(2));
-    let queries = start(&mut worker.queries).cast_const();
-    let scores = start(&mut worker.scores);
-    for (i, &keys) in blocks.iter().enumerate() {
-        // SAFETY: the caller's promise; i < STRETCH_BLOCKS.
-        unsafe {
-            let to = scores.add(i * BLOCK_TOKENS);
-            let lanes = std::marker::PhantomData::<L>;
-            climb::<L>(rows, &mut Scores { queries, keys, k_dims, to, lanes });
-        }
-    }
-}
-
-struct Values<'a, L, T, const N: usize> {
+struct Values<'a, L, T> {
     weights: *const f32,
     blocks: &'a [*const T],
-    /// Elements from the start of a head's block to the first of N value tiles.
+    /// Elements from the start of a head's block to the first of two value tiles.
     offset: usize,
     to: *mut f32,
     stride: usize,
-    lanes: std::marker::PhantomData<L>,
+    lanes: PhantomData<L>,
 }
 
-impl<L: Lanes, T: Pairs, const N: usize> Step for Values<'_, L, T, N> {
+impl<L: Lanes, T: Pairs> Step for Values<'_, L, T> {
     #[inline(always)]
     unsafe fn rows<const M: usize>(&mut self, row: usize) {
         // SAFETY: the caller of `values` vouches for the buffers.
         unsafe {
-            let mut sums = [[L::splat(0.0); N]; M];
+            let mut sums = [[L::splat(0.0); 2]; M];
             for (i, block) in self.blocks.iter().enumerate() {
-                let weights = self.weights.add(row * STRETCH + i * BLOCK_TOKENS);
-                let tiles = std::array::from_fn(|n| block.add(self.offset + n * VALUE_TILE));
-                accumulate((weights, STRETCH), tiles, BLOCK_TOKENS, &mut sums);
+                let weights = self.weights.add(row * SCORES_STRIDE + i * BLOCK_TOKENS);
+                let tiles = [block.add(self.offset), block.add(self.offset + VALUE_TILE)];
+                accumulate((weights, SCORES_STRIDE), tiles, BLOCK_TOKENS, &mut sums);
             }
             store((self.to.add(row * self.stride), self.stride), sums);
         }
     }
 }
 
-/// `part[row][dim] = sum over positions of weights[row][position] * value[position][dim]`.
-///
-/// # Safety
-/// As [`scores`]; weights beyond a row's own position are zero.
-#[inline(always)]
-pub(super) unsafe fn values<L: Lanes, T: Pairs>(
-    worker: &mut Worker,
-    layout: &KvLayout,
-    blocks: &[*const T],
-    rows: usize,
-) {
-    let (keys, stride) = (layout.stored_k_dim() * BLOCK_TOKENS, layout.stored_v_dim());
-    let weights = start(&mut worker.scores).cast_const();
-    let part = start(&mut worker.part);
-    let lanes = std::marker::PhantomData::<L>;
-    let tiles = stride / WIDE;
-    for tile in (0..tiles).step_by(2) {
-        let offset = keys + tile * VALUE_TILE;
-        // SAFETY: the caller's promise; tile < tiles.
-        unsafe {
-            let to = part.add(tile * WIDE);
-            if tile + 1 < tiles {
-                let mut step = Values::<L, T, 2> { weights, blocks, offset, to, stride, lanes };
-                climb::<L>(rows, &mut step);
-            } else {
-                let mut step = Values::<L, T, 1> { weights, blocks, offset, to, stride, lanes };
+impl<T: Element + Pairs> Products for Fma<T> {
+    type Stored = T;
+
+    #[inline(always)]
+    fn load_query(worker: &mut Worker, (row, _): (usize, usize), query: &[f32], stored: usize) {
+        let to = &mut floats(&mut worker.queries)[row * stored..][..stored];
+        to[..query.len()].copy_from_slice(query);
+        to[query.len()..].fill(0.0);
+    }
+
+    #[inline(always)]
+    unsafe fn scores<L: Lanes>(
+        worker: &mut Worker,
+        layout: &KvLayout,
+        blocks: &[*const T],
+        tile: Range<usize>,
+    ) {
+        let k_dims = (layout.stored_k_dim(), layout.k_dim.next_multiple_of(2));
+        let queries = floats(&mut worker.queries)[tile.start * k_dims.0..].as_ptr();
+        let scores = start(&mut worker.scores);
+        for (i, &keys) in blocks.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let to = scores.add(i * BLOCK_TOKENS);
+                let mut step = Scores { queries, keys, k_dims, to, lanes: PhantomData::<L> };
+                climb::<L>(tile.len(), &mut step);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn values<L: Lanes>(
+        worker: &mut Worker,
+        layout: &KvLayout,
+        blocks: &[*const T],
+        rows: usize,
+    ) {
+        let (keys, stride) = (layout.stored_k_dim() * BLOCK_TOKENS, layout.stored_v_dim());
+        let weights = start(&mut worker.scores).cast_const();
+        let part = start(&mut worker.part);
+        for dim in (0..stride).step_by(2 * WIDE) {
+            let offset = keys + dim * BLOCK_TOKENS;
+            // SAFETY: the caller's promise; stored dims come in pairs of tiles.
+            unsafe {
+                let to = part.add(dim);
+                let lanes = PhantomData::<L>;
+                let mut step = Values { weights, blocks, offset, to, stride, lanes };
                 climb::<L>(rows, &mut step);
             }
         }

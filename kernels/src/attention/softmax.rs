@@ -1,7 +1,8 @@
 //! The softmax of one stretch, and the merging of stretches.
 
-use super::{STRETCH, Worker, floats};
-use crate::kv::BLOCK_TOKENS;
+use std::ops::Range;
+
+use super::{Worker, floats};
 use crate::lanes::{LANES, Lanes};
 
 /// One row's softmax so far. `sum` is relative to `max`; scores are before scaling.
@@ -9,28 +10,24 @@ use crate::lanes::{LANES, Lanes};
 pub(super) struct Merged {
     max: f32,
     sum: f32,
-    /// The same of the stretch at hand; `None` when the row sees nothing of it.
-    part: Option<(f32, f32)>,
+    /// Maximum and sum of the stretch at hand; `None` when the row sees nothing of it.
+    pub(super) part: Option<(f32, f32)>,
 }
 
-/// Turns the scores of one row into weights `2^((score - max) * scale)`, zero from `visible` on.
+/// Turns the scores of one row into weights `2^((score - max) * scale)`, zero from `visible` on; returns the
+/// maximum and the sum of the weights. There are whole blocks of scores, at least `visible`.
 ///
 /// # Safety
-/// The processor has the instruction set of `L`; the worker's buffers hold the row.
+/// The processor has the instruction set of `L`.
 #[inline(always)]
 pub(super) unsafe fn weigh<L: Lanes>(
-    worker: &mut Worker,
-    row: usize,
+    scores: &mut [f32],
     visible: usize,
-    blocks: usize,
     scale: f32,
-) {
-    let scores = &mut floats(&mut worker.scores)[row * STRETCH..][..blocks * BLOCK_TOKENS];
-    let visible = visible.min(scores.len());
+) -> Option<(f32, f32)> {
     if visible == 0 {
         scores.fill(0.0);
-        worker.merged[row].part = None;
-        return;
+        return None;
     }
     // SAFETY: the caller vouches for the instruction set; chunks have 16 floats.
     unsafe {
@@ -42,7 +39,7 @@ pub(super) unsafe fn weigh<L: Lanes>(
         }
         let max = largest.largest();
         let (max_lanes, zero) = (L::splat(max), L::splat(0.0));
-        let scale = L::splat(scale * std::f32::consts::LOG2_E);
+        let scale = L::splat(scale);
         let mut sum = zero;
         for (i, chunk) in scores.chunks_exact_mut(LANES).enumerate() {
             let seen = visible.saturating_sub(i * LANES);
@@ -51,28 +48,26 @@ pub(super) unsafe fn weigh<L: Lanes>(
             weight.store(chunk.as_mut_ptr());
             sum = sum.add(weight);
         }
-        worker.merged[row].part = Some((max, sum.sum()));
+        Some((max, sum.sum()))
     }
 }
 
 /// Adds the stretch at hand to what each row has: the larger maximum rules, the other side shrinks.
 ///
 /// # Safety
-/// The processor has the instruction set of `L`; the worker's buffers hold `rows` rows of `v_dim`.
+/// The processor has the instruction set of `L`; the worker's buffers hold the tile's rows of `v_dim`.
 #[inline(always)]
 pub(super) unsafe fn merge<L: Lanes>(
     worker: &mut Worker,
-    rows: usize,
+    tile: Range<usize>,
     v_dim: usize,
     scale: f32,
     first: bool,
 ) {
-    let part = floats(&mut worker.part);
-    let total = floats(&mut worker.total);
-    for (row, merged) in worker.merged.iter_mut().enumerate().take(rows) {
+    let parts = floats(&mut worker.part).chunks_exact(v_dim);
+    let totals = floats(&mut worker.total)[tile.start * v_dim..].chunks_exact_mut(v_dim);
+    for ((merged, part), total) in worker.merged[tile].iter_mut().zip(parts).zip(totals) {
         let Some((max, sum)) = merged.part else { continue };
-        let part = &part[row * v_dim..][..v_dim];
-        let total = &mut total[row * v_dim..][..v_dim];
         if first {
             total.copy_from_slice(part);
             (merged.max, merged.sum) = (max, sum);
@@ -81,11 +76,8 @@ pub(super) unsafe fn merge<L: Lanes>(
         let largest = merged.max.max(max);
         // SAFETY: the caller vouches for the instruction set; chunks have 16 floats.
         unsafe {
-            let shrink = |from: f32| {
-                let power = (from - largest) * (scale * std::f32::consts::LOG2_E);
-                L::splat(power).exp2()
-            };
-            let (keep, take) = (shrink(merged.max), shrink(max));
+            let keep = L::splat((merged.max - largest) * scale).exp2();
+            let take = L::splat((max - largest) * scale).exp2();
             for (to, from) in total.chunks_exact_mut(LANES).zip(part.chunks_exact(LANES)) {
                 let kept = L::load(to.as_ptr()).mul(keep);
                 L::load(from.as_ptr()).mul_add(take, kept).store(to.as_mut_ptr());
