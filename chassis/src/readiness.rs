@@ -11,52 +11,61 @@ use tokio::sync::watch;
 /// counts as ready.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    conditions: Arc<watch::Sender<BTreeMap<&'static str, bool>>>,
+    conditions: Arc<watch::Sender<Conditions>>,
+    part: Arc<str>,
 }
+
+/// (part of the process, condition) → whether it is met.
+type Conditions = BTreeMap<(Arc<str>, &'static str), bool>;
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self { conditions: Arc::new(watch::Sender::new(BTreeMap::new())) }
+        Self { conditions: Arc::new(watch::Sender::new(Conditions::new())), part: "".into() }
     }
 }
 
 impl Readiness {
-    /// States whether `condition` (for example `"weights"`, `"plan"`) is met.
-    pub fn set(&self, condition: &'static str, met: bool) {
-        self.conditions
-            .send_if_modified(|conditions| conditions.insert(condition, met) != Some(met));
+    /// The same conditions, seen from a part of the process: what it sets, it sets for itself, so that two expert
+    /// nodes in one process do not speak for each other.
+    #[must_use]
+    pub fn part(&self, name: &str) -> Self {
+        Self { conditions: Arc::clone(&self.conditions), part: name.into() }
     }
 
+    /// States whether `condition` (for example `"weights"`, `"plan"`) is met.
+    pub fn set(&self, condition: &'static str, met: bool) {
+        let key = (Arc::clone(&self.part), condition);
+        self.conditions.send_if_modified(|conditions| conditions.insert(key, met) != Some(met));
+    }
+
+    /// Whether every condition of every part is met.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         all_met(&self.conditions.borrow())
     }
 
-    /// The conditions that are not met, in alphabetical order.
+    /// What is not met, in alphabetical order: `"plan"`, or `"expert-1: plan"` for a part of the process.
     #[must_use]
-    pub fn unmet(&self) -> Vec<&'static str> {
+    pub fn unmet(&self) -> Vec<String> {
         let conditions = self.conditions.borrow();
-        conditions.iter().filter(|(_, met)| !**met).map(|(condition, _)| *condition).collect()
+        let unmet = conditions.iter().filter(|(_, met)| !**met);
+        unmet
+            .map(|((part, condition), _)| match &**part {
+                "" => (*condition).to_owned(),
+                part => format!("{part}: {condition}"),
+            })
+            .collect()
     }
 
     /// Waits until the process is ready.
     pub async fn ready(&self) {
-        self.reach(true).await;
-    }
-
-    /// Waits until the process is not ready; with [`Readiness::ready`], what a health service streams.
-    pub async fn unready(&self) {
-        self.reach(false).await;
-    }
-
-    async fn reach(&self, wanted: bool) {
         let mut receiver = self.conditions.subscribe();
         // The sender lives in `self`, so the channel cannot close while this waits.
-        let _ = receiver.wait_for(|conditions| all_met(conditions) == wanted).await;
+        let _ = receiver.wait_for(all_met).await;
     }
 }
 
-fn all_met(conditions: &BTreeMap<&'static str, bool>) -> bool {
+fn all_met(conditions: &Conditions) -> bool {
     !conditions.is_empty() && conditions.values().all(|met| *met)
 }
 
@@ -82,7 +91,18 @@ mod tests {
         assert!(readiness.is_ready());
 
         readiness.set("weights", false);
-        readiness.unready().await;
+        assert!(!readiness.is_ready());
         assert_eq!(readiness.unmet(), ["weights"]);
+    }
+
+    #[test]
+    fn parts_of_a_process_speak_for_themselves() {
+        let readiness = Readiness::default();
+        let (first, second) = (readiness.part("expert-0"), readiness.part("expert-1"));
+        first.set("plan", false);
+        second.set("plan", true);
+        assert_eq!(readiness.unmet(), ["expert-0: plan"]);
+        first.set("plan", true);
+        assert!(readiness.is_ready());
     }
 }
