@@ -1,0 +1,191 @@
+//! The coordinator's configuration file.
+
+use std::{path::PathBuf, time::Duration};
+
+use policy::{
+    liveness::Terms,
+    placement::{Policy, Spare},
+};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::{cluster::Rules, reconcile::Intent};
+
+/// The coordinator's own sections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where nodes reach it.
+    pub control: ControlConfig,
+    /// Membership.
+    pub cluster: ClusterConfig,
+    /// How plans are made.
+    pub placement: PlacementConfig,
+    /// Where the durable state lies.
+    pub store: StoreConfig,
+}
+
+/// Section `[control]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlConfig {
+    /// Where to listen: `host:port` (port 0: any), or `inproc:NAME` inside one process.
+    pub listen: String,
+    /// Where nodes and other coordinators reach this one; as `listen` if absent.
+    pub advertise: Option<String>,
+    /// With several coordinators: another one takes over when the leader was silent for this long.
+    pub leader_lease_ms: u64,
+}
+
+impl Default for ControlConfig {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7400".to_owned(),
+            advertise: None,
+            leader_lease_ms: 5_000,
+        }
+    }
+}
+
+/// Section `[cluster]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// The first plan is made when this many expert nodes have registered.
+    pub expert_nodes_min: usize,
+    /// How often nodes beat, and at most how often their loads are passed on.
+    pub heartbeat_ms: u64,
+    /// A node that was silent for this long is lost.
+    pub lease_ms: u64,
+    /// Nodes of all roles that may be members at once.
+    pub members_max: usize,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            expert_nodes_min: 1,
+            heartbeat_ms: 500,
+            lease_ms: 5_000,
+            members_max: 1024,
+        }
+    }
+}
+
+/// Section `[placement]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlacementConfig {
+    /// How plans are made.
+    pub policy: PolicyName,
+    /// Fill spare slots of expert nodes with further replicas.
+    pub fill_spare_slots: bool,
+}
+
+/// The placement policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyName {
+    /// Equal contiguous shares.
+    #[default]
+    Linear,
+}
+
+/// Section `[store]`, told apart by `kind`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum StoreConfig {
+    /// Nothing outlives the process.
+    #[default]
+    Memory,
+    /// One file, for one coordinator.
+    Embedded {
+        /// The file; made if it is not there.
+        path: PathBuf,
+    },
+    /// An etcd cluster, for any number of coordinators. Needs a build with the feature `etcd`.
+    Etcd {
+        /// `http://host:port` of its members.
+        endpoints: Vec<String>,
+        /// All keys begin with this, so that clusters can share an etcd.
+        #[serde(default = "default_prefix")]
+        prefix: String,
+        /// A call that is not answered for this long has failed.
+        #[serde(default = "default_timeout_ms")]
+        timeout_ms: u64,
+    },
+}
+
+fn default_prefix() -> String {
+    "amoe/".to_owned()
+}
+
+fn default_timeout_ms() -> u64 {
+    2_000
+}
+
+/// A value that is of the right type and makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("key `{key}` is {found}, expected {expected}")]
+pub struct ConfigError {
+    key: &'static str,
+    found: String,
+    expected: String,
+}
+
+impl Config {
+    pub(crate) fn rules(&self) -> Result<Rules, ConfigError> {
+        let ClusterConfig {
+            expert_nodes_min,
+            heartbeat_ms,
+            lease_ms,
+            members_max,
+        } = self.cluster;
+        at_least("cluster.expert_nodes_min", expert_nodes_min as u64, 1)?;
+        at_least("cluster.heartbeat_ms", heartbeat_ms, 10)?;
+        at_least("cluster.members_max", members_max as u64, 1)?;
+        at_least("control.leader_lease_ms", self.control.leader_lease_ms, 1_000)?;
+        if !(heartbeat_ms * 3..=u64::from(u32::MAX)).contains(&lease_ms) {
+            return Err(ConfigError {
+                key: "cluster.lease_ms",
+                found: lease_ms.to_string(),
+                expected: format!("at least 3 heartbeats of {heartbeat_ms} ms"),
+            });
+        }
+        Ok(Rules {
+            terms: Terms {
+                heartbeat: Duration::from_millis(heartbeat_ms),
+                lease: Duration::from_millis(lease_ms),
+            },
+            members_max,
+            intent: Intent {
+                policy: match self.placement.policy {
+                    PolicyName::Linear => Policy::Linear,
+                },
+                spare: if self.placement.fill_spare_slots {
+                    Spare::Fill
+                } else {
+                    Spare::Leave
+                },
+                hosts_min: expert_nodes_min,
+            },
+        })
+    }
+}
+
+impl chassis::role::RoleConfig for Config {
+    fn check(&self) -> Result<(), String> {
+        self.rules().map(drop).map_err(|error| error.to_string())
+    }
+}
+
+fn at_least(key: &'static str, found: u64, least: u64) -> Result<(), ConfigError> {
+    if found >= least {
+        return Ok(());
+    }
+    Err(ConfigError {
+        key,
+        found: found.to_string(),
+        expected: format!("at least {least}"),
+    })
+}

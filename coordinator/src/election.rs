@@ -1,0 +1,82 @@
+//! Enters the election, leads when it is won, and does so again as long as the process runs.
+
+use std::{sync::Arc, time::Duration};
+
+use chassis::Shutdown;
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    cluster::Rules,
+    leader::Candidate,
+    metrics::Metrics,
+    service::Standing,
+    store::{Store, StoreError},
+    term::{End, INBOX_MAX, Term},
+};
+
+/// Pause before the election is entered again after a term or a failure.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What a coordinator runs for.
+#[derive(Debug)]
+pub(crate) struct Election {
+    pub(crate) rules: Rules,
+    pub(crate) leader_lease: Duration,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) metrics: Metrics,
+    /// Where nodes are sent while this coordinator leads.
+    pub(crate) address: String,
+    /// Told whether this coordinator leads and who does.
+    pub(crate) standing: watch::Sender<Standing>,
+    pub(crate) shutdown: Shutdown,
+}
+
+impl Election {
+    /// Runs until the shutdown is requested.
+    ///
+    /// # Errors
+    /// What is stored is broken. A store that does not answer is waited for.
+    pub(crate) async fn run(self) -> Result<(), StoreError> {
+        loop {
+            let end = tokio::select! {
+                biased;
+                () = self.shutdown.requested() => return Ok(()),
+                won = self.win() => match won {
+                    Ok(term) => self.lead(term).await,
+                    Err(error @ StoreError::Refused(_)) => return Err(error),
+                    Err(error) => {
+                        tracing::debug!(%error, "the election was not won");
+                        End::Deposed
+                    }
+                },
+            };
+            self.standing.send_replace(Standing::Following { leader: None });
+            if matches!(end, End::Stopped) {
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn win(&self) -> Result<Term, StoreError> {
+        let candidate =
+            Candidate::enter(self.store.clone(), &self.address, self.leader_lease).await?;
+        let follow = |leader: String| {
+            tracing::info!(leader, "another coordinator leads");
+            let leader = Some(leader);
+            self.standing.send_replace(Standing::Following { leader });
+        };
+        candidate.win(follow).await?;
+        let (store, metrics) = (self.store.clone(), self.metrics.clone());
+        Term::take_over(self.rules, store, candidate, metrics).await
+    }
+
+    async fn lead(&self, term: Term) -> End {
+        let (inbox, messages) = mpsc::channel(INBOX_MAX);
+        self.standing.send_replace(Standing::Leading(inbox));
+        tracing::info!(address = self.address, "this coordinator leads");
+        let end = term.lead(messages, self.shutdown.requested()).await;
+        tracing::info!("this coordinator does not lead any more");
+        end
+    }
+}

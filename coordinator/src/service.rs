@@ -1,0 +1,285 @@
+//! The gRPC face of the coordinator: sessions of nodes in, events to the leader's loop; views out.
+//!
+//! A session holds no queue of views, only the newest one, so a slow node costs nothing and skips
+//! what it has missed.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use domain::{ClusterView, NodeId};
+use futures::{Stream, stream, stream::BoxStream, stream::StreamExt};
+use proto::{
+    Invalid,
+    control::{Beat, Registration, Welcome},
+    internal::{
+        self as wire, control_server::Control, coordinator_message::Kind as ToNode,
+        node_message::Kind as FromNode,
+    },
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::timeout,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
+
+use crate::{
+    cluster::Event,
+    nodes::{Refusal, SessionId},
+};
+
+/// The address of the leader, in the metadata of a refusal by a coordinator that does not lead.
+pub const LEADER_METADATA: &str = "amoe-leader";
+
+/// A session that says nothing for this long after it was opened is closed.
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5);
+/// A registration waits for the state store at most this long.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whether this coordinator takes sessions.
+#[derive(Clone, Debug)]
+pub(crate) enum Standing {
+    /// Yes: this is the way to the leader's loop.
+    Leading(mpsc::Sender<Message>),
+    /// No: another one leads, or none is known to.
+    Following { leader: Option<String> },
+}
+
+/// What sessions tell the leader's loop.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A node wants to join.
+    Register {
+        session: SessionId,
+        registration: Registration,
+        /// Told when the node has joined.
+        admitted: oneshot::Sender<Result<Admission, Refusal>>,
+        /// Ends the session with a status. Holds one; the first is what counts.
+        end: mpsc::Sender<Status>,
+    },
+    /// A member beat, or its session ended.
+    Event(Event),
+}
+
+/// What a session needs once its node has joined.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    pub(crate) welcome: Welcome,
+    pub(crate) views: watch::Receiver<Arc<ClusterView>>,
+}
+
+/// The service; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlService {
+    standing: watch::Receiver<Standing>,
+    sessions: Arc<Semaphore>,
+    opened: Arc<AtomicU64>,
+}
+
+impl ControlService {
+    /// A service that holds at most `sessions_max` sessions.
+    pub(crate) fn new(standing: watch::Receiver<Standing>, sessions_max: usize) -> Self {
+        Self {
+            standing,
+            sessions: Arc::new(Semaphore::new(sessions_max.min(Semaphore::MAX_PERMITS))),
+            opened: Arc::default(),
+        }
+    }
+
+    fn leader(&self) -> Result<mpsc::Sender<Message>, Status> {
+        match &*self.standing.borrow() {
+            Standing::Leading(inbox) => Ok(inbox.clone()),
+            Standing::Following { leader } => Err(not_leading(leader.as_deref())),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    type SessionStream = BoxStream<'static, Result<wire::CoordinatorMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::NodeMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let inbox = self.leader()?;
+        let permit = self.sessions.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| Status::resource_exhausted("too many sessions are open"))?;
+        let mut messages = request.into_inner();
+        let registration = timeout(REGISTRATION_TIMEOUT, first(&mut messages)).await;
+        let registration = registration
+            .map_err(|_| Status::deadline_exceeded("no registration came after the session opened"))??;
+        let session = SessionId(self.opened.fetch_add(1, Ordering::Relaxed));
+        let (end, ended) = mpsc::channel(1);
+        let admission = register(&inbox, session, registration, end.clone()).await?;
+        let open = CancellationToken::new();
+        tokio::spawn(read_beats(Reader {
+            session,
+            id: admission.welcome.node_id,
+            messages,
+            inbox,
+            end,
+            open: open.clone(),
+        }));
+        let writer = Writer {
+            ended,
+            open: open.clone(),
+            views: admission.views,
+            _closes: open.drop_guard(),
+            _permit: permit,
+        };
+        let welcome = ToNode::Welcome(admission.welcome.into());
+        let welcome = stream::once(async { Ok(message(welcome)) });
+        Ok(Response::new(welcome.chain(views(writer)).boxed()))
+    }
+}
+
+async fn first(messages: &mut Streaming<wire::NodeMessage>) -> Result<Registration, Status> {
+    let kind = messages.message().await?.and_then(|message| message.kind);
+    match kind {
+        Some(FromNode::Register(register)) => Registration::try_from(register).map_err(Into::into),
+        _ => Err(Status::invalid_argument(
+            "the first message of a session must be a registration",
+        )),
+    }
+}
+
+async fn register(
+    inbox: &mpsc::Sender<Message>,
+    session: SessionId,
+    registration: Registration,
+    end: mpsc::Sender<Status>,
+) -> Result<Admission, Status> {
+    let (admitted, answer) = oneshot::channel();
+    let register = Message::Register {
+        session,
+        registration,
+        admitted,
+        end,
+    };
+    inbox.send(register).await.map_err(|_| not_leading(None))?;
+    match timeout(ADMISSION_TIMEOUT, answer).await {
+        Ok(Ok(Ok(admission))) => Ok(admission),
+        Ok(Ok(Err(refusal))) => Err(refused(&refusal)),
+        Ok(Err(_)) => Err(not_leading(None)),
+        Err(_) => Err(Status::unavailable(
+            "the state store does not answer, so no new node can get a number",
+        )),
+    }
+}
+
+// === node → coordinator ===
+
+struct Reader {
+    session: SessionId,
+    id: NodeId,
+    messages: Streaming<wire::NodeMessage>,
+    inbox: mpsc::Sender<Message>,
+    end: mpsc::Sender<Status>,
+    /// Cancelled when either direction has ended.
+    open: CancellationToken,
+}
+
+async fn read_beats(mut reader: Reader) {
+    let (session, id) = (reader.session, reader.id);
+    loop {
+        let message = tokio::select! {
+            message = reader.messages.message() => message,
+            () = reader.open.cancelled() => break,
+        };
+        let Ok(Some(message)) = message else { break };
+        match beat(message) {
+            Ok(beat) => {
+                let event = Event::Beat { session, id, beat };
+                if reader.inbox.send(Message::Event(event)).await.is_err() {
+                    break;
+                }
+            }
+            Err(invalid) => {
+                // If the session is being ended already, that reason stands.
+                let _ = reader.end.try_send(invalid.into());
+                break;
+            }
+        }
+    }
+    reader.open.cancel();
+    // A loop that is gone has no members to take off.
+    let _ = reader.inbox.send(Message::Event(Event::Left { session, id })).await;
+}
+
+fn beat(message: wire::NodeMessage) -> Result<Beat, Invalid> {
+    match message.kind {
+        Some(FromNode::Heartbeat(beat)) => Beat::try_from(beat),
+        _ => Err(Invalid::new("heartbeat", "is missing")),
+    }
+}
+
+// === coordinator → node ===
+
+struct Writer {
+    views: watch::Receiver<Arc<ClusterView>>,
+    ended: mpsc::Receiver<Status>,
+    open: CancellationToken,
+    _closes: DropGuard,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The newest view, again and again, then the status the session ends with.
+fn views(
+    mut writer: Writer,
+) -> impl Stream<Item = Result<wire::CoordinatorMessage, Status>> + Send + 'static {
+    writer.views.mark_changed();
+    stream::unfold(Some(writer), |writer| async {
+        let mut writer = writer?;
+        tokio::select! {
+            biased;
+            Some(status) = writer.ended.recv() => return Some((Err(status), None)),
+            () = writer.open.cancelled() => {
+                return writer.ended.try_recv().ok().map(|status| (Err(status), None));
+            }
+            changed = writer.views.changed() => changed.ok()?,
+        }
+        let view = writer.views.borrow_and_update().clone();
+        let view = message(ToNode::View(wire::ClusterView::from(&*view)));
+        Some((Ok(view), Some(writer)))
+    })
+}
+
+fn message(kind: ToNode) -> wire::CoordinatorMessage {
+    wire::CoordinatorMessage { kind: Some(kind) }
+}
+
+// === statuses ===
+
+/// Sends a node to the leader, or to try again.
+pub(crate) fn not_leading(leader: Option<&str>) -> Status {
+    let Some(leader) = leader else {
+        return Status::unavailable("no coordinator is known to lead at the moment");
+    };
+    let mut status =
+        Status::unavailable(format!("this coordinator does not lead, the one at {leader} does"));
+    // An address that cannot stand in a header still stands in the sentence.
+    if let Ok(leader) = MetadataValue::try_from(leader) {
+        status.metadata_mut().insert(LEADER_METADATA, leader);
+    }
+    status
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    let sentence = refusal.to_string();
+    match refusal {
+        Refusal::TooLong { .. } | Refusal::Missing { .. } | Refusal::Epoch { .. } => {
+            Status::invalid_argument(sentence)
+        }
+        Refusal::OtherModel { .. } | Refusal::OtherShape { .. } => {
+            Status::failed_precondition(sentence)
+        }
+        Refusal::NameTaken { .. } => Status::already_exists(sentence),
+        Refusal::Full { .. } => Status::resource_exhausted(sentence),
+    }
+}
