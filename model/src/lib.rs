@@ -19,7 +19,8 @@ pub use error::ModelError;
 pub use experts::{ExpertHalf, ExpertLoader, ExpertWork, LoadedExpert};
 // What engines hand to the halves; they know the kernels by these names only.
 pub use kernels::{
-    BLOCK_TOKENS, Compute, Cpu, CpuError, CpuOptions, FfnRow, Isa, KvCache, RopeSpec, Span,
+    BLOCK_TOKENS, Compute, Cpu, CpuError, CpuOptions, Draw, FfnRow, Isa, KvCache, RopeSpec,
+    Sampled, SamplingScratch, SamplingSpec, Span, TokenCounts, sample,
 };
 pub use reference::Reference;
 pub use spec::{

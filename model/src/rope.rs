@@ -40,7 +40,7 @@ impl RopeConfig {
 
     /// RoPE that turns `dim` elements of a head.
     pub(crate) fn spec(&self, dim: usize, pairing: Pairing) -> Result<RopeSpec, ModelError> {
-        if dim == 0 || dim % 2 != 0 {
+        if dim == 0 || !dim.is_multiple_of(2) {
             return Err(self.parameters.unsupported(
                 "rope_theta",
                 format!("RoPE turns pairs, but {dim} elements of a head are to be turned"),

@@ -1,4 +1,5 @@
 //! A broken or unsupported checkpoint gets one clear line that names file, key and what was expected.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod scratch_checkpoint;
 

@@ -1,4 +1,5 @@
 //! Every architecture against the logits of `transformers`, in f32 and in bf16, however the prompt is cut.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod golden;
 
@@ -74,29 +75,38 @@ fn f32_logits(golden: &Golden) {
 /// gates, so that single positions flip in bf16, and one golden has too few positions for a share.
 #[test]
 fn bf16_logits_agree_with_the_reference() {
-    let (mut positions, mut agreeing) = (0.0, 0.0);
-    for name in NAMES {
-        let golden = Golden::open(name);
-        let mut model = golden.load(Compute::Bf16, None);
-        let vocab = model.spec().vocab;
-        let (mut rows, mut equal, mut divergence) = (0.0, 0.0, 0.0);
-        for case in &golden.cases {
-            let logits = model.logits(&case.prompt, case.prompt.len()).unwrap();
-            let pairs = logits.chunks_exact(vocab);
-            for (ours, theirs) in pairs.zip(case.logits.chunks_exact(vocab)) {
-                rows += 1.0;
-                equal += f64::from(u8::from(best(ours) == best(theirs)));
-                divergence += kullback_leibler(theirs, ours);
-            }
+    let goldens: Vec<_> = NAMES.iter().map(|name| Golden::open(name)).collect();
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let (mut positions, mut agreeing) = (0.0, 0.0);
+        for golden in &goldens {
+            let [rows, equal, divergence] = compare(golden, isa);
+            let (name, mean) = (golden.name, divergence / rows);
+            println!("{name} on {isa}: top-1 {equal} of {rows}, mean KL {mean:.1e}");
+            assert!(mean <= BF16_KL, "{name} on {isa}: mean divergence {mean}");
+            positions += rows;
+            agreeing += equal;
         }
-        let mean = divergence / rows;
-        println!("{name}: top-1 {equal} of {rows}, mean KL {mean:.1e}");
-        assert!(mean <= BF16_KL, "{name}: mean divergence {mean}");
-        positions += rows;
-        agreeing += equal;
+        let agreement = agreeing / positions;
+        println!("{isa}: top-1 agreement {agreement:.4}");
+        assert!(agreement >= BF16_TOP1, "{isa}: top-1 agreement {agreement}");
     }
-    let agreement = agreeing / positions;
-    assert!(agreement >= BF16_TOP1, "top-1 agreement {agreement}");
+}
+
+/// Positions of a golden's prompts, how many have the reference's top-1, and the sum of divergences.
+fn compare(golden: &Golden, isa: Isa) -> [f64; 3] {
+    let mut model = golden.load(Compute::Bf16, Some(isa));
+    let vocab = model.spec().vocab;
+    let mut sums = [0.0; 3];
+    for case in &golden.cases {
+        let logits = model.logits(&case.prompt, case.prompt.len()).unwrap();
+        let pairs = logits.chunks_exact(vocab);
+        for (ours, theirs) in pairs.zip(case.logits.chunks_exact(vocab)) {
+            sums[0] += 1.0;
+            sums[1] += f64::from(u8::from(best(ours) == best(theirs)));
+            sums[2] += kullback_leibler(theirs, ours);
+        }
+    }
+    sums
 }
 
 fn cuts(golden: &Golden) {

@@ -9,7 +9,7 @@ use super::{AttentionHalf, Scratch, scratch::sized};
 
 #[derive(Debug)]
 pub(super) enum FeedForward {
-    Dense(ExpertWeights),
+    Dense(Box<ExpertWeights>),
     Routed(Box<RoutedExperts>),
 }
 

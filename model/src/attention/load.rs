@@ -176,7 +176,7 @@ fn feed_forward(
 ) -> Result<FeedForward, ModelError> {
     let (moe, names) = (&spec.moe, &spec.names);
     if kind == LayerKind::Dense {
-        return Ok(FeedForward::Dense(mlp(weights, spec, "mlp", spec.dense_width)?));
+        return Ok(FeedForward::Dense(Box::new(mlp(weights, spec, "mlp", spec.dense_width)?)));
     }
     let scoring = match moe.scoring {
         Scoring::Softmax => kernels::Scoring::Softmax,

@@ -182,6 +182,10 @@ impl AttentionHalf {
     ///
     /// # Panics
     /// If an output is not one wire row of the model.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "an iterator is handed over, and run through once per part"
+    )]
     pub fn absorb<'a, I>(&self, outputs: I, residual_row: &mut [f32])
     where
         I: IntoIterator<Item = &'a [u8]> + Clone,
