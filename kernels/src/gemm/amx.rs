@@ -13,6 +13,7 @@ pub(super) use x86::block;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod x86 {
     use std::arch::asm;
+    use std::mem::offset_of;
 
     use super::super::{Block, LANES};
 
@@ -22,6 +23,14 @@ mod x86 {
     const TILE: usize = 1024;
     /// Bytes of a tile's row.
     const LINE: usize = 64;
+    /// Tokens of two full tiles.
+    const PAIR: usize = 2 * ROWS;
+    /// Bytes from the line in use to the line being fetched, per stream.
+    const AHEAD: usize = 2 * TILE;
+    /// Steps of an inner block: two panels of it are 16 KiB, a third of L1.
+    const INNER_STEPS: usize = 8;
+    /// As [`AHEAD`], for inner blocks: two of them.
+    const INNER_AHEAD: usize = 2 * INNER_STEPS * TILE;
 
     /// What `ldtilecfg` reads.
     #[repr(C, align(64))]
@@ -53,13 +62,27 @@ mod x86 {
 
     /// # Safety
     /// As [`super::super::fma::multiply`], with bf16 storage and packed bf16 tiles, in a process
-    /// that may use tiles; `sums` has room for four panels of 16 tokens or two of 32.
+    /// that may use tiles; `sums` has room for four panels of 16 tokens or two of more.
     pub(in crate::gemm) unsafe fn block(block: &Block, sums: *mut f32) {
-        // SAFETY: the caller's promise.
-        unsafe { if block.tokens <= ROWS { few(block, sums) } else { many(block, sums) } }
+        let pairs = block.tokens / PAIR;
+        let rest = block.tokens % PAIR;
+        let stride = block.tokens * LANES;
+        // SAFETY: the caller's promise; the rest's tiles and sums stand behind those of the pairs.
+        unsafe {
+            if pairs > 0 {
+                bulk(block, pairs, sums, stride);
+            }
+            let acts = block.acts.add(pairs * 2 * block.steps * TILE);
+            let sums = sums.add(pairs * PAIR * LANES);
+            match rest {
+                0 => {}
+                ..=ROWS => few(block, acts, rest, sums, stride),
+                _ => many(block, acts, rest, sums, stride),
+            }
+        }
     }
 
-    /// Starts fetching the 16 lines of a stream's tile two steps ahead.
+    /// Starts fetching the 16 lines of a stream's tile [`AHEAD`] bytes on.
     macro_rules! fetch {
         ($stream:literal) => {
             fetch!($stream, 0 64 128 192 256 320 384 448 512 576 640 704 768 832 896 960)
@@ -69,14 +92,17 @@ mod x86 {
         };
     }
 
-    /// Up to 16 tokens: four streams of weights, one tile of tokens. Missing panels repeat the first.
+    /// Up to 16 tokens: four streams of weights, one tile of tokens. Missing panels repeat the first
+    /// one's work.
     ///
     /// # Safety
-    /// As [`block`].
-    unsafe fn few(block: &Block, sums: *mut f32) {
-        let tokens = block.tokens;
+    /// As [`block`]; `stride` floats lie between the panels' sums.
+    unsafe fn few(block: &Block, acts: *const u8, tokens: usize, sums: *mut f32, stride: usize) {
         let config = TileConfig::new([tokens, tokens, tokens, tokens, tokens, 16, 16, 16]);
-        let panel = |index: usize| block.panels[if index < block.count { index } else { 0 }];
+        let index = |index: usize| if index < block.count { index } else { 0 };
+        let panel = |i: usize| block.panels[index(i)];
+        // SAFETY: a panel's sums, inside the caller's.
+        let out = |i: usize| unsafe { sums.add(index(i) * stride) };
         // SAFETY: every step reads one tile of each panel and of the tokens, all inside the
         // operands; the stores write `tokens` lines per panel into `sums`.
         unsafe {
@@ -107,25 +133,27 @@ mod x86 {
                 "add {acts}, {size}",
                 "dec {steps}",
                 "jnz 2b",
-                "tilestored [{sums} + {line}], tmm0",
-                "add {sums}, {size}",
-                "tilestored [{sums} + {line}], tmm1",
-                "add {sums}, {size}",
-                "tilestored [{sums} + {line}], tmm2",
-                "add {sums}, {size}",
-                "tilestored [{sums} + {line}], tmm3",
+                // In this order a repeated panel stores the same sums again.
+                "mov {w1}, [{out} + 8]",
+                "mov {w2}, [{out} + 16]",
+                "mov {w3}, [{out} + 24]",
+                "mov {w0}, [{out}]",
+                "tilestored [{w3} + {line}], tmm3",
+                "tilestored [{w2} + {line}], tmm2",
+                "tilestored [{w1} + {line}], tmm1",
+                "tilestored [{w0} + {line}], tmm0",
                 "tilerelease",
                 config = in(reg) &raw const config,
-                acts = inout(reg) block.acts => _,
+                acts = inout(reg) acts => _,
                 w0 = inout(reg) panel(0) => _,
                 w1 = inout(reg) panel(1) => _,
                 w2 = inout(reg) panel(2) => _,
                 w3 = inout(reg) panel(3) => _,
-                sums = inout(reg) sums => _,
+                out = in(reg) [out(0), out(1), out(2), out(3)].as_ptr(),
                 steps = inout(reg) block.steps => _,
                 size = in(reg) tokens * LINE,
                 line = in(reg) LINE,
-                ahead = const 2 * TILE,
+                ahead = const AHEAD,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
@@ -133,15 +161,14 @@ mod x86 {
         }
     }
 
-    /// 17 to 32 tokens: two panels, two tiles of tokens.
+    /// 17 to 31 tokens: two panels, two tiles of tokens.
     ///
     /// # Safety
-    /// As [`block`].
-    unsafe fn many(block: &Block, sums: *mut f32) {
-        let rest = block.tokens - ROWS;
+    /// As [`few`].
+    unsafe fn many(block: &Block, acts: *const u8, tokens: usize, sums: *mut f32, stride: usize) {
+        let rest = tokens - ROWS;
         let config = TileConfig::new([ROWS, ROWS, rest, rest, ROWS, rest, 16, 16]);
-        let second = block.panels[if block.count > 1 { 1 } else { 0 }];
-        let panel_sums = block.tokens * LANES;
+        let second = usize::from(block.count > 1);
         // SAFETY: as in `few`; the second tile of tokens stands behind all steps of the first, and
         // its sums behind the 16 lines of the first.
         unsafe {
@@ -153,53 +180,174 @@ mod x86 {
                 "tilezero tmm3",
                 "2:",
                 "tileloadd tmm4, [{a0} + {line}]",
+                fetch!("w0"),
                 "tileloadd tmm6, [{w0} + {line}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                fetch!("w1"),
                 "tileloadd tmm7, [{w1} + {line}]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tileloadd tmm5, [{a1} + {line}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "mov {line}, {lines}",
-                "test {line}, {line}",
-                "jz 4f",
-                "3:",
-                "prefetcht1 [{f0}]",
-                "prefetcht1 [{f1}]",
-                "add {f0}, 64",
-                "add {f1}, 64",
-                "dec {line}",
-                "jnz 3b",
-                "4:",
-                "mov {line:e}, 64",
                 "add {w0}, 1024",
                 "add {w1}, 1024",
                 "add {a0}, 1024",
                 "add {a1}, {size}",
                 "dec {steps}",
                 "jnz 2b",
-                "tilestored [{s0} + {line}], tmm0",
                 "tilestored [{s1} + {line}], tmm1",
-                "tilestored [{s0} + {line} + 1024], tmm2",
                 "tilestored [{s1} + {line} + 1024], tmm3",
+                "tilestored [{s0} + {line}], tmm0",
+                "tilestored [{s0} + {line} + 1024], tmm2",
                 "tilerelease",
                 config = in(reg) &raw const config,
-                a0 = inout(reg) block.acts => _,
-                a1 = inout(reg) block.acts.add(block.steps * TILE) => _,
+                a0 = inout(reg) acts => _,
+                a1 = inout(reg) acts.add(block.steps * TILE) => _,
                 w0 = inout(reg) block.panels[0] => _,
-                w1 = inout(reg) second => _,
+                w1 = inout(reg) block.panels[second] => _,
                 s0 = in(reg) sums,
-                s1 = in(reg) sums.add(panel_sums),
-                f0 = inout(reg) block.fetch.from[0] => _,
-                f1 = inout(reg) block.fetch.from[1] => _,
-                lines = in(reg) block.fetch.lines,
+                s1 = in(reg) sums.add(second * stride),
                 steps = inout(reg) block.steps => _,
                 size = in(reg) rest * LINE,
-                line = inout(reg) LINE => _,
+                line = in(reg) LINE,
+                ahead = const AHEAD,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
+        }
+    }
+
+    /// Whole pairs of token tiles, against inner blocks of two panels that stay in L1 while the
+    /// pairs pass. Sums rest in memory between inner blocks, which changes no bit.
+    ///
+    /// # Safety
+    /// As [`few`].
+    unsafe fn bulk(block: &Block, pairs: usize, sums: *mut f32, stride: usize) {
+        let second = usize::from(block.count > 1);
+        for start in (0..block.steps).step_by(INNER_STEPS) {
+            let steps = INNER_STEPS.min(block.steps - start);
+            let mut inner = Inner {
+                config: TileConfig::new([ROWS; 8]),
+                steps,
+                pairs,
+                // Weights come in as fast as they are used up.
+                fetch_lines: (TILE / LINE).div_ceil(pairs),
+                next_pair: (2 * block.steps - steps) * TILE,
+                weight_bytes: steps * TILE,
+                first: usize::from(start == 0),
+            };
+            // SAFETY: these steps of the panels and of all pairs lie inside the operands.
+            unsafe {
+                let panels = [0, second].map(|i| block.panels[i].add(start * TILE));
+                let acts = block.acts.add(start * TILE);
+                let acts = [acts, acts.add(block.steps * TILE)];
+                inner.run(panels, acts, [sums, sums.add(second * stride)]);
+            }
+        }
+    }
+
+    /// What the assembly of one inner block reads from memory.
+    #[repr(C)]
+    struct Inner {
+        config: TileConfig,
+        steps: usize,
+        pairs: usize,
+        fetch_lines: usize,
+        /// From the end of one pair's inner block to the beginning of the next pair's.
+        next_pair: usize,
+        weight_bytes: usize,
+        /// 1 when there are no sums yet.
+        first: usize,
+    }
+
+    impl Inner {
+        /// # Safety
+        /// Panels, tokens and sums of all steps and pairs must be readable, the sums writable.
+        unsafe fn run(
+            &mut self,
+            panels: [*const u8; 2],
+            acts: [*const u8; 2],
+            sums: [*mut f32; 2],
+        ) {
+            // SAFETY: the caller's promise; prefetches do not fault.
+            unsafe {
+                asm!(
+                    "ldtilecfg [{inner}]",
+                    "5:",
+                    "cmp qword ptr [{inner} + {first}], 0",
+                    "jne 6f",
+                    "tileloadd tmm0, [{s0} + {line}]",
+                    "tileloadd tmm1, [{s1} + {line}]",
+                    "tileloadd tmm2, [{s0} + {line} + 1024]",
+                    "tileloadd tmm3, [{s1} + {line} + 1024]",
+                    "jmp 7f",
+                    "6:",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "7:",
+                    "mov {steps}, [{inner} + {steps_at}]",
+                    "2:",
+                    "tileloadd tmm4, [{a0} + {line}]",
+                    "tileloadd tmm6, [{w0} + {line}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{w1} + {line}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {line}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "mov {count}, [{inner} + {lines_at}]",
+                    "3:",
+                    "prefetcht1 [{f0}]",
+                    "prefetcht1 [{f1}]",
+                    "add {f0}, 64",
+                    "add {f1}, 64",
+                    "dec {count}",
+                    "jnz 3b",
+                    "add {w0}, 1024",
+                    "add {w1}, 1024",
+                    "add {a0}, 1024",
+                    "add {a1}, 1024",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "tilestored [{s1} + {line}], tmm1",
+                    "tilestored [{s1} + {line} + 1024], tmm3",
+                    "tilestored [{s0} + {line}], tmm0",
+                    "tilestored [{s0} + {line} + 1024], tmm2",
+                    "add {s0}, 2048",
+                    "add {s1}, 2048",
+                    "sub {w0}, [{inner} + {weights_at}]",
+                    "sub {w1}, [{inner} + {weights_at}]",
+                    "add {a0}, [{inner} + {next_at}]",
+                    "add {a1}, [{inner} + {next_at}]",
+                    "dec qword ptr [{inner} + {pairs_at}]",
+                    "jnz 5b",
+                    "tilerelease",
+                    inner = in(reg) &raw mut *self,
+                    a0 = inout(reg) acts[0] => _,
+                    a1 = inout(reg) acts[1] => _,
+                    w0 = inout(reg) panels[0] => _,
+                    w1 = inout(reg) panels[1] => _,
+                    s0 = inout(reg) sums[0] => _,
+                    s1 = inout(reg) sums[1] => _,
+                    f0 = inout(reg) panels[0].wrapping_add(INNER_AHEAD) => _,
+                    f1 = inout(reg) panels[1].wrapping_add(INNER_AHEAD) => _,
+                    line = in(reg) LINE,
+                    steps = out(reg) _,
+                    count = out(reg) _,
+                    first = const offset_of!(Inner, first),
+                    steps_at = const offset_of!(Inner, steps),
+                    lines_at = const offset_of!(Inner, fetch_lines),
+                    weights_at = const offset_of!(Inner, weight_bytes),
+                    next_at = const offset_of!(Inner, next_pair),
+                    pairs_at = const offset_of!(Inner, pairs),
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
         }
     }
 }

@@ -31,9 +31,9 @@ pub(crate) const LANES: usize = 16;
 pub(crate) const STEP: usize = 32;
 /// Most panels and tokens of one block.
 const PANELS_MAX: usize = 4;
-const TOKENS_MAX: usize = 32;
-/// Accumulators of one block: every kernel keeps panels x tokens within 64.
-const ACCUMULATORS: usize = 64 * LANES;
+const TOKENS_MAX: usize = 256;
+/// Sums of one block: no kernel works on more than two panels of that many tokens.
+const SUMS: usize = 2 * TOKENS_MAX * LANES;
 
 /// How packed weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub(crate) fn kernel_for(isa: Isa, compute: Compute) -> Isa {
 fn block_shape(kernel: Isa, rows: usize) -> (usize, usize) {
     match kernel {
         Isa::Amx if rows <= 16 => (4, 16),
-        Isa::Amx => (2, 32),
+        Isa::Amx => (2, TOKENS_MAX),
         Isa::Avx512 if rows <= 4 => (4, 4),
         Isa::Avx512 => (2, 8),
         Isa::Avx2 if rows <= 2 => (2, 2),
@@ -103,14 +103,6 @@ struct Block {
     steps: usize,
     acts: *const u8,
     tokens: usize,
-    fetch: Fetch,
-}
-
-/// What a block brings into the cache for the blocks after it: cache lines per step of two streams.
-#[derive(Clone, Copy)]
-struct Fetch {
-    from: [*const u8; 2],
-    lines: usize,
 }
 
 impl Block {
@@ -141,7 +133,7 @@ pub(crate) fn multiply<const SOURCES: usize>(
     // Each source is read as `streams` contiguous streams that advance together.
     let streams = (panels_max / SOURCES).max(1);
     let stream_len = range.len().div_ceil(streams);
-    let mut sums = [0.0; ACCUMULATORS];
+    let mut sums = [0.0; SUMS];
     for position in 0..stream_len {
         let panels = (0..streams)
             .map(|stream| range.start + stream * stream_len + position)
@@ -153,7 +145,6 @@ pub(crate) fn multiply<const SOURCES: usize>(
             steps: first.steps(),
             acts: std::ptr::null(),
             tokens: 0,
-            fetch: Fetch { from: [std::ptr::null(); 2], lines: 0 },
         };
         for panel in panels.clone() {
             for source in sources {
@@ -165,11 +156,6 @@ pub(crate) fn multiply<const SOURCES: usize>(
         while token < tokens.end {
             block.tokens = tokens_max.min(tokens.end - token);
             block.acts = acts.tile(token);
-            let ahead = |panel: *const u8| panel.wrapping_add(2048);
-            block.fetch = Fetch {
-                from: [ahead(block.panels[0]), ahead(block.panels[block.count - 1])],
-                lines: if token == tokens.start { 16 } else { 0 },
-            };
             run(acts.kernel(), &block, &mut sums);
             let size = block.tokens * LANES;
             for (index, panel) in panels.clone().enumerate() {
@@ -185,9 +171,9 @@ pub(crate) fn multiply<const SOURCES: usize>(
 }
 
 /// Runs one block; `sums` gets `[panel][token][LANES]`.
-fn run(kernel: Isa, block: &Block, sums: &mut [f32; ACCUMULATORS]) {
+fn run(kernel: Isa, block: &Block, sums: &mut [f32; SUMS]) {
     assert!(block.count <= PANELS_MAX && block.tokens <= TOKENS_MAX);
-    assert!(block.count * block.tokens * LANES <= ACCUMULATORS);
+    assert!(block.count * block.tokens * LANES <= SUMS);
     let sums = sums.as_mut_ptr();
     match kernel {
         // SAFETY: the operands are whole panels and a whole activation tile of `steps` steps
