@@ -213,8 +213,9 @@ async fn relay(listener: TcpListener, to: String, frozen: watch::Receiver<bool>)
         tokio::spawn(async move {
             let mut there = TcpStream::connect(to).await.unwrap();
             tokio::select! {
-                _ = copy_bidirectional(&mut here, &mut there) => return,
+                biased;
                 _ = frozen.wait_for(|&frozen| frozen) => {}
+                _ = copy_bidirectional(&mut here, &mut there) => return,
             }
             std::future::pending::<()>().await;
         });
