@@ -9,6 +9,7 @@ mod arena;
 mod attention;
 mod columns;
 mod cpu;
+pub mod cuda;
 mod disjoint;
 mod ffn;
 mod filemap;

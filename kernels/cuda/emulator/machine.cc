@@ -146,18 +146,18 @@ void copy_box(uint32_t to, const TensorMap *map, uint32_t barrier, uint32_t x, u
     if (to % 1024) fail("a swizzled box wants 1024-byte alignment");
     Block *block = self->block;
     at(to, 16), at(to + map->box_x * map->box_y * 2 - 16, 16);
-    block->engine.push_back([=] {
-        for (uint32_t row = 0; row < map->box_y; row++)
-            for (uint32_t column = 0; column < map->box_x; column++) {
-                const bool inside = y + row < map->height && x + column < map->width;
-                const uint16_t value = inside ? map->base[(y + row) * map->width + x + column] : 0;
+    block->engine.push_back([=, map = *map] {
+        for (uint32_t row = 0; row < map.box_y; row++)
+            for (uint32_t column = 0; column < map.box_x; column++) {
+                const bool inside = y + row < map.height && x + column < map.width;
+                const uint16_t value = inside ? map.base[(y + row) * map.width + x + column] : 0;
                 const uint32_t plain = to + row * 128 + column * 2;
                 const uint32_t swizzled = plain ^ (plain >> 7 & 7) << 4;
                 memcpy(block->async.data() + swizzled, &value, 2);
                 memcpy(block->shared + swizzled, &value, 2);
             }
         Barrier &b = block->barriers[barrier];
-        b.bytes -= map->box_x * map->box_y * 2;
+        b.bytes -= map.box_x * map.box_y * 2;
         b.settle();
     });
 }

@@ -24,7 +24,7 @@
 #define GRID_CONSTANT const
 
 /// A 2-D bf16 tensor for the copy engine: boxes of box_x * box_y elements, 128-byte swizzle.
-struct TensorMap {
+struct alignas(64) TensorMap {
     const uint16_t *base;
     uint64_t width, height;
     uint32_t box_x, box_y;

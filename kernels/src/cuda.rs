@@ -1,0 +1,13 @@
+//! The kernels on NVIDIA GPUs: a device, its memory, and one launch function for each kernel.
+//!
+//! The library of the driver is looked for when a [`Device`] is opened, not when the program is
+//! linked: a build without CUDA runs everywhere and says in one sentence what is missing. All work
+//! of a device goes to its one stream, in order; a launch returns at once.
+
+mod device;
+mod error;
+mod ffn;
+
+pub use device::{Buffer, Device, Timer};
+pub use error::CudaError;
+pub use ffn::{Experts, FfnKernel, GroupedFfn, PairList, Pairs};

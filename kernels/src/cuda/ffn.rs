@@ -1,0 +1,349 @@
+//! The grouped SwiGLU of all activated experts of a layer in one launch.
+//!
+//! `out[pair] = weight[pair] * down(silu(gate(x[row])) * up(x[row]))` for every pair (expert, row).
+
+use std::ffi::c_void;
+
+use cudarc::driver::sys::{
+    self, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
+    CUtensorMapL2promotion, CUtensorMapSwizzle,
+};
+use cudarc::driver::{CudaFunction, DeviceRepr, PushKernelArg};
+use half::bf16;
+
+use super::device::{Buffer, Device, grid};
+use super::error::CudaError;
+
+/// The code path of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FfnKernel {
+    /// Warpgroup products and the tensor copy engine; compute capability 9.0 only.
+    Hopper,
+    /// Warp products; 8.0 and newer.
+    Portable,
+}
+
+impl FfnKernel {
+    /// The faster one that the device runs.
+    #[must_use]
+    pub fn of(device: &Device) -> Self {
+        if device.capability() == (9, 0) { Self::Hopper } else { Self::Portable }
+    }
+
+    /// Name, threads of a block, and its dynamic shared memory: the constants of the `.cuh` files.
+    fn launch(self) -> (&'static str, u32, u32) {
+        match self {
+            Self::Hopper => ("ffn_hopper", 384, 1024 + 4 * 49_152 + 2 * 16_384 + 64),
+            Self::Portable => ("ffn_portable", 128, 3 * 24_576),
+        }
+    }
+}
+
+/// The weights of the experts that a device holds for one layer.
+#[derive(Debug)]
+pub struct Experts {
+    slots: usize,
+    hidden: usize,
+    inter: usize,
+    gate: Buffer<bf16>,
+    up: Buffer<bf16>,
+    down: Buffer<bf16>,
+    maps: Option<[TensorMap; 3]>,
+}
+
+impl Experts {
+    /// Takes over weights: `gate` and `up` are `[slots, inter, hidden]`, `down` is
+    /// `[slots, hidden, inter]`.
+    ///
+    /// # Errors
+    /// When the sizes do not fit, or `hidden` or `inter` is no multiple of 8.
+    pub fn new(
+        device: &Device,
+        (slots, hidden, inter): (usize, usize, usize),
+        [gate, up, down]: [Buffer<bf16>; 3],
+    ) -> Result<Self, CudaError> {
+        let aligned = hidden % 8 == 0 && inter % 8 == 0;
+        require(aligned && slots * hidden * inter > 0, || {
+            format!("experts of {hidden} x {inter}: both must be multiples of 8, and some must be")
+        })?;
+        for (name, weights) in [("gate", &gate), ("up", &up), ("down", &down)] {
+            require(weights.len() == slots * hidden * inter, || {
+                let have = weights.len();
+                format!("{name} weights: {have} values for {slots} experts of {hidden} x {inter}")
+            })?;
+        }
+        let maps = match FfnKernel::of(device) {
+            FfnKernel::Portable => None,
+            FfnKernel::Hopper => Some([
+                TensorMap::of(&gate, slots * inter, hidden)?,
+                TensorMap::of(&up, slots * inter, hidden)?,
+                TensorMap::of(&down, slots * hidden, inter)?,
+            ]),
+        };
+        Ok(Self { slots, hidden, inter, gate, up, down, maps })
+    }
+
+    /// Bytes of one expert's weights.
+    #[must_use]
+    pub fn bytes_each(&self) -> usize {
+        3 * self.hidden * self.inter * size_of::<bf16>()
+    }
+}
+
+/// Which rows go to which experts: the rows of group `g` are `row[first[g]..first[g + 1]]`.
+#[derive(Debug, Clone, Default)]
+pub struct PairList {
+    /// The expert of each group, as a place in [`Experts`].
+    pub slot: Vec<u32>,
+    /// Where each group's pairs begin, and after the last group the number of pairs.
+    pub first: Vec<u32>,
+    /// The row of each pair.
+    pub row: Vec<u32>,
+    /// The gate weight of each pair.
+    pub weight: Vec<f32>,
+}
+
+impl PairList {
+    fn check(&self, slots: usize, rows: usize) -> Result<(), CudaError> {
+        let pairs = self.row.len();
+        let rising = self.first.is_sorted() && self.first.first() == Some(&0);
+        let complete = self.first.len() == self.slot.len() + 1
+            && self.first.last().is_some_and(|last| *last as usize == pairs);
+        require(rising && complete && self.weight.len() == pairs, || {
+            let (groups, bounds) = (self.slot.len(), self.first.len());
+            let weights = self.weight.len();
+            format!("{groups} groups with {bounds} bounds, {pairs} rows and {weights} weights")
+        })?;
+        let slot = self.slot.iter().find(|slot| **slot as usize >= slots);
+        require(slot.is_none(), || format!("expert {slot:?} of {slots}"))?;
+        let row = self.row.iter().find(|row| **row as usize >= rows);
+        require(row.is_none(), || format!("row {row:?} of {rows}"))
+    }
+}
+
+/// A checked [`PairList`] on the device.
+#[derive(Debug)]
+pub struct Pairs {
+    slots: usize,
+    rows: usize,
+    slot: Buffer<u32>,
+    first: Buffer<u32>,
+    row: Buffer<u32>,
+    weight: Buffer<f32>,
+}
+
+impl Pairs {
+    /// Checks and uploads a list for `slots` experts and `rows` rows.
+    ///
+    /// # Errors
+    /// When the list's parts do not fit, or name an expert or a row that is not there.
+    pub fn upload(
+        device: &Device,
+        list: &PairList,
+        slots: usize,
+        rows: usize,
+    ) -> Result<Self, CudaError> {
+        list.check(slots, rows)?;
+        Ok(Self {
+            slots,
+            rows,
+            slot: device.upload(&list.slot)?,
+            first: device.upload(&list.first)?,
+            row: device.upload(&list.row)?,
+            weight: device.upload(&list.weight)?,
+        })
+    }
+
+    /// How many rows come out.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.row.len()
+    }
+
+    /// Whether none come out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.row.is_empty()
+    }
+}
+
+/// The grouped SwiGLU, ready to launch: the kernel and the memory it works in.
+#[derive(Debug)]
+pub struct GroupedFfn {
+    kernel: FfnKernel,
+    function: CudaFunction,
+    blocks: u32,
+    inter: usize,
+    act: Buffer<bf16>,
+    ready: Buffer<u32>,
+}
+
+impl GroupedFfn {
+    /// For launches of at most `pairs` pairs in at most `groups` groups over experts of `inter`.
+    ///
+    /// # Errors
+    /// When the device has no memory for it or does not know the kernel.
+    pub fn new(
+        device: &Device,
+        kernel: FfnKernel,
+        (pairs, groups, inter): (usize, usize, usize),
+    ) -> Result<Self, CudaError> {
+        let (name, threads, shared) = kernel.launch();
+        let function = device.kernel(name, shared)?;
+        let resident = device.resident(&function, threads, shared)?;
+        Ok(Self {
+            kernel,
+            function,
+            blocks: resident,
+            inter,
+            act: device.alloc(pairs * inter)?,
+            ready: device.upload(&vec![0; groups + 1])?,
+        })
+    }
+
+    /// Launches over `x`, `[rows, hidden]`, into `out`, `[pairs, hidden]` in the list's order.
+    ///
+    /// A row's bits do not depend on the rest of the list.
+    ///
+    /// # Errors
+    /// When the sizes do not fit one another, or the driver refuses the launch.
+    pub fn launch(
+        &mut self,
+        device: &Device,
+        experts: &Experts,
+        (x, pairs): (&Buffer<bf16>, &Pairs),
+        out: &mut Buffer<bf16>,
+    ) -> Result<(), CudaError> {
+        self.check(experts, (x, pairs), out)?;
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        let params = self.params(experts, (x, pairs), out)?;
+        let (_, threads, shared) = self.kernel.launch();
+        let mut launch = device.stream().launch_builder(&self.function);
+        launch.arg(&params);
+        if self.kernel == FfnKernel::Hopper {
+            let Some([gate, up, down]) = &experts.maps else {
+                return Err(CudaError::Shape("the Hopper kernel wants a Hopper device".into()));
+            };
+            launch.arg(gate).arg(up).arg(down);
+        }
+        // SAFETY: every pointer is that of a live buffer whose length `check` compared, every slot
+        // and row was checked by `Pairs::upload`, the counters are zero before and after each
+        // launch, and the blocks are no more than are resident at once, as their waits need.
+        let launched = unsafe { launch.launch(grid(self.blocks, threads, shared)) };
+        launched.map(drop).map_err(CudaError::driver("launching the grouped SwiGLU"))
+    }
+
+    fn check(
+        &self,
+        experts: &Experts,
+        (x, pairs): (&Buffer<bf16>, &Pairs),
+        out: &Buffer<bf16>,
+    ) -> Result<(), CudaError> {
+        let hidden = experts.hidden;
+        require(pairs.slots == experts.slots, || {
+            "the pairs were checked for other experts".into()
+        })?;
+        require(x.len() == pairs.rows * hidden, || "the pairs were checked for other rows".into())?;
+        require(out.len() >= pairs.len() * hidden, || "the output is too small".into())?;
+        let room = self.act.len() >= pairs.len() * self.inter && self.inter == experts.inter;
+        require(room && self.ready.len() > pairs.slot.len(), || {
+            "the launch is larger than the memory it was given".into()
+        })
+    }
+
+    fn params(
+        &self,
+        experts: &Experts,
+        (x, pairs): (&Buffer<bf16>, &Pairs),
+        out: &Buffer<bf16>,
+    ) -> Result<Params, CudaError> {
+        Ok(Params {
+            x: x.pointer(),
+            gate: experts.gate.pointer(),
+            up: experts.up.pointer(),
+            down: experts.down.pointer(),
+            slot: pairs.slot.pointer(),
+            first: pairs.first.pointer(),
+            row: pairs.row.pointer(),
+            weight: pairs.weight.pointer(),
+            act: self.act.pointer(),
+            out: out.pointer(),
+            ready: self.ready.pointer(),
+            groups: size(pairs.slot.len())?,
+            hidden: size(experts.hidden)?,
+            inter: size(experts.inter)?,
+            padding: 0,
+        })
+    }
+}
+
+fn require(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), CudaError> {
+    if holds { Ok(()) } else { Err(CudaError::Shape(otherwise())) }
+}
+
+fn size(value: usize) -> Result<u32, CudaError> {
+    u32::try_from(value).map_err(|_| CudaError::Shape(format!("{value} does not fit 32 bits")))
+}
+
+/// Mirrors `FfnParams` in `ffn.cuh`.
+#[repr(C)]
+#[derive(Debug)]
+struct Params {
+    x: u64,
+    gate: u64,
+    up: u64,
+    down: u64,
+    slot: u64,
+    first: u64,
+    row: u64,
+    weight: u64,
+    act: u64,
+    out: u64,
+    ready: u64,
+    groups: u32,
+    hidden: u32,
+    inter: u32,
+    padding: u32,
+}
+
+// SAFETY: plain numbers in C layout, with the padding spelt out.
+unsafe impl DeviceRepr for Params {}
+
+/// How the copy engine reads a weight matrix: boxes of 64 x 128, rows swizzled over 128 bytes.
+#[repr(C, align(64))]
+#[derive(Debug)]
+struct TensorMap(CUtensorMap);
+
+// SAFETY: the driver's own descriptor, passed by value with the alignment it asks for.
+unsafe impl DeviceRepr for TensorMap {}
+
+impl TensorMap {
+    fn of(weights: &Buffer<bf16>, rows: usize, width: usize) -> Result<Self, CudaError> {
+        let mut map = Self(CUtensorMap { opaque: [0; 16] });
+        let dims = [width as u64, rows as u64];
+        let stride = [(width * size_of::<bf16>()) as u64];
+        let (edge, step) = ([64, 128], [1, 1]);
+        // SAFETY: all arrays outlive the call and have the two (for strides one) elements that rank
+        // two asks for; the address is only recorded.
+        let encoded = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map.0,
+                CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                weights.pointer() as *mut c_void,
+                dims.as_ptr(),
+                stride.as_ptr(),
+                edge.as_ptr(),
+                step.as_ptr(),
+                CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        encoded.result().map_err(CudaError::driver("describing weights to the copy engine"))?;
+        Ok(map)
+    }
+}

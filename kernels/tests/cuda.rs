@@ -1,0 +1,130 @@
+//! The CUDA path without a GPU: the driver is an emulator that runs the kernels' own source on the CPU.
+//!
+//! What this shows: indexing, barriers and asynchronous copies of the kernels, the launch code, and
+//! the sentence for each thing that can be missing. It needs a C++ compiler and shows no speed.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The folder with the emulated `libcuda.so.1`, built again when a source is younger.
+fn emulator() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated-gpu");
+    std::fs::create_dir_all(&folder).unwrap();
+    let lock = File::create(folder.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let library = folder.join("libcuda.so.1");
+    let age = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
+    if age(&library).is_none_or(|built| sources().iter().any(|source| age(source) > Some(built))) {
+        build(&library);
+    }
+    folder
+}
+
+/// All that the emulator is compiled from: the kernels' folder and its own.
+fn sources() -> Vec<PathBuf> {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let folders = [kernels.join("emulator"), kernels];
+    let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+fn build(library: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/emulator");
+    let mut compiler = Command::new("c++");
+    compiler.args(["-std=c++17", "-O2", "-shared", "-fPIC", "-DAMOE_EMULATE", "-w", "-o"]);
+    compiler.arg(library).args(["machine.cc", "driver.cc", "dispatch.cc"].map(|f| source.join(f)));
+    let output = compiler.output().expect("this test needs a C++ compiler called c++");
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+fn gpu_check(environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_gpu-check"));
+    program.env("LD_LIBRARY_PATH", emulator()).envs(environment.iter().copied()).args(arguments);
+    program.output().unwrap()
+}
+
+/// The emulated driver takes any image: it has the kernels compiled in.
+const IMAGE: [&str; 2] = ["--image", concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/amoe.cu")];
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn every_check_holds_on_the_emulated_gpu() {
+    let output = gpu_check(&[], &[IMAGE[0], IMAGE[1], "--seed", "7"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("Hopper"), "{}", text(&output));
+}
+
+#[test]
+fn an_older_gpu_runs_the_portable_kernels() {
+    let environment = [("AMOE_EMULATED_CAPABILITY", "80"), ("AMOE_EMULATED_SEED", "5")];
+    let output = gpu_check(&environment, &[IMAGE[0], IMAGE[1], "--seed", "8"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(!text(&output).contains("Hopper"), "{}", text(&output));
+}
+
+/// What a start says when `fault` is so; the exit code is 2.
+fn refusal(environment: &[(&str, &str)], arguments: &[&str]) -> String {
+    let output = gpu_check(environment, arguments);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(output.stdout.is_empty() || environment[0].1 == "out-of-memory");
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+#[test]
+fn a_machine_without_a_device_says_so() {
+    let sentence = refusal(&[("AMOE_EMULATED_FAULT", "no-device")], &IMAGE);
+    let want =
+        "gpu-check: no CUDA device 0: no CUDA-capable device is detected (CUDA_ERROR_NO_DEVICE)";
+    assert_eq!(sentence, want);
+}
+
+#[test]
+fn an_old_driver_says_so_before_any_symbol_is_missed() {
+    let sentence = refusal(&[("AMOE_EMULATED_FAULT", "old-driver")], &IMAGE);
+    let want =
+        "gpu-check: the CUDA driver is too old: it supports CUDA 12.4, the kernels need 13.0";
+    assert_eq!(sentence, want);
+}
+
+#[test]
+fn an_old_device_says_so() {
+    let sentence = refusal(&[("AMOE_EMULATED_CAPABILITY", "75")], &IMAGE);
+    let want = "gpu-check: emulated GPU has compute capability 7.5; the kernels need 8.0 or newer";
+    assert_eq!(sentence, want);
+}
+
+#[test]
+fn too_little_memory_says_how_much_was_wanted() {
+    let sentence = refusal(&[("AMOE_EMULATED_FAULT", "out-of-memory")], &IMAGE);
+    assert!(sentence.starts_with("gpu-check: out of device memory: "), "{sentence}");
+    assert!(sentence.ends_with("1073741824 of 1073741824 are free"), "{sentence}");
+}
+
+#[test]
+fn an_image_without_kernels_says_how_to_build_them() {
+    let empty = emulator().join("empty.fatbin");
+    std::fs::write(&empty, []).unwrap();
+    let sentence = refusal(&[("AMOE_EMULATED_SEED", "1")], &["--image", empty.to_str().unwrap()]);
+    assert_eq!(sentence, "gpu-check: the CUDA kernels were not built: run cargo xtask kernels");
+}
+
+#[test]
+fn a_machine_without_a_driver_says_so() {
+    let program = Command::new(env!("CARGO_BIN_EXE_gpu-check"))
+        .args(IMAGE)
+        .env_remove("LD_LIBRARY_PATH")
+        .output();
+    let output = program.unwrap();
+    // With a real driver there is nothing to show, and another test's business begins.
+    if output.stdout.is_empty() {
+        assert_eq!(
+            text(&output).trim(),
+            "gpu-check: no CUDA driver on this machine: libcuda was not found"
+        );
+        assert_eq!(output.status.code(), Some(2));
+    }
+}
