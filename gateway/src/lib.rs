@@ -1,1 +1,200 @@
-//! (in progress)
+//! The public door of a cluster: OpenAI's HTTP API and gRPC on one port, text to tokens and back,
+//! and a client's stream that goes on when the attention node behind it is lost.
+
+mod api;
+mod chat;
+mod clock;
+pub mod config;
+mod detokenizer;
+mod door;
+mod grpc;
+mod metrics;
+mod model;
+mod nodes;
+mod output;
+mod random;
+mod refusal;
+mod request;
+mod requests;
+mod sequence;
+mod server;
+mod stop;
+mod tokenizer;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use axum::Router;
+use chassis::role::Process;
+use domain::ClusterView;
+use proto::v1::inference_server::{InferenceServer, SERVICE_NAME};
+use tokio::{net::TcpListener, sync::watch};
+use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+pub use config::Config;
+pub use model::LoadError;
+pub use nodes::{RunSequence, TokenStream};
+
+use crate::{metrics::Metrics, model::ServedModel, nodes::Nodes, requests::Requests};
+
+/// The gateway's condition for being ready.
+const NODES_READY: &str = "attention nodes";
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A configured value cannot be meant.
+    #[error(transparent)]
+    Config(#[from] config::ConfigError),
+    /// The model's files cannot be used.
+    #[error(transparent)]
+    Model(#[from] LoadError),
+    /// The port is not to be had.
+    #[error("key `server.address`: cannot listen on {address}: {error}")]
+    Listen {
+        /// The configured address.
+        address: SocketAddr,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// Two components of this process want the same metric.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The descriptors of the public API are broken.
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// The attention nodes as the gateway sees them.
+#[derive(Clone)]
+pub struct Cluster {
+    /// The coordinator's last view.
+    pub view: watch::Receiver<Arc<ClusterView>>,
+    /// Runs sequences on the view's attention nodes.
+    pub runner: Arc<dyn RunSequence>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").finish_non_exhaustive()
+    }
+}
+
+/// A gateway whose port is open.
+#[derive(Debug)]
+pub struct Gateway {
+    config: Config,
+    process: Process,
+    listener: TcpListener,
+    address: SocketAddr,
+    router: Router,
+    requests: Arc<Requests>,
+    health: HealthReporter,
+}
+
+impl Gateway {
+    /// Loads the model's text files and opens the port. Nothing is served before [`Self::serve`].
+    pub async fn open(
+        config: Config,
+        cluster: Cluster,
+        process: Process,
+    ) -> Result<Self, StartError> {
+        config.check()?;
+        process.readiness.set(NODES_READY, false);
+        let model = Arc::new(ServedModel::load(&config.model)?);
+        let metrics = Metrics::register(&process.registry, model.name(), model.positions_max)?;
+        let metrics = Arc::new(metrics);
+        let requests = Arc::new(Requests::new(
+            Arc::clone(&model),
+            Nodes::new(cluster.view, cluster.runner),
+            Arc::clone(&metrics),
+            &config,
+        ));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let grpc = Routes::new(health_service)
+            .add_service(reflection()?.build_v1()?)
+            .add_service(reflection()?.build_v1alpha()?)
+            .add_service(
+                InferenceServer::new(grpc::Inference::new(Arc::clone(&requests)))
+                    .max_decoding_message_size(config.server.body_bytes_max),
+            );
+        let http = api::routes(Arc::clone(&requests)).merge(process.routes());
+        let router = server::router(http, grpc, &config.server, metrics);
+        let failed = |error| StartError::Listen {
+            address: config.server.address,
+            error,
+        };
+        let listener = TcpListener::bind(config.server.address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        tracing::info!(%address, model = model.name(), "gateway open");
+        Ok(Self {
+            config,
+            process,
+            listener,
+            address,
+            router,
+            requests,
+            health,
+        })
+    }
+
+    /// Where it listens, with the port that was taken when the configuration left it open.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the process's shutdown is requested and all requests are done.
+    pub async fn serve(self) {
+        let shutdown = self.process.shutdown.clone();
+        let report = report(&self.requests, &self.process, &self.health);
+        let served = server::serve(
+            self.listener,
+            self.router,
+            &self.config.server,
+            shutdown.requested(),
+        );
+        tokio::select! {
+            () = served => {}
+            () = report => {}
+        }
+    }
+}
+
+fn reflection() -> Result<tonic_reflection::server::Builder<'static>, StartError> {
+    Ok(tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::PUBLIC_DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET))
+}
+
+/// Follows the view: readiness, gRPC health and the gauges that come from it. Never returns.
+async fn report(requests: &Requests, process: &Process, health: &HealthReporter) {
+    let mut view = requests.nodes.watch();
+    loop {
+        view.borrow_and_update();
+        let kv = requests.nodes.kv_cache();
+        let ready = kv.nodes > 0;
+        process.readiness.set(NODES_READY, ready);
+        let used = 1.0 - kv.blocks_free as f64 / kv.blocks.max(1) as f64;
+        requests.metrics.kv_cache_used.set(if kv.blocks == 0 { 0.0 } else { used });
+        requests.metrics.nodes_ready.set(i64::try_from(kv.nodes).unwrap_or(i64::MAX));
+        let draining = process.shutdown.is_requested();
+        let status = if ready && !draining {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        health.set_service_status("", status).await;
+        health.set_service_status(SERVICE_NAME, status).await;
+        let changed = async {
+            // Without a sender the view stays as it is.
+            if view.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = changed => {}
+            () = process.shutdown.requested(), if !draining => {}
+        }
+    }
+}

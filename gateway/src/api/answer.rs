@@ -1,0 +1,80 @@
+//! Parts of an answer that completions and chat share.
+
+use domain::FinishReason;
+use serde::Serialize;
+
+use crate::{
+    output::{Ending, StopCause},
+    requests::Running,
+};
+
+/// Tokens that went in and came out.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+    completion_tokens: usize,
+}
+
+impl From<&Running> for Usage {
+    fn from(running: &Running) -> Self {
+        let (prompt_tokens, completion_tokens) =
+            (running.prompt_tokens(), running.completion_tokens());
+        Self {
+            prompt_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            completion_tokens,
+        }
+    }
+}
+
+/// What names an answer in all its chunks.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) id: String,
+    pub(super) created: u64,
+    pub(super) model: String,
+}
+
+impl Head {
+    pub(super) fn new(prefix: &str, request_id: &str, model: String) -> Self {
+        Self {
+            id: format!("{prefix}-{request_id}"),
+            created: crate::clock::unix_s(),
+            model,
+        }
+    }
+}
+
+/// `stop_reason`, vLLM's word for the stop string or token.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum StopReason {
+    Text(String),
+    Token(u32),
+}
+
+/// `finish_reason` and `stop_reason` of a choice.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Finish {
+    finish_reason: Option<&'static str>,
+    stop_reason: Option<StopReason>,
+}
+
+impl From<Option<Ending>> for Finish {
+    fn from(ending: Option<Ending>) -> Self {
+        let Some(Ending { reason, cause }) = ending else {
+            return Self::default();
+        };
+        Self {
+            finish_reason: Some(match reason {
+                FinishReason::Stop => "stop",
+                FinishReason::Length => "length",
+            }),
+            stop_reason: cause.map(|cause| match cause {
+                StopCause::Text(text) => StopReason::Text(text),
+                StopCause::Token(token) => StopReason::Token(token),
+            }),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! `/v1/completions`.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
+
+use axum::{
+    Extension, Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    Problem,
+    answer::{Finish, Head, Usage},
+    fields::{Fields, found, integers},
+    logprobs::{Columns, columns},
+    sampling::wishes,
+    stream::{Chunks, Streaming, json, respond},
+};
+use crate::{
+    output::Piece,
+    refusal::Refusal,
+    request::{Prompt, Request, Wishes, token_ids},
+    requests::{Requests, Running},
+    server::{Body, RequestId},
+    tokenizer::Tokenizer,
+};
+
+/// What OpenAI's API generates when nothing is said.
+const TOKENS_MAX: i64 = 16;
+const OBJECT: &str = "text_completion";
+
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<Choice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Choice {
+    index: u32,
+    text: String,
+    logprobs: Option<Columns>,
+    #[serde(flatten)]
+    finish: Finish,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+}
+
+/// What shapes the answer, apart from its text.
+#[derive(Clone, Copy, Debug)]
+struct Options {
+    echo: bool,
+    logprobs: bool,
+    token_ids: bool,
+}
+
+pub(super) async fn create(
+    State(requests): State<Arc<Requests>>,
+    Extension(RequestId(id)): Extension<RequestId>,
+    Body(body): Body,
+) -> Result<Response, Problem> {
+    let mut fields = Fields::parse(&body)?;
+    let model = &requests.model;
+    let name = fields.string("model")?.unwrap_or_else(|| model.name().to_string());
+    model.check_name(&name)?;
+    let streaming = Streaming::read(&mut fields)?;
+    let prompts = prompts(&mut fields, model.vocab)?;
+    let wishes = read(&mut fields)?;
+    let options = options(&mut fields, &wishes)?;
+    let head = Head::new("cmpl", &id, name);
+    let sampling = wishes.check(model.vocab)?;
+    let running = requests.start(Request { id, prompts, sampling }).await?;
+    let writer = Writer::new(head, options, &running, Arc::clone(&model.tokenizer));
+    match streaming {
+        Streaming::On { usage } => {
+            let chunks = Stream { writer, usage, begun: HashSet::new() };
+            Ok(respond(running, chunks, usage))
+        }
+        Streaming::Off => Ok(writer.whole(running).await?),
+    }
+}
+
+fn read(fields: &mut Fields) -> Result<Wishes, Refusal> {
+    fields.refuse("suffix", |_| false, "inserting before a suffix is not offered")?;
+    let mut wishes = wishes(fields)?;
+    if wishes.max_completion_tokens.is_none() {
+        wishes.max_tokens.get_or_insert(TOKENS_MAX);
+    }
+    wishes.logprobs = fields.integer("logprobs")?;
+    Ok(wishes)
+}
+
+fn options(fields: &mut Fields, wishes: &Wishes) -> Result<Options, Refusal> {
+    let options = Options {
+        echo: fields.flag("echo")?.unwrap_or(false),
+        logprobs: wishes.logprobs.is_some(),
+        token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
+    };
+    if options.echo && options.logprobs {
+        return Err(Refusal::unsupported(
+            "echo",
+            "not together with `logprobs`: log-probabilities of the prompt are not offered",
+        ));
+    }
+    Ok(options)
+}
+
+/// `prompt`: a string, strings, token ids, or arrays of token ids.
+fn prompts(fields: &mut Fields, vocab: u32) -> Result<Vec<Prompt>, Refusal> {
+    const EXPECTED: &str = "a string, an array of strings, an array of token ids, or an array of \
+                            such arrays";
+    let special = fields.flag("add_special_tokens")?.unwrap_or(true);
+    let wrong = |found: String| Refusal::field("prompt", EXPECTED, found);
+    let text = |text| Prompt::Text { text, special };
+    let items = match fields.take("prompt") {
+        Some(Value::String(one)) => return Ok(vec![text(one)]),
+        Some(Value::Array(items)) if items.is_empty() => return Err(wrong("an empty array".into())),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(wrong(found(&other))),
+        None => return Err(wrong("nothing".into())),
+    };
+    if items[0].is_number() {
+        let tokens = token_ids("prompt", &integers("prompt", &items)?, vocab)?;
+        return Ok(vec![Prompt::Tokens(tokens)]);
+    }
+    items
+        .into_iter()
+        .map(|item| match item {
+            Value::String(one) => Ok(text(one)),
+            Value::Array(tokens) => {
+                token_ids("prompt", &integers("prompt", &tokens)?, vocab).map(Prompt::Tokens)
+            }
+            other => Err(wrong(format!("an array with {}", found(&other)))),
+        })
+        .collect()
+}
+
+/// Turns pieces into choices.
+struct Writer {
+    head: Head,
+    options: Options,
+    tokenizer: Arc<Tokenizer>,
+    /// Text before each choice: its prompt, when it is echoed.
+    before: Vec<String>,
+    /// Characters of each choice so far.
+    offsets: Vec<usize>,
+}
+
+impl Writer {
+    fn new(head: Head, options: Options, running: &Running, tokenizer: Arc<Tokenizer>) -> Self {
+        let echo = |prompt: &Vec<u32>| {
+            let text = options.echo.then(|| tokenizer.decode(prompt)).unwrap_or_default();
+            vec![text; running.n as usize]
+        };
+        let before: Vec<String> = running.prompts.iter().flat_map(echo).collect();
+        Self {
+            head,
+            options,
+            offsets: vec![0; before.len()],
+            before,
+            tokenizer,
+        }
+    }
+
+    fn choice(&mut self, index: u32, piece: Piece) -> Choice {
+        let offset = &mut self.offsets[index as usize];
+        let ids = || piece.tokens.iter().map(|token| token.token).collect();
+        Choice {
+            index,
+            logprobs: self
+                .options
+                .logprobs
+                .then(|| columns(&self.tokenizer, &piece.tokens, offset)),
+            token_ids: self.options.token_ids.then(ids),
+            text: piece.text,
+            finish: piece.ending.into(),
+        }
+    }
+
+    fn answer(&self, choices: Vec<Choice>, usage: Option<Option<Usage>>) -> Answer<'_> {
+        Answer {
+            id: &self.head.id,
+            object: OBJECT,
+            created: self.head.created,
+            model: &self.head.model,
+            choices,
+            usage,
+        }
+    }
+
+    async fn whole(mut self, mut running: Running) -> Result<Response, Refusal> {
+        let pieces = running.collect().await?;
+        let choices = (0..)
+            .zip(pieces)
+            .map(|(index, mut piece)| {
+                piece.text.insert_str(0, &self.before[index as usize]);
+                self.choice(index, piece)
+            })
+            .collect();
+        let usage = Some(Some(Usage::from(&running)));
+        Ok(Json(self.answer(choices, usage)).into_response())
+    }
+}
+
+struct Stream {
+    writer: Writer,
+    usage: bool,
+    begun: HashSet<u32>,
+}
+
+impl Chunks for Stream {
+    fn piece(&mut self, index: u32, mut piece: Piece, out: &mut VecDeque<String>) {
+        if self.begun.insert(index) {
+            piece.text.insert_str(0, &self.writer.before[index as usize]);
+        }
+        let options = self.writer.options;
+        let silent = piece.text.is_empty() && piece.ending.is_none();
+        if silent && !options.logprobs && !options.token_ids {
+            return;
+        }
+        let choice = self.writer.choice(index, piece);
+        // With the usage asked for, all other chunks say that they have none.
+        let usage = self.usage.then_some(None);
+        out.push_back(json(&self.writer.answer(vec![choice], usage)));
+    }
+
+    fn usage(&self, usage: Usage) -> String {
+        json(&self.writer.answer(Vec::new(), Some(Some(usage))))
+    }
+}

@@ -1,0 +1,132 @@
+//! Reads a conversation: messages, tools and what else a chat template is given.
+
+use serde_json::{Map, Value};
+
+use super::fields::{Fields, found};
+use crate::{chat::Conversation, refusal::Refusal};
+
+/// Reads `messages`, `tools`, `tool_choice`, `chat_template_kwargs` and `add_generation_prompt`.
+pub(super) fn read(fields: &mut Fields) -> Result<Conversation, Refusal> {
+    fields.refuse(
+        "chat_template",
+        |_| false,
+        "a request cannot bring its own template",
+    )?;
+    fields.refuse(
+        "continue_final_message",
+        |value| value == &Value::Bool(false),
+        "going on with the last message is not offered",
+    )?;
+    fields.refuse("functions", |_| false, "use `tools`")?;
+    let items = fields
+        .array("messages")?
+        .filter(|items| !items.is_empty())
+        .ok_or_else(|| Refusal::field("messages", "an array of at least one message", "none"))?;
+    let messages = (0..)
+        .zip(items)
+        .map(|(at, item)| message(at, item))
+        .collect::<Result<_, _>>()?;
+    let variables = fields.object("chat_template_kwargs")?;
+    Ok(Conversation {
+        messages,
+        tools: tools(fields)?,
+        add_generation_prompt: fields.flag("add_generation_prompt")?.unwrap_or(true),
+        variables: variables.map(Fields::into_map).unwrap_or_default(),
+    })
+}
+
+fn message(at: usize, item: Value) -> Result<Value, Refusal> {
+    let Value::Object(mut message) = item else {
+        let here = format!("messages[{at}]");
+        return Err(Refusal::field(here, "an object", found(&item)));
+    };
+    match message.get("role") {
+        Some(Value::String(_)) => {}
+        other => {
+            let here = format!("messages[{at}].role");
+            return Err(Refusal::field(here, "a string", found(other.unwrap_or(&Value::Null))));
+        }
+    }
+    let content = message.remove("content").unwrap_or(Value::Null);
+    match content {
+        Value::Null if message.contains_key("tool_calls") => {
+            message.insert("content".into(), String::new().into());
+        }
+        Value::String(_) => {
+            message.insert("content".into(), content);
+        }
+        Value::Array(parts) => {
+            message.insert("content".into(), text_of(at, parts)?.into());
+        }
+        other => {
+            return Err(Refusal::field(
+                format!("messages[{at}].content"),
+                "a string or an array of text parts",
+                found(&other),
+            ));
+        }
+    }
+    if let Some(Value::Array(calls)) = message.get_mut("tool_calls") {
+        calls.iter_mut().for_each(open_arguments);
+    }
+    Ok(Value::Object(message))
+}
+
+/// The text of parts such as `{"type": "text", "text": "…"}`, one per line.
+fn text_of(at: usize, parts: Vec<Value>) -> Result<String, Refusal> {
+    let text = |part: &Value| match part {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(part) if part.get("type").is_some_and(|kind| kind == "text") => {
+            part.get("text")?.as_str().map(str::to_string)
+        }
+        _ => None,
+    };
+    let wrong = |part: &Value| {
+        let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
+        Refusal::field(
+            format!("messages[{at}].content"),
+            "text parts only",
+            format!("a part of type `{}`", crate::model::shorten(kind)),
+        )
+    };
+    let texts: Result<Vec<_>, _> = parts
+        .iter()
+        .map(|part| text(part).ok_or_else(|| wrong(part)))
+        .collect();
+    Ok(texts?.join("\n"))
+}
+
+/// Clients send a call's arguments as JSON text, templates want the object.
+fn open_arguments(call: &mut Value) {
+    let arguments = call
+        .get_mut("function")
+        .and_then(|function| function.get_mut("arguments"));
+    if let Some(arguments) = arguments
+        && let Some(text) = arguments.as_str()
+        && let Ok(object) = serde_json::from_str::<Map<String, Value>>(text)
+    {
+        *arguments = Value::Object(object);
+    }
+}
+
+/// The tools that the template shall render. The model may use them or not: what it writes comes
+/// back as text.
+fn tools(fields: &mut Fields) -> Result<Vec<Value>, Refusal> {
+    let tools = fields.array("tools")?.unwrap_or_default();
+    if let Some(tool) = tools.iter().find(|tool| !tool.is_object()) {
+        return Err(Refusal::field(
+            "tools",
+            "an array of objects",
+            format!("an array with {}", found(tool)),
+        ));
+    }
+    match fields.take("tool_choice") {
+        None => Ok(tools),
+        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
+        Some(Value::String(choice)) if choice == "none" => Ok(Vec::new()),
+        Some(_) => Err(Refusal::unsupported(
+            "tool_choice",
+            "only \"auto\" and \"none\" are offered: a tool call cannot be forced",
+        )),
+    }
+}

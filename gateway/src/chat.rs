@@ -1,0 +1,144 @@
+//! Chat: a conversation becomes a prompt by the model's own template.
+
+mod environment;
+mod files;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, path::Path};
+
+use minijinja::{Environment, Value, value::Serde};
+use serde_json::Map;
+
+use crate::{
+    model::LoadError,
+    refusal::{Kind, Refusal},
+};
+
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+
+/// A model's chat template, compiled.
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    /// Whether some text of the template mentions tools.
+    renders_tools: bool,
+    has_tool_use: bool,
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate")
+            .field("renders_tools", &self.renders_tools)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a template is given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Conversation {
+    /// Messages as objects with at least `role`; `content` is a string or absent.
+    pub(crate) messages: Vec<serde_json::Value>,
+    /// Tools as the client stated them; empty for none.
+    pub(crate) tools: Vec<serde_json::Value>,
+    /// Whether the prompt ends with the beginning of the assistant's turn.
+    pub(crate) add_generation_prompt: bool,
+    /// Further variables, such as Qwen3's `enable_thinking`.
+    pub(crate) variables: Map<String, serde_json::Value>,
+}
+
+impl ChatTemplate {
+    /// Finds and compiles a model's template: `file` if given, else what the folder has. The
+    /// inner error is a sentence for clients of a model that cannot chat.
+    pub(crate) fn load(
+        folder: &Path,
+        file: Option<&Path>,
+    ) -> Result<Result<Self, String>, LoadError> {
+        let found = files::find(folder, file)?;
+        if found.templates.is_empty() {
+            return Ok(Err("this model has no chat template: use completions, or \
+                           start the gateway with one"
+                .to_string()));
+        }
+        Ok(Self::compile(&found.templates, found.special_tokens)
+            .map_err(|error| format!("this model's chat template cannot be compiled: {error}")))
+    }
+
+    fn compile(
+        templates: &[(String, String)],
+        special_tokens: Vec<(String, String)>,
+    ) -> Result<Self, minijinja::Error> {
+        let mut environment = environment::new()?;
+        for (name, text) in special_tokens {
+            environment.add_global(name, text);
+        }
+        for (name, source) in templates {
+            let source = environment::without_generation_tags(source);
+            environment.add_template_owned(name.clone(), source)?;
+        }
+        environment.get_template(DEFAULT)?;
+        Ok(Self {
+            renders_tools: templates.iter().any(|(_, source)| source.contains("tools")),
+            has_tool_use: templates.iter().any(|(name, _)| name == TOOL_USE),
+            environment,
+        })
+    }
+
+    /// The prompt of a conversation.
+    pub(crate) fn render(&self, conversation: Conversation) -> Result<String, Refusal> {
+        if !conversation.tools.is_empty() && !self.renders_tools {
+            return Err(Refusal::unsupported(
+                "tools",
+                "this model's chat template does not render tools",
+            ));
+        }
+        let name = if self.has_tool_use && !conversation.tools.is_empty() {
+            TOOL_USE
+        } else {
+            DEFAULT
+        };
+        let refused = |error: minijinja::Error| {
+            Refusal {
+                param: Some("messages".into()),
+                ..Refusal::new(
+                    Kind::Invalid,
+                    format!("`messages`: the model's chat template refuses them: {}", reason(&error)),
+                )
+            }
+        };
+        let template = self.environment.get_template(name).map_err(refused)?;
+        template.render(variables(conversation)).map_err(refused)
+    }
+}
+
+/// The error's own words, without the template's name and line when the template raised it itself.
+fn reason(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) if environment::is_raised(error) => detail.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+fn variables(conversation: Conversation) -> Value {
+    let tools = if conversation.tools.is_empty() {
+        Value::from(())
+    } else {
+        Value::from(Serde(conversation.tools))
+    };
+    let own = [
+        ("messages", Value::from(Serde(conversation.messages))),
+        ("tools", tools),
+        ("documents", Value::from(())),
+        (
+            "add_generation_prompt",
+            Value::from(conversation.add_generation_prompt),
+        ),
+    ];
+    let further = conversation
+        .variables
+        .into_iter()
+        .map(|(name, value)| (name, Value::from(Serde(value))));
+    // A later entry replaces an earlier one: a client cannot replace what the gateway sets.
+    let own = own.map(|(name, value)| (name.to_string(), value));
+    further.chain(own).collect::<std::collections::BTreeMap<_, _>>().into()
+}

@@ -1,0 +1,204 @@
+//! The gateway's configuration, section by section.
+
+use std::{fmt, net::SocketAddr, path::PathBuf};
+
+use serde::Deserialize;
+
+/// Everything but `[admin]`, `[telemetry]` and `[shutdown]`, which every process has.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[model]`.
+    pub model: ModelConfig,
+    /// `[cluster]`.
+    pub cluster: ClusterConfig,
+    /// `[server]`.
+    #[serde(default)]
+    pub server: ServerConfig,
+    /// `[bounds]`.
+    #[serde(default)]
+    pub bounds: BoundsConfig,
+    /// `[patience]`.
+    #[serde(default)]
+    pub patience: PatienceConfig,
+}
+
+/// Section `[model]`: the model's text files; the gateway reads no weights.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Folder with `config.json`, `tokenizer.json` and, to chat, a chat template.
+    pub path: PathBuf,
+    /// Names that requests may use, the first one in metrics; by default the folder's name.
+    #[serde(default)]
+    pub served_names: Vec<String>,
+    /// Longest sequence, prompt and generated tokens; by default what the model was made for.
+    #[serde(default)]
+    pub positions_max: Option<u32>,
+    /// A chat template in a file of its own, in place of the model's.
+    #[serde(default)]
+    pub chat_template: Option<PathBuf>,
+}
+
+/// Section `[cluster]`: how to find the attention nodes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// This gateway's name, unique in the cluster.
+    pub name: String,
+    /// Addresses of the coordinators, tried in turn.
+    pub coordinators: Vec<String>,
+}
+
+/// Section `[server]`: the public port.
+#[derive(Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Where HTTP and gRPC are served; port 0 takes any free one.
+    pub address: SocketAddr,
+    /// One of these must be in `authorization: Bearer …`; none: everybody may ask.
+    pub api_keys: Vec<String>,
+    /// Largest body of a request.
+    pub body_bytes_max: usize,
+    /// Connections at once; more wait until one closes.
+    pub connections_max: usize,
+    /// How long a client may take to send a request's headers.
+    pub header_timeout_s: u64,
+}
+
+impl fmt::Debug for ServerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerConfig")
+            .field("address", &self.address)
+            .field("api_keys", &self.api_keys.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for ServerConfig {
+    /// Port 8000 everywhere is what clients of such servers expect. 16 MiB holds the longest
+    /// prompts of today's models as text or as token ids.
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::from(([0, 0, 0, 0], 8000)),
+            api_keys: Vec::new(),
+            body_bytes_max: 16 << 20,
+            connections_max: 8192,
+            header_timeout_s: 30,
+        }
+    }
+}
+
+/// Section `[bounds]`: what the gateway takes in at most.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BoundsConfig {
+    /// Sequences in flight; further requests get 429.
+    pub sequences_max: u32,
+    /// Sequences without a first token; further requests get 429.
+    pub waiting_max: u32,
+}
+
+impl Default for BoundsConfig {
+    fn default() -> Self {
+        Self {
+            sequences_max: 4096,
+            waiting_max: 1024,
+        }
+    }
+}
+
+/// Section `[patience]`: how long and how often is tried.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PatienceConfig {
+    /// A whole request.
+    pub request_s: u64,
+    /// A sequence's first token on a node, its time in the node's waiting line included.
+    pub first_token_s: u64,
+    /// Every further token.
+    pub next_token_s: u64,
+    /// Tries of one sequence, pauses for a node to come back included.
+    pub tries_max: u32,
+}
+
+impl Default for PatienceConfig {
+    fn default() -> Self {
+        Self {
+            request_s: 3600,
+            first_token_s: 600,
+            next_token_s: 60,
+            tries_max: 6,
+        }
+    }
+}
+
+/// A value that parses but cannot be meant.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("key `{key}`: expected {expected}")]
+pub struct ConfigError {
+    /// Dotted.
+    pub key: &'static str,
+    /// What was expected.
+    pub expected: &'static str,
+}
+
+impl Config {
+    /// Checks what the types cannot.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let rules = [
+            (
+                !self.cluster.name.is_empty(),
+                "cluster.name",
+                "a name that is unique in the cluster",
+            ),
+            (
+                !self.cluster.coordinators.is_empty(),
+                "cluster.coordinators",
+                "at least one address",
+            ),
+            (
+                self.model.served_names.iter().all(|name| !name.is_empty()),
+                "model.served_names",
+                "names that are not empty",
+            ),
+            (
+                self.server.api_keys.iter().all(|key| !key.is_empty()),
+                "server.api_keys",
+                "keys that are not empty",
+            ),
+            (
+                self.server.body_bytes_max > 0 && self.server.connections_max > 0,
+                "server.body_bytes_max, server.connections_max",
+                "at least 1",
+            ),
+            (
+                self.bounds.sequences_max > 0 && self.bounds.waiting_max > 0,
+                "bounds.sequences_max, bounds.waiting_max",
+                "at least 1",
+            ),
+            (
+                self.patience.tries_max > 0,
+                "patience.tries_max",
+                "at least 1",
+            ),
+            (
+                self.patience.request_s > 0
+                    && self.patience.first_token_s > 0
+                    && self.patience.next_token_s > 0,
+                "patience.request_s, patience.first_token_s, patience.next_token_s",
+                "at least 1 s",
+            ),
+        ];
+        match rules.into_iter().find(|(kept, ..)| !kept) {
+            Some((_, key, expected)) => Err(ConfigError { key, expected }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl chassis::role::RoleConfig for Config {
+    fn check(&self) -> Result<(), String> {
+        Self::check(self).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,182 @@
+//! The attention nodes: which ones take work, what this gateway has placed on each, and running
+//! a sequence there.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use domain::{ClusterView, Health, Member, NodeId, Role, SequenceRequest, TokenOutput};
+use futures::{future::BoxFuture, stream::BoxStream};
+use policy::assignment::{Assignment, Candidate, assign};
+use tokio::sync::watch;
+use tonic::Status;
+
+/// Tokens of one sequence as they come; dropping it cancels the sequence.
+pub type TokenStream = BoxStream<'static, Result<Vec<TokenOutput>, Status>>;
+
+/// Runs one sequence on one attention node.
+pub trait RunSequence: Send + Sync + 'static {
+    /// Resolves when the node has taken the sequence, or refused it.
+    fn run(
+        &self,
+        node: &Member,
+        request: SequenceRequest,
+    ) -> BoxFuture<'static, Result<TokenStream, Status>>;
+}
+
+/// Tokens per KV block, the granule in which attention nodes hold sequences.
+const BLOCK_TOKENS: usize = 16;
+
+/// What this gateway has on one node.
+#[derive(Clone, Copy, Debug, Default)]
+struct Claim {
+    blocks: u32,
+    sequences: u32,
+}
+
+/// The attention nodes of the last view.
+pub(crate) struct Nodes {
+    view: watch::Receiver<Arc<ClusterView>>,
+    runner: Arc<dyn RunSequence>,
+    claims: Mutex<HashMap<NodeId, Claim>>,
+}
+
+impl fmt::Debug for Nodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Nodes")
+            .field("claims", &self.claims)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place on a node; dropping it gives the claim back.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) node: Member,
+    pub(crate) assignment: Assignment,
+    blocks: u32,
+    nodes: Arc<Nodes>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut claims = self.nodes.claims();
+        if let Some(claim) = claims.get_mut(&self.node.id) {
+            claim.blocks = claim.blocks.saturating_sub(self.blocks);
+            claim.sequences = claim.sequences.saturating_sub(1);
+            if claim.sequences == 0 {
+                claims.remove(&self.node.id);
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Runs a sequence at this place.
+    pub(crate) fn run(
+        &self,
+        request: SequenceRequest,
+    ) -> BoxFuture<'static, Result<TokenStream, Status>> {
+        self.nodes.runner.run(&self.node, request)
+    }
+}
+
+/// KV cache of all attention nodes that take work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KvCache {
+    pub(crate) blocks: u64,
+    pub(crate) blocks_free: u64,
+    pub(crate) nodes: usize,
+}
+
+fn ready(view: &ClusterView) -> impl Iterator<Item = &Member> {
+    view.role(Role::Attention)
+        .filter(|member| member.health == Health::Ready)
+}
+
+impl Nodes {
+    pub(crate) fn new(
+        view: watch::Receiver<Arc<ClusterView>>,
+        runner: Arc<dyn RunSequence>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            view,
+            runner,
+            claims: Mutex::default(),
+        })
+    }
+
+    fn claims(&self) -> MutexGuard<'_, HashMap<NodeId, Claim>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds a place for a sequence of `tokens`, on none of the `refused` nodes. What a sequence
+    /// will still generate is not claimed: nobody knows how much it is.
+    pub(crate) fn place(self: &Arc<Self>, tokens: usize, refused: &[NodeId]) -> Option<Place> {
+        let view = self.view.borrow().clone();
+        let mut claims = self.claims();
+        let candidates: Vec<_> = ready(&view)
+            .map(|member| candidate(member, claims.get(&member.id)))
+            .collect();
+        let assignment = assign(&candidates, refused)?;
+        let node = view.member(assignment.node)?.clone();
+        let blocks = u32::try_from(tokens / BLOCK_TOKENS + 1).unwrap_or(u32::MAX);
+        let claim = claims.entry(node.id).or_default();
+        claim.blocks = claim.blocks.saturating_add(blocks);
+        claim.sequences += 1;
+        drop(claims);
+        Some(Place {
+            node,
+            assignment,
+            blocks,
+            nodes: Arc::clone(self),
+        })
+    }
+
+    /// Waits until the view has a node that takes work and is not among `refused`.
+    pub(crate) async fn another(&self, refused: &[NodeId], patience: Duration) -> bool {
+        let mut view = self.view.clone();
+        let other = |view: &Arc<ClusterView>| ready(view).any(|m| !refused.contains(&m.id));
+        let found = async {
+            if view.wait_for(other).await.is_err() {
+                // Nobody will change the view any more: keep the pace of the tries.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::time::timeout(patience, found).await.is_ok()
+    }
+
+    /// Whether any attention node takes work.
+    pub(crate) fn any_ready(&self) -> bool {
+        ready(&self.view.borrow()).next().is_some()
+    }
+
+    /// A receiver of views, for whoever reports readiness.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<ClusterView>> {
+        self.view.clone()
+    }
+
+    /// The KV cache as last reported.
+    pub(crate) fn kv_cache(&self) -> KvCache {
+        ready(&self.view.borrow()).fold(KvCache::default(), |sum, member| KvCache {
+            blocks: sum.blocks + u64::from(member.load.kv_blocks),
+            blocks_free: sum.blocks_free + u64::from(member.load.kv_blocks_free),
+            nodes: sum.nodes + 1,
+        })
+    }
+}
+
+fn candidate(member: &Member, claim: Option<&Claim>) -> Candidate {
+    let claim = claim.copied().unwrap_or_default();
+    Candidate {
+        node: member.id,
+        kv_blocks: member.load.kv_blocks,
+        kv_blocks_free: member.load.kv_blocks_free,
+        sequences: member.load.running.saturating_add(member.load.waiting),
+        own_blocks: claim.blocks,
+        own_sequences: claim.sequences,
+    }
+}

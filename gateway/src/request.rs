@@ -1,0 +1,440 @@
+//! What a client asks for, in the one form that HTTP and gRPC share, and the rules it has to keep.
+
+use domain::SamplingParams;
+
+use crate::refusal::{Kind, Refusal};
+
+/// Choices that one request may ask for per prompt.
+pub(crate) const CHOICES_MAX: u32 = 128;
+/// Alternatives per token that may be asked for.
+pub(crate) const LOGPROBS_MAX: u32 = 20;
+/// Stop strings a request may name.
+pub(crate) const STOPS_MAX: usize = 16;
+/// Longest stop string, in bytes; text is held back up to this length.
+pub(crate) const STOP_BYTES_MAX: usize = 1024;
+/// Stop tokens and biased tokens that a request may name.
+pub(crate) const NAMED_TOKENS_MAX: usize = 1024;
+
+/// Sampling as a client states it: anything may be absent or out of range.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Wishes {
+    /// See [`SamplingParams`] for this and the fields of the same name.
+    pub(crate) temperature: Option<f64>,
+    /// Nucleus.
+    pub(crate) top_p: Option<f64>,
+    /// -1 and 0 keep all.
+    pub(crate) top_k: Option<i64>,
+    /// Share of the likeliest token.
+    pub(crate) min_p: Option<f64>,
+    /// Presence penalty.
+    pub(crate) presence_penalty: Option<f64>,
+    /// Frequency penalty.
+    pub(crate) frequency_penalty: Option<f64>,
+    /// Repetition penalty.
+    pub(crate) repetition_penalty: Option<f64>,
+    /// Token and bias.
+    pub(crate) logit_bias: Vec<(u64, f64)>,
+    /// Drawn at the gateway when absent.
+    pub(crate) seed: Option<u64>,
+    /// Most tokens to generate.
+    pub(crate) max_tokens: Option<i64>,
+    /// The newer name of `max_tokens`, which it goes over.
+    pub(crate) max_completion_tokens: Option<i64>,
+    /// Fewest tokens to generate.
+    pub(crate) min_tokens: Option<i64>,
+    /// Tokens that end a choice.
+    pub(crate) stop_token_ids: Vec<i64>,
+    /// Strings that end a choice.
+    pub(crate) stop: Vec<String>,
+    /// Go on past the model's end tokens.
+    pub(crate) ignore_eos: Option<bool>,
+    /// Alternatives to report per token.
+    pub(crate) logprobs: Option<i64>,
+    /// Chat's name for `logprobs`.
+    pub(crate) top_logprobs: Option<i64>,
+    /// Choices per prompt.
+    pub(crate) n: Option<i64>,
+}
+
+/// Sampling that keeps the rules. What depends on a prompt is settled by [`Sampling::settle`].
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sampling {
+    params: SamplingParams,
+    tokens_max: Option<u32>,
+    /// Strings that end a choice; not part of its text.
+    pub(crate) stop: Vec<String>,
+    /// Choices per prompt, >= 1.
+    pub(crate) n: u32,
+}
+
+/// One prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Prompt {
+    /// To be tokenized, with or without the special tokens the tokenizer adds around a text.
+    Text {
+        /// The text.
+        text: String,
+        /// Whether the tokenizer's own special tokens are added.
+        special: bool,
+    },
+    /// Used as it is.
+    Tokens(Vec<u32>),
+}
+
+/// A request that keeps every rule which can be checked without its tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Request {
+    /// Names it in logs, traces and the answer.
+    pub(crate) id: String,
+    /// At least one; every one gets `sampling.n` choices.
+    pub(crate) prompts: Vec<Prompt>,
+    /// How to draw.
+    pub(crate) sampling: Sampling,
+}
+
+impl Request {
+    /// Sequences it asks for.
+    #[must_use]
+    pub(crate) fn sequences(&self) -> u32 {
+        u32::try_from(self.prompts.len())
+            .unwrap_or(u32::MAX)
+            .saturating_mul(self.sampling.n)
+    }
+}
+
+/// A number that is finite and within the bounds, or the sentence that says so.
+fn number(
+    param: &'static str,
+    value: Option<f64>,
+    default: f32,
+    expected: &'static str,
+    accept: impl Fn(f64) -> bool,
+) -> Result<f32, Refusal> {
+    let Some(value) = value else {
+        return Ok(default);
+    };
+    // The narrowing to f32 comes first so that no value is accepted which it moves out of bounds.
+    let narrow = value as f32;
+    if narrow.is_finite() && accept(f64::from(narrow)) {
+        Ok(narrow)
+    } else {
+        Err(Refusal::field(param, expected, value.to_string()))
+    }
+}
+
+fn integer(
+    param: &'static str,
+    value: Option<i64>,
+    min: u32,
+    max: u32,
+) -> Result<Option<u32>, Refusal> {
+    value
+        .map(|value| {
+            u32::try_from(value)
+                .ok()
+                .filter(|value| (min..=max).contains(value))
+                .ok_or_else(|| {
+                    let expected = match max {
+                        u32::MAX => format!("an integer of at least {min}"),
+                        _ => format!("an integer from {min} to {max}"),
+                    };
+                    Refusal::field(param, expected, value.to_string())
+                })
+        })
+        .transpose()
+}
+
+fn token(param: &'static str, value: Option<u32>, shown: &str, vocab: u32) -> Result<u32, Refusal> {
+    value.filter(|&token| token < vocab).ok_or_else(|| {
+        Refusal::field(
+            param,
+            format!("token ids below the vocabulary's size {vocab}"),
+            shown,
+        )
+    })
+}
+
+fn not_more_than<T>(param: &'static str, items: &[T], max: usize) -> Result<(), Refusal> {
+    if items.len() > max {
+        return Err(Refusal::field(
+            param,
+            format!("at most {max} entries"),
+            items.len().to_string(),
+        ));
+    }
+    Ok(())
+}
+
+fn stops(stop: Vec<String>) -> Result<Vec<String>, Refusal> {
+    not_more_than("stop", &stop, STOPS_MAX)?;
+    for text in &stop {
+        if text.is_empty() || text.len() > STOP_BYTES_MAX {
+            return Err(Refusal::field(
+                "stop",
+                format!("strings of 1 to {STOP_BYTES_MAX} bytes"),
+                format!("one of {} bytes", text.len()),
+            ));
+        }
+    }
+    Ok(stop)
+}
+
+fn biases(biases: &[(u64, f64)], vocab: u32) -> Result<Vec<(u32, f32)>, Refusal> {
+    const PARAM: &str = "logit_bias";
+    not_more_than(PARAM, biases, NAMED_TOKENS_MAX)?;
+    biases
+        .iter()
+        .map(|&(id, bias)| {
+            let id = token(PARAM, u32::try_from(id).ok(), &id.to_string(), vocab)?;
+            let bias = number(PARAM, Some(bias), 0.0, "biases from -100 to 100", |bias| {
+                bias.abs() <= 100.0
+            })?;
+            Ok((id, bias))
+        })
+        .collect()
+}
+
+impl Wishes {
+    /// Checks every rule on sampling. `vocab` is the model's number of token ids.
+    pub(crate) fn check(self, vocab: u32) -> Result<Sampling, Refusal> {
+        let penalty = |param, value| {
+            number(param, value, 0.0, "a number from -2 to 2", |v| v.abs() <= 2.0)
+        };
+        not_more_than("stop_token_ids", &self.stop_token_ids, NAMED_TOKENS_MAX)?;
+        let stop_tokens = token_ids("stop_token_ids", &self.stop_token_ids, vocab)?;
+        let tokens_max = integer("max_tokens", self.max_tokens, 1, u32::MAX)?;
+        let newer = integer("max_completion_tokens", self.max_completion_tokens, 1, u32::MAX)?;
+        let tokens_max = newer.or(tokens_max);
+        let logprobs = integer("logprobs", self.logprobs, 0, LOGPROBS_MAX)?;
+        let top_logprobs = integer("top_logprobs", self.top_logprobs, 0, LOGPROBS_MAX)?;
+        let tokens_min = integer("min_tokens", self.min_tokens, 0, u32::MAX)?.unwrap_or(0);
+        if let Some(max) = tokens_max.filter(|&max| max < tokens_min) {
+            return Err(Refusal::field(
+                "min_tokens",
+                format!("at most `max_tokens`, which is {max}"),
+                tokens_min.to_string(),
+            ));
+        }
+        let top_k = self.top_k.map(|k| if k == -1 { 0 } else { k });
+        let params = SamplingParams {
+            temperature: number(
+                "temperature",
+                self.temperature,
+                1.0,
+                "a number of at least 0",
+                |v| v >= 0.0,
+            )?,
+            top_p: number(
+                "top_p",
+                self.top_p,
+                1.0,
+                "a number above 0 and up to 1",
+                |v| v >= f64::from(f32::MIN_POSITIVE) && v <= 1.0,
+            )?,
+            top_k: integer("top_k", top_k, 0, u32::MAX)?.unwrap_or(0),
+            min_p: number("min_p", self.min_p, 0.0, "a number from 0 to 1", |v| {
+                (0.0..=1.0).contains(&v)
+            })?,
+            presence_penalty: penalty("presence_penalty", self.presence_penalty)?,
+            frequency_penalty: penalty("frequency_penalty", self.frequency_penalty)?,
+            repetition_penalty: number(
+                "repetition_penalty",
+                self.repetition_penalty,
+                1.0,
+                "a number above 0",
+                |v| v >= f64::from(f32::MIN_POSITIVE),
+            )?,
+            logit_bias: biases(&self.logit_bias, vocab)?,
+            seed: self.seed.unwrap_or_else(crate::random::draw),
+            tokens_max: 0,
+            tokens_min,
+            stop_tokens,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            logprobs: top_logprobs.or(logprobs),
+        };
+        Ok(Sampling {
+            params,
+            tokens_max,
+            stop: stops(self.stop)?,
+            n: integer("n", self.n, 1, CHOICES_MAX)?.unwrap_or(1),
+        })
+    }
+}
+
+impl Sampling {
+    /// Settles what depends on the prompt's length; every choice draws with a seed of its own.
+    /// `positions_max` is the longest sequence, prompt and generated tokens.
+    pub(crate) fn settle(&self, prompt_len: usize, positions_max: u32) -> Result<SamplingParams, Refusal> {
+        let room = usize::try_from(positions_max)
+            .ok()
+            .and_then(|max| max.checked_sub(prompt_len))
+            .and_then(|room| u32::try_from(room).ok())
+            .filter(|&room| room > 0);
+        let Some(room) = room else {
+            return Err(Refusal::new(
+                Kind::TooLong,
+                format!(
+                    "the prompt has {prompt_len} tokens, but this model's longest sequence has \
+                     {positions_max}, of which at least one must be generated"
+                ),
+            ));
+        };
+        let asked = self.tokens_max.unwrap_or(room);
+        let least = asked.max(self.params.tokens_min);
+        if least > room {
+            return Err(Refusal::new(
+                Kind::TooLong,
+                format!(
+                    "the prompt has {prompt_len} tokens and {least} more are asked for, but this \
+                     model's longest sequence has {positions_max}"
+                ),
+            ));
+        }
+        Ok(SamplingParams {
+            tokens_max: asked,
+            ..self.params.clone()
+        })
+    }
+}
+
+/// Checks token ids that a client states, as a prompt or to have them spelled.
+pub(crate) fn token_ids(param: &'static str, ids: &[i64], vocab: u32) -> Result<Vec<u32>, Refusal> {
+    ids.iter()
+        .map(|&id| token(param, u32::try_from(id).ok(), &id.to_string(), vocab))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(wishes: Wishes) -> String {
+        wishes.check(100).unwrap_err().message
+    }
+
+    #[test]
+    fn nothing_stated_means_the_defaults_of_the_api() {
+        let wishes = Wishes {
+            seed: Some(7),
+            ..Wishes::default()
+        };
+        let sampling = wishes.check(100).unwrap();
+        let params = sampling.settle(10, 64).unwrap();
+        let expected = SamplingParams {
+            seed: 7,
+            tokens_max: 54,
+            ..SamplingParams::default()
+        };
+        assert_eq!(params, expected);
+        assert_eq!(sampling.n, 1);
+    }
+
+    #[test]
+    fn every_rule_has_a_sentence() {
+        let none = Wishes::default;
+        let cases = [
+            (
+                Wishes { temperature: Some(-0.1), ..none() },
+                "`temperature`: expected a number of at least 0, found -0.1",
+            ),
+            (
+                Wishes { temperature: Some(f64::NAN), ..none() },
+                "`temperature`: expected a number of at least 0, found NaN",
+            ),
+            (
+                Wishes { temperature: Some(1e300), ..none() },
+                "`temperature`: expected a number of at least 0, found 1",
+            ),
+            (
+                Wishes { top_p: Some(0.0), ..none() },
+                "`top_p`: expected a number above 0 and up to 1, found 0",
+            ),
+            (
+                Wishes { top_p: Some(1e-300), ..none() },
+                "`top_p`: expected a number above 0 and up to 1, found 0.000",
+            ),
+            (
+                Wishes { top_k: Some(-2), ..none() },
+                "`top_k`: expected an integer of at least 0, found -2",
+            ),
+            (
+                Wishes { min_p: Some(1.5), ..none() },
+                "`min_p`: expected a number from 0 to 1, found 1.5",
+            ),
+            (
+                Wishes { presence_penalty: Some(2.5), ..none() },
+                "`presence_penalty`: expected a number from -2 to 2, found 2.5",
+            ),
+            (
+                Wishes { repetition_penalty: Some(0.0), ..none() },
+                "`repetition_penalty`: expected a number above 0, found 0",
+            ),
+            (
+                Wishes { logit_bias: vec![(100, 1.0)], ..none() },
+                "`logit_bias`: expected token ids below the vocabulary's size 100, found 100",
+            ),
+            (
+                Wishes { logit_bias: vec![(1, 101.0)], ..none() },
+                "`logit_bias`: expected biases from -100 to 100, found 101",
+            ),
+            (
+                Wishes { max_tokens: Some(0), ..none() },
+                "`max_tokens`: expected an integer of at least 1, found 0",
+            ),
+            (
+                Wishes { max_tokens: Some(2), min_tokens: Some(3), ..none() },
+                "`min_tokens`: expected at most `max_tokens`, which is 2, found 3",
+            ),
+            (
+                Wishes { stop_token_ids: vec![-1], ..none() },
+                "`stop_token_ids`: expected token ids below the vocabulary's size 100, found -1",
+            ),
+            (
+                Wishes { stop: vec![String::new()], ..none() },
+                "`stop`: expected strings of 1 to 1024 bytes, found one of 0 bytes",
+            ),
+            (
+                Wishes { stop: vec!["x".into(); 17], ..none() },
+                "`stop`: expected at most 16 entries, found 17",
+            ),
+            (
+                Wishes { n: Some(0), ..none() },
+                "`n`: expected an integer from 1 to 128, found 0",
+            ),
+            (
+                Wishes { logprobs: Some(21), ..none() },
+                "`logprobs`: expected an integer from 0 to 20, found 21",
+            ),
+        ];
+        for (wishes, expected) in cases {
+            let message = refused(wishes);
+            assert!(message.starts_with(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_refused_with_both_numbers() {
+        let sampling = Wishes {
+            max_tokens: Some(20),
+            ..Wishes::default()
+        };
+        let sampling = sampling.check(100).unwrap();
+        assert_eq!(sampling.settle(44, 64).unwrap().tokens_max, 20);
+        let refusal = sampling.settle(45, 64).unwrap_err();
+        assert_eq!(refusal.kind, Kind::TooLong);
+        assert!(refusal.message.contains("45 tokens and 20 more"), "{refusal}");
+        let refusal = sampling.settle(64, 64).unwrap_err();
+        assert!(refusal.message.contains("has 64 tokens"), "{refusal}");
+        assert!(sampling.settle(usize::MAX, 64).is_err());
+    }
+
+    #[test]
+    fn an_absent_seed_is_drawn_and_a_stated_one_kept() {
+        let seed = |seed| {
+            let sampling = Wishes { seed, ..Wishes::default() }.check(100).unwrap();
+            sampling.settle(1, 64).unwrap().seed
+        };
+        assert_eq!(seed(Some(3)), 3);
+        assert_ne!(seed(None), seed(None));
+    }
+}

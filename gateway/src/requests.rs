@@ -1,0 +1,294 @@
+//! The life of a request: admitted, tokenized, run as one task per choice, its pieces gathered.
+
+use std::{sync::Arc, time::Instant};
+
+use domain::SequenceRequest;
+use policy::admission::Bounds;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    chat::Conversation,
+    config::{Config, PatienceConfig},
+    door::{Admitted, Door},
+    metrics::Metrics,
+    model::ServedModel,
+    nodes::Nodes,
+    output::{Output, Piece, Stops},
+    refusal::{Kind, Refusal},
+    request::{Prompt, Request},
+    sequence::{Clock, Event, Sequence, no_node},
+};
+
+/// Pieces of a request that wait for a slow client; when it is reached, its nodes wait too.
+const EVENTS_MAX: usize = 64;
+/// Texts up to this many bytes are tokenized on the spot; longer ones would keep an async worker
+/// from its other streams.
+const INLINE_BYTES_MAX: usize = 2048;
+
+/// Takes requests in. One for the whole gateway.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    /// What is served.
+    pub(crate) model: Arc<ServedModel>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) nodes: Arc<Nodes>,
+    /// Largest body of a request.
+    pub(crate) body_bytes_max: usize,
+    door: Arc<Door>,
+    patience: PatienceConfig,
+}
+
+/// A request that is running. Dropping it cancels all that is not done.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Tokens of every prompt; choice `i` belongs to prompt `i / n`.
+    pub(crate) prompts: Vec<Vec<u32>>,
+    /// Choices per prompt.
+    pub(crate) n: u32,
+    events: mpsc::Receiver<Event>,
+    tokens: Vec<usize>,
+    open: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl Requests {
+    pub(crate) fn new(
+        model: Arc<ServedModel>,
+        nodes: Arc<Nodes>,
+        metrics: Arc<Metrics>,
+        config: &Config,
+    ) -> Self {
+        let bounds = Bounds {
+            sequences_max: config.bounds.sequences_max,
+            waiting_max: config.bounds.waiting_max,
+        };
+        Self {
+            model,
+            nodes,
+            door: Door::new(bounds, Arc::clone(&metrics)),
+            metrics,
+            body_bytes_max: config.server.body_bytes_max,
+            patience: config.patience,
+        }
+    }
+
+    /// Admits and starts a request. Resolves when attention nodes have taken all its sequences.
+    pub(crate) async fn start(&self, request: Request) -> Result<Running, Refusal> {
+        let arrived = Instant::now();
+        let admitted = self.door.enter(request.sequences())?;
+        if !self.nodes.any_ready() {
+            return Err(no_node());
+        }
+        let Request {
+            id,
+            prompts,
+            sampling,
+        } = request;
+        let prompts = self.tokenize(prompts).await?;
+        self.metrics.tokenize.observe(arrived.elapsed().as_secs_f64());
+
+        let n = sampling.n;
+        let (events_in, events) = mpsc::channel(EVENTS_MAX);
+        let mut admitted = admitted.into_iter();
+        let mut sequences = Vec::with_capacity(admitted.len());
+        let mut accepted = Vec::with_capacity(admitted.len());
+        let mut tokens_max = 0;
+        for tokens in &prompts {
+            let params = sampling.settle(tokens.len(), self.model.positions_max)?;
+            tokens_max = tokens_max.max(params.tokens_max);
+            for (nth, admitted) in (0..n).zip(admitted.by_ref()) {
+                let (accepted_in, accepted_out) = oneshot::channel();
+                accepted.push(accepted_out);
+                let choice = u32::try_from(sequences.len()).unwrap_or(u32::MAX);
+                let request = SequenceRequest {
+                    id: format!("{id}-{choice}"),
+                    prompt_len: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
+                    tokens: tokens.clone(),
+                    sampling: domain::SamplingParams {
+                        seed: params.seed.wrapping_add(nth.into()),
+                        ..params.clone()
+                    },
+                };
+                sequences.push(self.sequence(Parts {
+                    choice,
+                    request,
+                    stop: sampling.stop.clone(),
+                    admitted,
+                    accepted: accepted_in,
+                    events: events_in.clone(),
+                    arrived,
+                }));
+            }
+        }
+        self.count(&prompts, n, tokens_max);
+        let choices = sequences.len();
+        for sequence in sequences {
+            tokio::spawn(sequence.drive());
+        }
+        let running = Running {
+            prompts,
+            n,
+            events,
+            tokens: vec![0; choices],
+            open: choices,
+            metrics: Arc::clone(&self.metrics),
+        };
+        for accepted in accepted {
+            accepted.await.unwrap_or_else(|_| Err(lost_task()))?;
+        }
+        Ok(running)
+    }
+
+    fn sequence(&self, parts: Parts) -> Sequence {
+        let prompt = &parts.request.tokens;
+        let stops = Stops {
+            strings: parts.stop,
+            tokens: parts.request.sampling.stop_tokens.clone(),
+            tokens_min: parts.request.sampling.tokens_min,
+        };
+        Sequence {
+            choice: parts.choice,
+            output: Output::new(Arc::clone(&self.model.tokenizer), prompt, stops),
+            request: parts.request,
+            admitted: parts.admitted,
+            accepted: Some(parts.accepted),
+            events: parts.events,
+            nodes: Arc::clone(&self.nodes),
+            metrics: Arc::clone(&self.metrics),
+            patience: self.patience,
+            clock: Clock::new(parts.arrived),
+        }
+    }
+
+    fn count(&self, prompts: &[Vec<u32>], n: u32, tokens_max: u32) {
+        for prompt in prompts {
+            self.metrics.prompt_tokens.inc_by(prompt.len() as u64);
+            self.metrics.request_prompt_tokens.observe(prompt.len() as f64);
+        }
+        self.metrics.choices.observe(n.into());
+        self.metrics.tokens_max.observe(tokens_max.into());
+    }
+
+    /// The tokens of every prompt, none of them empty.
+    async fn tokenize(&self, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, Refusal> {
+        let bytes: usize = prompts
+            .iter()
+            .map(|prompt| match prompt {
+                Prompt::Text { text, .. } => text.len(),
+                Prompt::Tokens(_) => 0,
+            })
+            .sum();
+        let model = Arc::clone(&self.model);
+        let work = move || prompts.into_iter().map(|prompt| encode(&model, prompt)).collect();
+        off_worker(bytes, work).await
+    }
+
+    /// The prompt of a conversation.
+    pub(crate) async fn render(&self, conversation: Conversation, bytes: usize) -> Result<String, Refusal> {
+        let model = Arc::clone(&self.model);
+        off_worker(bytes, move || match &model.template {
+            Ok(template) => template.render(conversation),
+            Err(reason) => Err(Refusal::unsupported("messages", reason)),
+        })
+        .await
+    }
+}
+
+/// Does `work` here if it is small, else on a thread that may block.
+pub(crate) async fn off_worker<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    if bytes <= INLINE_BYTES_MAX {
+        return work();
+    }
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(lost_task()))
+}
+
+fn lost_task() -> Refusal {
+    Refusal::new(Kind::Internal, "the request's task ended without an answer")
+}
+
+fn encode(model: &ServedModel, prompt: Prompt) -> Result<Vec<u32>, Refusal> {
+    let tokens = match prompt {
+        Prompt::Tokens(tokens) => tokens,
+        Prompt::Text { text, special } => {
+            model.tokenizer.encode(&text, special).map_err(|error| {
+                Refusal::new(Kind::Invalid, format!("`prompt`: cannot be tokenized: {error}"))
+            })?
+        }
+    };
+    if tokens.is_empty() {
+        return Err(Refusal::field("prompt", "at least one token", "none"));
+    }
+    Ok(tokens)
+}
+
+/// What differs between the choices of a request.
+struct Parts {
+    choice: u32,
+    request: SequenceRequest,
+    stop: Vec<String>,
+    admitted: Admitted,
+    accepted: oneshot::Sender<Result<(), Refusal>>,
+    events: mpsc::Sender<Event>,
+    arrived: Instant,
+}
+
+impl Running {
+    /// The next piece of any choice; none when all have ended.
+    pub(crate) async fn next(&mut self) -> Option<Result<(u32, Piece), Refusal>> {
+        if self.open == 0 {
+            return None;
+        }
+        let Some((choice, piece)) = self.events.recv().await else {
+            self.open = 0;
+            return Some(Err(lost_task()));
+        };
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(refusal) => {
+                self.open = 0;
+                return Some(Err(refusal));
+            }
+        };
+        if let Some(tokens) = self.tokens.get_mut(choice as usize) {
+            *tokens += piece.tokens.len();
+        }
+        if piece.ending.is_some() {
+            self.open -= 1;
+        }
+        if self.open == 0 {
+            let longest = self.tokens.iter().max().copied().unwrap_or(0);
+            self.metrics.longest(longest);
+        }
+        Some(Ok((choice, piece)))
+    }
+
+    /// All choices, whole.
+    pub(crate) async fn collect(&mut self) -> Result<Vec<Piece>, Refusal> {
+        let mut whole = vec![Piece::default(); self.tokens.len()];
+        while let Some(next) = self.next().await {
+            let (choice, piece) = next?;
+            let whole = &mut whole[choice as usize];
+            whole.text.push_str(&piece.text);
+            whole.tokens.extend(piece.tokens);
+            whole.ending = piece.ending;
+        }
+        Ok(whole)
+    }
+
+    /// Tokens of all prompts.
+    #[must_use]
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.prompts.iter().map(Vec::len).sum()
+    }
+
+    /// Tokens generated so far, of all choices.
+    #[must_use]
+    pub(crate) fn completion_tokens(&self) -> usize {
+        self.tokens.iter().sum()
+    }
+}

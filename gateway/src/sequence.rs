@@ -1,0 +1,280 @@
+//! One sequence from its first try to its end: tries nodes, goes on elsewhere when one is lost,
+//! and ends at once when the client leaves.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use domain::{NodeId, SequenceRequest, TokenOutput};
+use futures::StreamExt;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tonic::{Code, Status};
+
+use crate::{
+    config::PatienceConfig,
+    door::Admitted,
+    metrics::{Metrics, Outcome},
+    nodes::{Nodes, Place},
+    output::{Ending, Output, Piece},
+    refusal::{Kind, Refusal},
+};
+
+/// First pause when no node is left to try; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// News of one choice.
+pub(crate) type Event = (u32, Result<Piece, Refusal>);
+
+/// Everything one choice's task owns.
+pub(crate) struct Sequence {
+    /// Index of the choice in the answer.
+    pub(crate) choice: u32,
+    /// Grows by what is generated, so that it can be sent again at any moment.
+    pub(crate) request: SequenceRequest,
+    pub(crate) output: Output,
+    pub(crate) admitted: Admitted,
+    /// Told once: a node has taken the sequence, or none will.
+    pub(crate) accepted: Option<oneshot::Sender<Result<(), Refusal>>>,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) patience: PatienceConfig,
+    pub(crate) clock: Clock,
+}
+
+impl fmt::Debug for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sequence")
+            .field("id", &self.request.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// When things happened to a sequence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    arrived: Instant,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Clock {
+    pub(crate) fn new(arrived: Instant) -> Self {
+        Self {
+            arrived,
+            first: None,
+            last: None,
+        }
+    }
+}
+
+/// Why a try did not bring the sequence to its end.
+enum Miss {
+    /// The node's waiting line is full.
+    Full,
+    /// The node is gone, broken or silent.
+    Lost(String),
+    /// No other node would do better.
+    Final(Refusal),
+    /// The client has left.
+    Gone,
+}
+
+impl From<Status> for Miss {
+    fn from(status: Status) -> Self {
+        let message = status.message().to_string();
+        match status.code() {
+            Code::ResourceExhausted => Self::Full,
+            Code::InvalidArgument | Code::OutOfRange => {
+                Self::Final(Refusal::new(Kind::Invalid, message))
+            }
+            Code::FailedPrecondition
+            | Code::Unimplemented
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::NotFound => Self::Final(Refusal::new(
+                Kind::Internal,
+                format!("the attention node refuses the sequence: {message}"),
+            )),
+            code => Self::Lost(format!("{code}: {message}")),
+        }
+    }
+}
+
+/// Nodes that said no or were lost since the last pause, and how often it was tried.
+#[derive(Default)]
+struct Tries {
+    count: u32,
+    pauses: u32,
+    avoid: Vec<NodeId>,
+    /// What the last lost node was lost by.
+    lost: Option<String>,
+}
+
+impl Sequence {
+    /// Runs to the end, the deadline, or the client's leaving; the last event says which.
+    pub(crate) async fn drive(mut self) {
+        let events = self.events.clone();
+        let left = Duration::from_secs(self.patience.request_s).saturating_sub(self.clock.arrived.elapsed());
+        let result = tokio::select! {
+            biased;
+            () = events.closed() => Err(Miss::Gone),
+            result = timeout(left, self.run()) => result.unwrap_or_else(|_| {
+                let message = format!("not done within {} s", self.patience.request_s);
+                Err(Miss::Final(Refusal::new(Kind::Deadline, message)))
+            }),
+        };
+        let outcome = match result {
+            Ok(ending) => Outcome::Finished(ending.reason),
+            Err(Miss::Final(refusal)) => {
+                tracing::warn!(sequence = self.request.id, %refusal, "sequence failed");
+                self.fail(refusal).await;
+                Outcome::Error
+            }
+            Err(_) => {
+                tracing::debug!(sequence = self.request.id, "the client has left");
+                Outcome::Abort
+            }
+        };
+        let decode = self.clock.first.zip(self.clock.last);
+        let decode = decode.map_or(Duration::ZERO, |(first, last)| last - first);
+        let whole = self.clock.arrived.elapsed();
+        self.metrics.ended(outcome, self.generated(), whole, decode);
+    }
+
+    async fn fail(&mut self, refusal: Refusal) {
+        // Either receiver may be gone with the client, who then needs no answer.
+        if let Some(accepted) = self.accepted.take() {
+            let _ = accepted.send(Err(refusal));
+        } else {
+            let _ = self.events.send((self.choice, Err(refusal))).await;
+        }
+    }
+
+    /// Tokens generated so far.
+    fn generated(&self) -> usize {
+        self.request.tokens.len() - self.request.prompt_len as usize
+    }
+
+    async fn run(&mut self) -> Result<Ending, Miss> {
+        let mut tries = Tries::default();
+        loop {
+            let place = self.nodes.place(self.request.tokens.len(), &tries.avoid);
+            let Some(place) = place else {
+                self.pause(&mut tries).await?;
+                continue;
+            };
+            if self.generated() > 0 {
+                self.metrics.resumed.inc();
+            }
+            tracing::debug!(sequence = self.request.id, why = %place.assignment, "assigned");
+            let (node, name) = (place.node.id, place.node.name.clone());
+            match self.attempt(place).await {
+                Ok(ending) => return Ok(ending),
+                Err(Miss::Full) => {}
+                Err(Miss::Lost(why)) => {
+                    tracing::warn!(sequence = self.request.id, node = name, why, "node lost");
+                    tries.lost = Some(why);
+                }
+                Err(other) => return Err(other),
+            }
+            tries.avoid.push(node);
+            self.count(&mut tries)?;
+        }
+    }
+
+    /// One more try or pause is over; there is a bound on both together.
+    fn count(&self, tries: &mut Tries) -> Result<(), Miss> {
+        tries.count += 1;
+        if tries.count < self.patience.tries_max {
+            return Ok(());
+        }
+        Err(Miss::Final(match &tries.lost {
+            Some(why) => Refusal::new(
+                Kind::NodeLost,
+                format!("gave up after {} tries; the last node was lost by: {why}", tries.count),
+            ),
+            None => full(),
+        }))
+    }
+
+    /// No node is left to try. A new sequence is refused; one that lost its node waits for
+    /// another, then tries those again which it avoided.
+    async fn pause(&self, tries: &mut Tries) -> Result<(), Miss> {
+        if self.generated() == 0 && tries.lost.is_none() {
+            return Err(Miss::Final(if tries.avoid.is_empty() {
+                no_node()
+            } else {
+                full()
+            }));
+        }
+        let pause = PAUSE * 2_u32.saturating_pow(tries.pauses.min(8));
+        tries.pauses += 1;
+        if !self.nodes.another(&tries.avoid, pause).await {
+            tries.avoid.clear();
+        }
+        self.count(tries)
+    }
+
+    /// Runs on one node until the end or until the node fails.
+    async fn attempt(&mut self, place: Place) -> Result<Ending, Miss> {
+        let silent = |waited: Duration| {
+            Miss::Lost(format!("no word from the node for {} s", waited.as_secs()))
+        };
+        let mut waited = Duration::from_secs(self.patience.first_token_s);
+        let mut stream = timeout(waited, place.run(self.request.clone()))
+            .await
+            .map_err(|_| silent(waited))??;
+        if let Some(accepted) = self.accepted.take() {
+            // The receiver may be gone with the client, which `drive` notices.
+            let _ = accepted.send(Ok(()));
+        }
+        loop {
+            let tokens = match timeout(waited, stream.next()).await {
+                Err(_) => return Err(silent(waited)),
+                Ok(None) => {
+                    return Err(Miss::Lost("the stream ended before the sequence did".into()));
+                }
+                Ok(Some(tokens)) => tokens?,
+            };
+            if let Some(ending) = self.absorb(tokens).await? {
+                return Ok(ending);
+            }
+            waited = Duration::from_secs(self.patience.next_token_s);
+        }
+    }
+
+    /// Keeps new tokens and passes their text on.
+    async fn absorb(&mut self, tokens: Vec<TokenOutput>) -> Result<Option<Ending>, Miss> {
+        if tokens.is_empty() {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let gap = self.clock.last.map(|last| now - last);
+        self.metrics.tokens(tokens.len(), now - self.clock.arrived, gap);
+        self.clock.first.get_or_insert(now);
+        self.clock.last = Some(now);
+        self.admitted.started();
+        self.request.tokens.extend(tokens.iter().map(|t| t.token));
+        let piece = self.output.push(tokens);
+        let ending = piece.ending.clone();
+        let sent = self.events.send((self.choice, Ok(piece))).await;
+        sent.map_err(|_| Miss::Gone)?;
+        Ok(ending)
+    }
+}
+
+/// No attention node takes work at all.
+pub(crate) fn no_node() -> Refusal {
+    Refusal::new(Kind::NoNode, "no attention node is ready; try again soon").retry_after(1)
+}
+
+fn full() -> Refusal {
+    Refusal::new(Kind::QueueFull, "the waiting lines of all attention nodes are full")
+        .retry_after(1)
+}

@@ -1,0 +1,170 @@
+//! What is refused, and how: status, sentence, field, code.
+
+use axum::http::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    gateway::{start, start_with},
+    node::saying,
+};
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+
+/// Path, fields on top of a good request, status, `param`, and a part of the sentence.
+type Case = (&'static str, Value, u16, Value, &'static str);
+
+fn cases() -> Vec<Case> {
+    let hi = || json!([{"role": "user", "content": "Hi"}]);
+    let long = "And God said. ".repeat(1000);
+    vec![
+        (COMPLETIONS, json!({"model": "other"}), 404, json!("model"), "served: demo, demo-2"),
+        (COMPLETIONS, json!({"model": 3}), 400, json!("model"), "expected a string, found 3"),
+        (COMPLETIONS, json!({"prompt": null}), 400, json!("prompt"), "found nothing"),
+        (COMPLETIONS, json!({"prompt": []}), 400, json!("prompt"), "found an empty array"),
+        (COMPLETIONS, json!({"prompt": ""}), 400, json!("prompt"), "at least one token"),
+        (COMPLETIONS, json!({"prompt": ["a", 1]}), 400, json!("prompt"), "an array with 1"),
+        (COMPLETIONS, json!({"prompt": [1, "a"]}), 400, json!("prompt"), "an array with a string"),
+        (COMPLETIONS, json!({"prompt": [2048]}), 400, json!("prompt"), "below the vocabulary's size 2048, found 2048"),
+        (COMPLETIONS, json!({"prompt": long}), 400, Value::Null, "longest sequence has 1024"),
+        (COMPLETIONS, json!({"max_tokens": 1023}), 400, Value::Null, "1023 more are asked for"),
+        (COMPLETIONS, json!({"max_tokens": 0}), 400, json!("max_tokens"), "at least 1, found 0"),
+        (COMPLETIONS, json!({"max_tokens": "5"}), 400, json!("max_tokens"), "an integer, found a string"),
+        (COMPLETIONS, json!({"max_tokens": 1.5}), 400, json!("max_tokens"), "an integer, found 1.5"),
+        (COMPLETIONS, json!({"temperature": -1}), 400, json!("temperature"), "at least 0, found -1"),
+        (COMPLETIONS, json!({"temperature": "hot"}), 400, json!("temperature"), "a number, found a string"),
+        (COMPLETIONS, json!({"top_p": 1.1}), 400, json!("top_p"), "up to 1, found 1.1"),
+        (COMPLETIONS, json!({"seed": 1.5}), 400, json!("seed"), "a 64-bit integer, found 1.5"),
+        (COMPLETIONS, json!({"n": 129}), 400, json!("n"), "from 1 to 128"),
+        (COMPLETIONS, json!({"best_of": 3}), 400, json!("best_of"), "the same as `n`, which is 1"),
+        (COMPLETIONS, json!({"logit_bias": {"a": 1}}), 400, json!("logit_bias"), "the key `a`"),
+        (COMPLETIONS, json!({"logprobs": true}), 400, json!("logprobs"), "an integer, found true"),
+        (COMPLETIONS, json!({"logprobs": 1, "echo": true}), 400, json!("echo"), "not together"),
+        (COMPLETIONS, json!({"suffix": "end"}), 400, json!("suffix"), "not offered"),
+        (COMPLETIONS, json!({"stream": "yes"}), 400, json!("stream"), "true or false"),
+        (COMPLETIONS, json!({"stream_options": {}}), 400, json!("stream_options"), "when `stream` is true"),
+        (COMPLETIONS, json!({"stop": [1]}), 400, json!("stop"), "an array with 1"),
+        (COMPLETIONS, json!({"stop": ""}), 400, json!("stop"), "1 to 1024 bytes"),
+        (CHAT, json!({"messages": []}), 400, json!("messages"), "at least one message"),
+        (CHAT, json!({"messages": "Hi"}), 400, json!("messages"), "an array, found a string"),
+        (CHAT, json!({"messages": ["Hi"]}), 400, json!("messages[0]"), "an object, found a string"),
+        (CHAT, json!({"messages": [{"content": "Hi"}]}), 400, json!("messages[0].role"), "found null"),
+        (CHAT, json!({"messages": [{"role": "user"}]}), 400, json!("messages[0].content"), "found null"),
+        (
+            CHAT,
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+            400,
+            json!("messages[0].content"),
+            "a part of type `image_url`",
+        ),
+        (CHAT, json!({"messages": hi(), "tool_choice": "required"}), 400, json!("tool_choice"), "cannot be forced"),
+        (CHAT, json!({"messages": hi(), "tools": [{}]}), 400, json!("tools"), "does not render tools"),
+        (CHAT, json!({"messages": hi(), "top_logprobs": 2}), 400, json!("top_logprobs"), "when `logprobs` is true"),
+        (
+            CHAT,
+            json!({"messages": hi(), "logprobs": true, "top_logprobs": 21}),
+            400,
+            json!("top_logprobs"),
+            "from 0 to 20",
+        ),
+        (
+            CHAT,
+            json!({"messages": hi(), "response_format": {"type": "json_object"}}),
+            400,
+            json!("response_format"),
+            "only {\"type\": \"text\"}",
+        ),
+        ("/tokenize", json!({"model": "other"}), 404, json!("model"), "does not exist"),
+        ("/detokenize", json!({"tokens": [9999]}), 400, json!("tokens"), "found 9999"),
+    ]
+}
+
+#[tokio::test]
+async fn bad_requests_get_a_sentence_and_disturb_nobody() {
+    let gateway = start(saying("x")).await;
+    for (path, change, status, param, sentence) in cases() {
+        let mut body = json!({"model": "demo"});
+        if path != CHAT {
+            body["prompt"] = json!("And God");
+        }
+        for (field, value) in change.as_object().unwrap() {
+            body[field] = value.clone();
+        }
+        let reply = gateway.client.post(path, body).await;
+        assert_eq!(reply.status, status, "{change}: {}", reply.text);
+        let error = &reply.json()["error"];
+        assert_eq!(error["type"], "invalid_request_error", "{change}");
+        assert_eq!(error["param"], param, "{change}: {error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(sentence), "{change}: {message}");
+        assert!(reply.headers.contains_key("x-request-id"));
+    }
+    assert!(gateway.nodes[0].requests().is_empty(), "no sequence was started");
+    let metrics = gateway.metrics().await;
+    assert!(metrics.contains("vllm:num_requests_waiting{model_name=\"demo\"} 0"), "{metrics}");
+}
+
+#[tokio::test]
+async fn malformed_json_is_shown_its_place() {
+    let gateway = start(saying("x")).await;
+    for (body, sentence) in [
+        ("{\"prompt\": ", "line 1 column 11"),
+        ("{\"temperature\": NaN}", "line 1 column 17"),
+        ("{\"temperature\": 1e999}", "number out of range at line 1"),
+        ("[]", "expected a JSON object, found an array"),
+        ("", "EOF"),
+    ] {
+        let reply = gateway.client.send(Method::POST, COMPLETIONS, &[], body).await;
+        assert_eq!(reply.status, 400);
+        let message = reply.json()["error"]["message"].as_str().unwrap().to_string();
+        assert!(message.contains(sentence), "{body}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_paths_methods_and_sizes_have_their_own_status() {
+    let gateway = start_with(vec![saying("x")], |config| config.server.body_bytes_max = 1000).await;
+    let client = &gateway.client;
+    let missing = client.get("/v1/nothing").await;
+    assert_eq!((missing.status.as_u16(), &missing.json()["error"]["code"]), (404, &json!("unknown_url")));
+    let method = client.get(COMPLETIONS).await;
+    assert_eq!(method.status, 405);
+    let model = client.get("/v1/models/other").await;
+    assert_eq!((model.status.as_u16(), &model.json()["error"]["code"]), (404, &json!("model_not_found")));
+    let large = client.post(COMPLETIONS, json!({"prompt": "x".repeat(1000)})).await;
+    assert_eq!(large.status, 413, "{}", large.text);
+    assert!(large.text.contains("at most 1000 bytes"), "{}", large.text);
+}
+
+#[tokio::test]
+async fn a_key_is_wanted_everywhere_but_at_the_probes() {
+    let keys = |config: &mut ::gateway::Config| config.server.api_keys = vec!["secret".into()];
+    let gateway = start_with(vec![saying("x")], keys).await;
+    let client = &gateway.client;
+    for path in ["/v1/models", "/metrics", "/version", "/v1/nothing"] {
+        let reply = client.get(path).await;
+        assert_eq!(reply.status, 401, "{path}");
+        assert_eq!(reply.json()["error"]["code"], "invalid_api_key");
+        let wrong = [("authorization", "Bearer secrets")];
+        assert_eq!(client.send(Method::GET, path, &wrong, "").await.status, 401);
+    }
+    let known = [("authorization", "Bearer secret")];
+    assert_eq!(client.send(Method::GET, "/v1/models", &known, "").await.status, 200);
+    for path in ["/health", "/livez", "/readyz", "/ping"] {
+        assert_eq!(client.get(path).await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_s_request_id_comes_back_and_a_bad_one_is_replaced() {
+    let gateway = start(saying("x")).await;
+    let body = json!({"prompt": "And"}).to_string();
+    let mine = [("x-request-id", "mine-1")];
+    let reply = gateway.client.send(Method::POST, COMPLETIONS, &mine, body.clone()).await;
+    assert_eq!(reply.headers["x-request-id"], "mine-1");
+    assert_eq!(reply.ok()["id"], "cmpl-mine-1");
+    assert_eq!(gateway.nodes[0].requests()[0].id, "mine-1-0");
+    let bad = [("x-request-id", "not mine")];
+    let reply = gateway.client.send(Method::POST, COMPLETIONS, &bad, body).await;
+    assert_eq!(reply.headers["x-request-id"].len(), 32);
+}

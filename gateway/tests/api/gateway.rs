@@ -1,0 +1,132 @@
+//! A gateway on a port, its model's folder, and the view it gets.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use chassis::{Readiness, Shutdown, role::Process};
+use domain::{ClusterView, Health, Load, Member, NodeId, Role, SequenceRequest, TokenOutput};
+use futures::{FutureExt, StreamExt, future::BoxFuture};
+use gateway::{Cluster, Config, Gateway, RunSequence, TokenStream};
+use proto::internal::sequences_client::SequencesClient;
+use tempfile::TempDir;
+use tokio::{sync::watch, task::JoinHandle};
+use tonic::{Status, transport::Endpoint};
+
+use crate::{
+    client::Client,
+    node::{Node, Script, demo},
+};
+
+/// A template that shows what it was given.
+const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+                        {% if add_generation_prompt %}<assistant>{% endif %}";
+
+/// Reaches scripted nodes over their ports.
+struct Ports;
+
+impl RunSequence for Ports {
+    fn run(
+        &self,
+        node: &Member,
+        request: SequenceRequest,
+    ) -> BoxFuture<'static, Result<TokenStream, Status>> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", node.address)).unwrap();
+        async move {
+            let mut client = SequencesClient::new(endpoint.connect_lazy());
+            let outputs = client.run(tonic::Request::new(request.into())).await?.into_inner();
+            let tokens = outputs.map(|output| {
+                let tokens = output?.tokens.into_iter().map(TokenOutput::try_from);
+                Ok(tokens.collect::<Result<_, _>>()?)
+            });
+            Ok(tokens.boxed())
+        }
+        .boxed()
+    }
+}
+
+/// A running gateway with its nodes.
+pub(crate) struct Started {
+    pub(crate) client: Client,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) view: watch::Sender<Arc<ClusterView>>,
+    pub(crate) process: Process,
+    pub(crate) serving: JoinHandle<()>,
+    _folder: TempDir,
+}
+
+/// A gateway in front of one node.
+pub(crate) async fn start(script: Script) -> Started {
+    start_with(vec![script], |_| {}).await
+}
+
+/// A gateway in front of several nodes, its configuration changed by `change`.
+pub(crate) async fn start_with(scripts: Vec<Script>, change: impl FnOnce(&mut Config)) -> Started {
+    let folder = model_folder();
+    let mut config = config(folder.path());
+    change(&mut config);
+    let mut nodes = Vec::new();
+    for script in scripts {
+        nodes.push(Node::start(script).await);
+    }
+    let addresses: Vec<_> = nodes.iter().map(|node| node.address.clone()).collect();
+    let (view, views) = watch::channel(Arc::new(view_of(&addresses)));
+    let process = Process {
+        registry: prometheus::Registry::new(),
+        readiness: Readiness::default(),
+        shutdown: Shutdown::new(Duration::from_secs(30)),
+        pages: chassis::admin::Pages::default(),
+    };
+    let cluster = Cluster { view: views, runner: Arc::new(Ports) };
+    let gateway = Gateway::open(config, cluster, process.clone()).await.unwrap();
+    let client = Client::new(gateway.address());
+    Started {
+        client,
+        nodes,
+        view,
+        process,
+        serving: tokio::spawn(gateway.serve()),
+        _folder: folder,
+    }
+}
+
+impl Started {
+    /// The port where the gateway listens, as `host:port`.
+    pub(crate) fn authority(&self) -> String {
+        self.client.authority()
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
+        self.client.get("/metrics").await.text
+    }
+}
+
+/// The demo model's text files with a chat template.
+fn model_folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tokenizer.json", "config.json", "tokenizer_config.json"] {
+        std::fs::copy(demo().join(file), folder.path().join(file)).unwrap();
+    }
+    std::fs::write(folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
+    folder
+}
+
+fn config(model: &Path) -> Config {
+    serde_json::from_value(serde_json::json!({
+        "model": {"path": model, "served_names": ["demo", "demo-2"]},
+        "cluster": {"name": "gateway-0", "coordinators": ["127.0.0.1:1"]},
+        "server": {"address": "127.0.0.1:0"},
+    }))
+    .unwrap()
+}
+
+/// A view with one attention node per address; later ones have fewer KV blocks.
+pub(crate) fn view_of(addresses: &[String]) -> ClusterView {
+    let member = |(nth, address): (u32, &String)| Member {
+        id: NodeId(nth),
+        name: format!("attention-{nth}"),
+        role: Role::Attention,
+        address: address.clone(),
+        health: Health::Ready,
+        load: Load { kv_blocks: 1000 - nth, kv_blocks_free: 1000 - nth, ..Load::default() },
+    };
+    ClusterView { version: 1, members: (0..).zip(addresses).map(member).collect(), ..ClusterView::default() }
+}

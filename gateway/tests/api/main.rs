@@ -1,0 +1,12 @@
+//! The gateway over real HTTP and gRPC, in front of attention nodes that follow a script.
+
+mod chat;
+mod client;
+mod completions;
+mod errors;
+mod gateway;
+mod grpc;
+mod lifecycle;
+mod node;
+mod process;
+mod streaming;
