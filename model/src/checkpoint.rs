@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kernels::Dtype;
+use kernels::{Cpu, Dtype};
 
 use crate::{
     ModelError, ModelSpec,
@@ -100,6 +100,12 @@ impl Checkpoint {
     #[must_use]
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// The fingerprint together with how `cpu` computes: what nodes must agree on to give the same bits.
+    #[must_use]
+    pub fn fingerprint_on(&self, cpu: &Cpu) -> String {
+        format!("{}-{}-{}", self.fingerprint, cpu.compute(), cpu.isa())
     }
 
     /// Opens one file and keeps of its tensors those that `belongs` names.

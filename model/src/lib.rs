@@ -11,6 +11,7 @@ mod reference;
 mod rope;
 mod safetensors;
 mod spec;
+mod synth;
 mod weights;
 
 pub use attention::{AttentionHalf, Routed, Scratch};
@@ -27,3 +28,4 @@ pub use spec::{
     AttentionSpec, GroupLimit, GroupedSpec, LatentSpec, LayerKind, ModelSpec, MoeSpec, QkNorm,
     Scoring, SharedSpec,
 };
+pub use synth::{LayerShares, SynthError, SynthReport, SynthSpec, synth};

@@ -13,11 +13,11 @@ use crate::{
 /// Both halves of a model with every expert, and a KV cache.
 #[derive(Debug)]
 pub struct Reference {
-    attention: AttentionHalf,
-    experts: ExpertHalf,
-    kv: KvCache,
-    scratch: Scratch,
-    routed: Routed,
+    pub(crate) attention: AttentionHalf,
+    pub(crate) experts: ExpertHalf,
+    pub(crate) kv: KvCache,
+    pub(crate) scratch: Scratch,
+    pub(crate) routed: Routed,
     residual: Vec<f32>,
     outputs: Vec<u8>,
 }
@@ -32,15 +32,24 @@ impl Reference {
         cpu: &Arc<Cpu>,
         blocks: usize,
     ) -> Result<Self, ModelError> {
-        let attention = AttentionHalf::load(checkpoint, Arc::clone(cpu))?;
-        let mut experts = ExpertHalf::new(Arc::clone(checkpoint), Arc::clone(cpu));
+        let mut reference = Self::without_experts(checkpoint, cpu, blocks)?;
         for (layer, expert) in checkpoint.spec().shape().slots() {
-            experts.load_expert(layer, expert)?;
+            reference.experts.load_expert(layer, expert)?;
         }
+        Ok(reference)
+    }
+
+    /// The same with no expert loaded yet.
+    pub(crate) fn without_experts(
+        checkpoint: &Arc<Checkpoint>,
+        cpu: &Arc<Cpu>,
+        blocks: usize,
+    ) -> Result<Self, ModelError> {
+        let attention = AttentionHalf::load(checkpoint, Arc::clone(cpu))?;
         Ok(Self {
             kv: attention.new_kv(blocks)?,
             attention,
-            experts,
+            experts: ExpertHalf::new(Arc::clone(checkpoint), Arc::clone(cpu)),
             scratch: Scratch::default(),
             routed: Routed::default(),
             residual: Vec::new(),
@@ -134,7 +143,11 @@ impl Reference {
     }
 
     /// Sends every row to its experts and absorbs what they answer.
-    fn run_experts(&mut self, layer: Layer, residual: &mut [f32]) -> Result<(), ModelError> {
+    pub(crate) fn run_experts(
+        &mut self,
+        layer: Layer,
+        residual: &mut [f32],
+    ) -> Result<(), ModelError> {
         let routed = &self.routed;
         let (row_bytes, top_k) = (routed.row_bytes(), routed.top_k());
         let mut rows: Vec<Vec<FfnRow<'_>>> = vec![Vec::new(); self.experts.spec().moe.experts];

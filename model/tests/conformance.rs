@@ -1,5 +1,9 @@
 //! Every architecture against the logits of `transformers`, in f32 and in bf16, however the prompt is cut.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and reports"
+)]
 
 mod golden;
 

@@ -106,19 +106,36 @@ impl FeedForward {
         }
     }
 
-    /// From `scratch.normed` to `routed`.
-    pub(super) fn route(&self, half: &AttentionHalf, into: &mut Routed, scratch: &mut Scratch) {
-        let Self::Routed(routed) = self else {
-            panic!("a dense layer routes nothing");
-        };
-        let cpu = &*half.cpu;
+    /// From `scratch.normed` to `scratch.gate`.
+    pub(super) fn gate(&self, half: &AttentionHalf, scratch: &mut Scratch) {
+        let routed = self.routed();
         let rows = scratch.normed.len() / half.spec.hidden;
         let logits = sized(&mut scratch.gate, rows * routed.router.experts);
-        linear(cpu, &routed.gate, &scratch.normed, logits);
-        top_k_route(cpu, &routed.router, logits, &mut into.routing);
+        linear(&half.cpu, &routed.gate, &scratch.normed, logits);
+    }
+
+    /// From `scratch.normed` to `into`.
+    pub(super) fn route(&self, half: &AttentionHalf, into: &mut Routed, scratch: &mut Scratch) {
+        self.gate(half, scratch);
+        let cpu = &*half.cpu;
+        top_k_route(cpu, &self.routed().router, &scratch.gate, &mut into.routing);
         into.row_bytes = cpu.compute().row_bytes(half.spec.hidden);
-        into.wire.resize(rows * into.row_bytes, 0);
+        into.wire.resize(into.routing.rows() * into.row_bytes, 0);
         encode_rows(cpu.compute(), &scratch.normed, &mut into.wire);
+    }
+
+    pub(super) fn replace_gate(&mut self, gate: Linear) {
+        match self {
+            Self::Dense(_) => panic!("a dense layer has no gate"),
+            Self::Routed(routed) => routed.gate = gate,
+        }
+    }
+
+    fn routed(&self) -> &RoutedExperts {
+        match self {
+            Self::Dense(_) => panic!("a dense layer routes nothing"),
+            Self::Routed(routed) => routed,
+        }
     }
 
     /// Adds what `scratch.normed` gives to `residual`.

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use domain::Layer;
 use kernels::{
-    Columns, Cpu, Dtype, KvCache, KvLayout, Linear, Rope, Span, add_wire_rows, linear, rms_norm,
+    Columns, Cpu, Dtype, KvCache, KvLayout, Linear, MatrixView, Rope, Span, add_wire_rows, linear,
+    rms_norm,
 };
 
 use self::{feed_forward::FeedForward, grouped::Grouped, latent::Latent};
@@ -164,6 +165,28 @@ impl AttentionHalf {
         let weights = &self.layers[layer.index()];
         self.normalise(residual, &weights.post_norm, &mut scratch.normed);
         weights.feed_forward.route(self, routed, scratch);
+    }
+
+    /// The normalised rows and the gate's logits, `[rows, experts]`, of an MoE layer.
+    pub(crate) fn gate<'a>(
+        &self,
+        layer: Layer,
+        residual: &[f32],
+        scratch: &'a mut Scratch,
+    ) -> (&'a [f32], &'a [f32]) {
+        let weights = &self.layers[layer.index()];
+        self.normalise(residual, &weights.post_norm, &mut scratch.normed);
+        weights.feed_forward.gate(self, scratch);
+        (&scratch.normed, &scratch.gate)
+    }
+
+    /// Takes other weights, `[experts, hidden]` in bf16, for the gate of an MoE layer.
+    pub(crate) fn replace_gate(&mut self, layer: Layer, stored: &[u8]) -> Result<(), ModelError> {
+        let (experts, hidden) = (self.spec.moe.experts, self.spec.hidden);
+        let matrix = MatrixView::new(stored, Dtype::Bf16, experts, hidden)?;
+        let gate = Linear::pack_f32(&self.cpu, &[matrix], None)?;
+        self.layers[layer.index()].feed_forward.replace_gate(gate);
+        Ok(())
     }
 
     /// Adds the dense MLP of a dense layer, or the shared experts of an MoE layer; nothing if there are none.
