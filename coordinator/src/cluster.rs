@@ -27,19 +27,9 @@ pub(crate) struct Rules {
 /// What sessions report.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Registered {
-        session: SessionId,
-        registration: Registration,
-    },
-    Beat {
-        session: SessionId,
-        id: NodeId,
-        beat: Beat,
-    },
-    Left {
-        session: SessionId,
-        id: NodeId,
-    },
+    Registered { session: SessionId, registration: Registration },
+    Beat { session: SessionId, id: NodeId, beat: Beat },
+    Left { session: SessionId, id: NodeId },
 }
 
 /// What sessions, logs and metrics are to be told.
@@ -48,10 +38,7 @@ pub(crate) enum Effect {
     /// The session's node is a member.
     Admit { session: SessionId, id: NodeId },
     /// The session's node may not join.
-    Refuse {
-        session: SessionId,
-        refusal: Refusal,
-    },
+    Refuse { session: SessionId, refusal: Refusal },
     /// The session is void: its node opened another one.
     Replace { session: SessionId },
     /// A member's lease is over.
@@ -144,10 +131,9 @@ impl Cluster {
     /// Takes an event.
     pub(crate) fn on(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         let mut effects = match event {
-            Event::Registered {
-                session,
-                registration,
-            } => self.register(now, session, registration),
+            Event::Registered { session, registration } => {
+                self.register(now, session, registration)
+            }
             Event::Beat { session, id, beat } => {
                 self.registry.beat(now, session, id, &beat);
                 Vec::new()
@@ -204,17 +190,13 @@ impl Cluster {
             let mut plans = save.plans.iter().chain(self.published.plans());
             plans.find(|plan| Some(plan.epoch().0) == epoch).cloned()
         };
-        let published = Published {
-            serving: plan(epochs.0),
-            target: plan(epochs.1),
-        };
+        let published = Published { serving: plan(epochs.0), target: plan(epochs.1) };
         self.published = published;
         self.numbers = numbers(&save.record);
         self.stored = save.record;
         self.stale = Stale::Yes;
         let parked = std::mem::take(&mut self.parked).into_iter();
-        let (admitted, parked): (Vec<_>, _) =
-            parked.partition(|(_, id)| self.numbers.contains(id));
+        let (admitted, parked): (Vec<_>, _) = parked.partition(|(_, id)| self.numbers.contains(id));
         self.parked = parked;
         let admit = |(session, id)| Effect::Admit { session, id };
         admitted.into_iter().map(admit).collect()
@@ -262,11 +244,7 @@ impl Cluster {
     ) -> Vec<Effect> {
         let epoch = registration.epoch;
         let admitted = self.registry.register(now, session, registration);
-        let Admitted {
-            id,
-            replaced,
-            other_model,
-        } = match admitted {
+        let Admitted { id, replaced, other_model } = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => return vec![Effect::Refuse { session, refusal }],
         };
@@ -309,10 +287,7 @@ impl Cluster {
     }
 
     fn wanted(&self) -> Published {
-        Published {
-            serving: self.plans.serving().cloned(),
-            target: self.plans.target().cloned(),
-        }
+        Published { serving: self.plans.serving().cloned(), target: self.plans.target().cloned() }
     }
 }
 
@@ -324,3 +299,6 @@ fn numbers(record: &Record) -> BTreeSet<NodeId> {
 pub(crate) fn stored_shape(record: &Record) -> Option<ModelShape> {
     record.model.as_ref().map(|model| (&model.shape).into())
 }
+
+#[cfg(test)]
+mod tests;

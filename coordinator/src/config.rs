@@ -39,11 +39,7 @@ pub struct ControlConfig {
 
 impl Default for ControlConfig {
     fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:7400".to_owned(),
-            advertise: None,
-            leader_lease_ms: 5_000,
-        }
+        Self { listen: "127.0.0.1:7400".to_owned(), advertise: None, leader_lease_ms: 5_000 }
     }
 }
 
@@ -63,12 +59,7 @@ pub struct ClusterConfig {
 
 impl Default for ClusterConfig {
     fn default() -> Self {
-        Self {
-            expert_nodes_min: 1,
-            heartbeat_ms: 500,
-            lease_ms: 5_000,
-            members_max: 1024,
-        }
+        Self { expert_nodes_min: 1, heartbeat_ms: 500, lease_ms: 5_000, members_max: 1024 }
     }
 }
 
@@ -135,12 +126,7 @@ pub struct ConfigError {
 
 impl Config {
     pub(crate) fn rules(&self) -> Result<Rules, ConfigError> {
-        let ClusterConfig {
-            expert_nodes_min,
-            heartbeat_ms,
-            lease_ms,
-            members_max,
-        } = self.cluster;
+        let ClusterConfig { expert_nodes_min, heartbeat_ms, lease_ms, members_max } = self.cluster;
         at_least("cluster.expert_nodes_min", expert_nodes_min as u64, 1)?;
         at_least("cluster.heartbeat_ms", heartbeat_ms, 10)?;
         at_least("cluster.members_max", members_max as u64, 1)?;
@@ -162,11 +148,7 @@ impl Config {
                 policy: match self.placement.policy {
                     PolicyName::Linear => Policy::Linear,
                 },
-                spare: if self.placement.fill_spare_slots {
-                    Spare::Fill
-                } else {
-                    Spare::Leave
-                },
+                spare: if self.placement.fill_spare_slots { Spare::Fill } else { Spare::Leave },
                 hosts_min: expert_nodes_min,
             },
         })
@@ -183,9 +165,5 @@ fn at_least(key: &'static str, found: u64, least: u64) -> Result<(), ConfigError
     if found >= least {
         return Ok(());
     }
-    Err(ConfigError {
-        key,
-        found: found.to_string(),
-        expected: format!("at least {least}"),
-    })
+    Err(ConfigError { key, found: found.to_string(), expected: format!("at least {least}") })
 }

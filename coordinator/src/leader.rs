@@ -35,33 +35,17 @@ impl Candidate {
     ) -> Result<Self, StoreError> {
         let lease = store.grant(ttl).await?;
         let key = format!("{CANDIDATES}{:016x}", lease.0);
-        let put = Write::Put {
-            key: key.clone(),
-            value: address.as_bytes().to_vec(),
-            lease: Some(lease),
-        };
-        let absent = Expect {
-            key: key.clone(),
-            modified: 0,
-        };
-        let commit = Commit {
-            when: vec![absent],
-            then: vec![put],
-        };
+        let put =
+            Write::Put { key: key.clone(), value: address.as_bytes().to_vec(), lease: Some(lease) };
+        let absent = Expect { key: key.clone(), modified: 0 };
+        let commit = Commit { when: vec![absent], then: vec![put] };
         let Outcome::Done(revision) = store.commit(commit).await? else {
             // The number of a living lease is in nobody else's hands.
             return Err(StoreError::Refused(format!("{key} exists already")));
         };
         let lost = CancellationToken::new();
         let keeper = tokio::spawn(keep(store.clone(), lease, ttl / 3, lost.clone()));
-        Ok(Self {
-            store,
-            lease,
-            key,
-            revision,
-            lost,
-            keeper,
-        })
+        Ok(Self { store, lease, key, revision, lost, keeper })
     }
 
     /// Returns when this candidate leads. `follow` is told the leader's address meanwhile.
@@ -92,14 +76,8 @@ impl Candidate {
 
     /// A commit that happens only while this candidate's key is there, that is, while it leads.
     pub(crate) fn fenced(&self, then: Vec<Write>) -> Commit {
-        let mine = Expect {
-            key: self.key.clone(),
-            modified: self.revision,
-        };
-        Commit {
-            when: vec![mine],
-            then,
-        }
+        let mine = Expect { key: self.key.clone(), modified: self.revision };
+        Commit { when: vec![mine], then }
     }
 
     /// Waits until the lease is known to have ended. A store that is away is no such knowledge.
@@ -129,12 +107,7 @@ async fn somebody_left(mut watch: Watch) -> Result<(), StoreError> {
 
 /// Keeps the lease alive until it has ended. While the store is away it goes on trying: whether the
 /// lease outlives the outage is for the store to say.
-async fn keep(
-    store: Arc<dyn Store>,
-    lease: LeaseId,
-    pause: Duration,
-    lost: CancellationToken,
-) {
+async fn keep(store: Arc<dyn Store>, lease: LeaseId, pause: Duration, lost: CancellationToken) {
     loop {
         tokio::time::sleep(pause).await;
         match store.keep_alive(lease).await {

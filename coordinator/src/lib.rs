@@ -79,10 +79,7 @@ pub struct Coordinator {
 /// It cannot start, or what lies in the state store is broken. A store that does not answer is no
 /// error: it waits.
 pub async fn run(config: Config, hub: Hub, process: Process) -> Result<(), RunError> {
-    Coordinator::bind(config, &hub, process)
-        .await?
-        .serve()
-        .await
+    Coordinator::bind(config, &hub, process).await?.serve().await
 }
 
 impl Coordinator {

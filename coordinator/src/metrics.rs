@@ -9,15 +9,11 @@ use prometheus::{
 use crate::cluster::Published;
 
 const ROLES: [Role; 3] = [Role::Attention, Role::Expert, Role::Gateway];
-const HEALTHS: [(Health, &str); 3] = [
-    (Health::Joining, "joining"),
-    (Health::Ready, "ready"),
-    (Health::Draining, "draining"),
-];
+const HEALTHS: [(Health, &str); 3] =
+    [(Health::Joining, "joining"), (Health::Ready, "ready"), (Health::Draining, "draining")];
 /// From a cached read in memory to a store that hardly answers any more.
-const STORE_SECONDS: [f64; 10] = [
-    0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0,
-];
+const STORE_SECONDS: [f64; 10] =
+    [0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0];
 
 /// Everything the coordinator counts.
 #[derive(Clone, Debug)]
@@ -39,8 +35,9 @@ impl Metrics {
     /// Makes and registers them.
     pub(crate) fn register(registry: &Registry) -> Result<Self, Error> {
         let gauge = |name, help| registered(registry, IntGauge::new(name, help));
-        let gauges =
-            |name, help, labels| registered(registry, IntGaugeVec::new(Opts::new(name, help), labels));
+        let gauges = |name, help, labels| {
+            registered(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
         let counters = |name, help, labels| {
             registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
@@ -74,10 +71,7 @@ impl Metrics {
                 "What came of planning: target, serving, kept, infeasible or refused.",
                 &["outcome"],
             )?,
-            leader: gauge(
-                "amoe_coordinator_leader",
-                "1 while this coordinator leads, else 0.",
-            )?,
+            leader: gauge("amoe_coordinator_leader", "1 while this coordinator leads, else 0.")?,
             sessions: gauge("amoe_coordinator_sessions", "Open sessions of nodes.")?,
             refused: counters(
                 "amoe_coordinator_registrations_refused_total",

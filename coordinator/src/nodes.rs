@@ -30,11 +30,7 @@ pub(crate) struct SessionId(pub(crate) u64);
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum Refusal {
     #[error("{what} of {found} bytes is too long, expected at most {max}")]
-    TooLong {
-        what: &'static str,
-        found: usize,
-        max: usize,
-    },
+    TooLong { what: &'static str, found: usize, max: usize },
     #[error("{name} names no {what}")]
     Missing { name: String, what: &'static str },
     #[error("{name} says it has served {epoch}, which no cluster reaches")]
@@ -42,21 +38,13 @@ pub(crate) enum Refusal {
     #[error(
         "{name} serves model {theirs}, this cluster serves {ours}: all nodes must load the same weights with the same numerics"
     )]
-    OtherModel {
-        name: String,
-        theirs: String,
-        ours: String,
-    },
+    OtherModel { name: String, theirs: String, ours: String },
     #[error("{name} serves model {fingerprint} like this cluster, but sees other sizes in it")]
     OtherShape { name: String, fingerprint: String },
     #[error(
         "the name {name} belongs to the {role} node at {address}, which is alive: names are unique in a cluster"
     )]
-    NameTaken {
-        name: String,
-        role: Role,
-        address: String,
-    },
+    NameTaken { name: String, role: Role, address: String },
     #[error("the cluster has {max} members, which is as many as it may have")]
     Full { max: usize },
 }
@@ -190,20 +178,14 @@ impl Registry {
         let known = known.filter(|(_, node)| node.role == registration.role).map(|(id, _)| id);
         let joins = known.is_none_or(|id| !self.nodes[&id].member);
         if joins && self.members().count() >= self.members_max {
-            return Err(Refusal::Full {
-                max: self.members_max,
-            });
+            return Err(Refusal::Full { max: self.members_max });
         }
         if other_model {
             self.adopt_model(&registration);
         }
         let id = known.unwrap_or_else(|| self.number(&registration.name));
         let replaced = self.admit(now, session, id, registration);
-        Ok(Admitted {
-            id,
-            replaced,
-            other_model,
-        })
+        Ok(Admitted { id, replaced, other_model })
     }
 
     /// Takes a heartbeat; one of a session that was replaced is ignored.
@@ -336,19 +318,13 @@ impl Registry {
 
     /// Whether the registration brings a new model, which it may when nobody serves the old one.
     fn agree_on_model(&self, registration: &Registration) -> Result<bool, Refusal> {
-        let Registration {
-            name,
-            model_fingerprint,
-            shape,
-            ..
-        } = registration;
+        let Registration { name, model_fingerprint, shape, .. } = registration;
         let has_weights = registration.role != Role::Gateway;
         let Some(ours) = &self.model else {
             return Ok(has_weights);
         };
-        let others_serve_it = || {
-            self.members().any(|(_, node)| node.role != Role::Gateway && node.name != *name)
-        };
+        let others_serve_it =
+            || self.members().any(|(_, node)| node.role != Role::Gateway && node.name != *name);
         if *model_fingerprint == ours.fingerprint {
             return match shape {
                 Some(shape) if *shape != ours.shape => Err(Refusal::OtherShape {
@@ -372,10 +348,10 @@ impl Registry {
     }
 
     fn adopt_model(&mut self, registration: &Registration) {
-        self.model = registration.shape.clone().map(|shape| Model {
-            fingerprint: registration.model_fingerprint.clone(),
-            shape,
-        });
+        self.model = registration
+            .shape
+            .clone()
+            .map(|shape| Model { fingerprint: registration.model_fingerprint.clone(), shape });
     }
 
     /// Two processes with one name would push each other out for ever: the one that is alive stays.
@@ -455,10 +431,7 @@ fn validate(registration: &Registration) -> Result<(), Refusal> {
             return Err(Refusal::TooLong { what, found, max });
         }
     }
-    let missing = |what| Refusal::Missing {
-        name: name.clone(),
-        what,
-    };
+    let missing = |what| Refusal::Missing { name: name.clone(), what };
     if registration.role != Role::Gateway {
         if address.is_empty() {
             return Err(missing("address"));
@@ -471,10 +444,7 @@ fn validate(registration: &Registration) -> Result<(), Refusal> {
         }
     }
     if registration.epoch > EPOCH_MAX {
-        return Err(Refusal::Epoch {
-            name: name.clone(),
-            epoch: registration.epoch,
-        });
+        return Err(Refusal::Epoch { name: name.clone(), epoch: registration.epoch });
     }
     Ok(())
 }

@@ -22,20 +22,13 @@ pub(crate) struct Intent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// A new plan is to be prepared.
-    Target {
-        epoch: Epoch,
-        reason: Reason,
-        explanation: Explanation,
-    },
+    Target { epoch: Epoch, reason: Reason, explanation: Explanation },
     /// A new plan was due and would look like the current one, which stays.
     Kept { reason: Reason },
     /// A new plan was due and none is possible; the current one stays.
     Infeasible { reason: Reason, why: Infeasible },
     /// The checker refused what the planner proposed; the current plan stays.
-    Refused {
-        reason: Reason,
-        violations: Vec<Violation>,
-    },
+    Refused { reason: Reason, violations: Vec<Violation> },
     /// The target serves.
     Serving { epoch: Epoch },
 }
@@ -58,13 +51,7 @@ impl Plans {
         serving: Option<Arc<Plan>>,
         target: Option<Arc<Plan>>,
     ) -> Self {
-        Self {
-            intent,
-            newest,
-            serving,
-            target,
-            considered: Considered::default(),
-        }
+        Self { intent, newest, serving, target, considered: Considered::default() }
     }
 
     /// The plan that serves.
@@ -109,10 +96,7 @@ impl Plans {
         });
         if let Some(reason) = reason {
             steps.push(self.plan(shape, &hosts, reason));
-            self.considered = Considered {
-                hosts,
-                newest: self.newest,
-            };
+            self.considered = Considered { hosts, newest: self.newest };
         }
         steps
     }
@@ -159,10 +143,6 @@ impl Plans {
         let epoch = proposal.plan.epoch();
         self.newest = epoch;
         self.target = Some(Arc::new(proposal.plan));
-        Step::Target {
-            epoch,
-            reason,
-            explanation: proposal.explanation,
-        }
+        Step::Target { epoch, reason, explanation: proposal.explanation }
     }
 }

@@ -108,12 +108,7 @@ impl StoredPlan {
     pub(crate) fn into_plan(self, shape: &ModelShape) -> Result<Plan, PlanShapeError> {
         let replicas = self.replicas.into_iter();
         let table = replicas.map(|nodes| nodes.into_iter().map(NodeId).collect());
-        Plan::new(
-            Epoch(self.epoch),
-            self.parent.map(Epoch),
-            shape,
-            table.collect(),
-        )
+        Plan::new(Epoch(self.epoch), self.parent.map(Epoch), shape, table.collect())
     }
 }
 

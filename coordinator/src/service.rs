@@ -109,11 +109,13 @@ impl Control for ControlService {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let inbox = self.leader()?;
         let permit = self.sessions.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| Status::resource_exhausted("too many sessions are open"))?;
+        let permit =
+            permit.map_err(|_| Status::resource_exhausted("too many sessions are open"))?;
         let mut messages = request.into_inner();
         let registration = timeout(REGISTRATION_TIMEOUT, first(&mut messages)).await;
-        let registration = registration
-            .map_err(|_| Status::deadline_exceeded("no registration came after the session opened"))??;
+        let registration = registration.map_err(|_| {
+            Status::deadline_exceeded("no registration came after the session opened")
+        })??;
         let session = SessionId(self.opened.fetch_add(1, Ordering::Relaxed));
         let (end, ended) = mpsc::channel(1);
         let admission = register(&inbox, session, registration, end.clone()).await?;
@@ -143,9 +145,7 @@ async fn first(messages: &mut Streaming<wire::NodeMessage>) -> Result<Registrati
     let kind = messages.message().await?.and_then(|message| message.kind);
     match kind {
         Some(FromNode::Register(register)) => Registration::try_from(register).map_err(Into::into),
-        _ => Err(Status::invalid_argument(
-            "the first message of a session must be a registration",
-        )),
+        _ => Err(Status::invalid_argument("the first message of a session must be a registration")),
     }
 }
 
@@ -156,12 +156,7 @@ async fn register(
     end: mpsc::Sender<Status>,
 ) -> Result<Admission, Status> {
     let (admitted, answer) = oneshot::channel();
-    let register = Message::Register {
-        session,
-        registration,
-        admitted,
-        end,
-    };
+    let register = Message::Register { session, registration, admitted, end };
     inbox.send(register).await.map_err(|_| not_leading(None))?;
     match timeout(ADMISSION_TIMEOUT, answer).await {
         Ok(Ok(Ok(admission))) => Ok(admission),

@@ -159,17 +159,9 @@ impl Term {
 
     fn take(&mut self, message: Message) {
         let event = match message {
-            Message::Register {
-                session,
-                registration,
-                admitted,
-                end,
-            } => {
+            Message::Register { session, registration, admitted, end } => {
                 self.waiting.insert(session, Waiting { admitted, end });
-                Event::Registered {
-                    session,
-                    registration,
-                }
+                Event::Registered { session, registration }
             }
             Message::Event(event) => {
                 if let Event::Left { session, .. } = event {
@@ -245,11 +237,7 @@ impl Term {
 
     fn log(&self, step: &Step) {
         let outcome = match step {
-            Step::Target {
-                epoch,
-                reason,
-                explanation,
-            } => {
+            Step::Target { epoch, reason, explanation } => {
                 tracing::info!(%epoch, %reason, %explanation, "a new plan is to be prepared");
                 "target"
             }
@@ -353,8 +341,8 @@ async fn read(store: &dyn Store) -> Result<(Record, Published, Vec<String>), Sto
     let broken = |key: &str, why: &dyn std::fmt::Display| {
         StoreError::Refused(format!("what lies at {key} in {} is broken: {why}", store.place()))
     };
-    let record: Record = serde_json::from_slice(&stored.value)
-        .map_err(|error| broken(record::CLUSTER, &error))?;
+    let record: Record =
+        serde_json::from_slice(&stored.value).map_err(|error| broken(record::CLUSTER, &error))?;
     let shape = stored_shape(&record);
     let mut published = Published::default();
     let mut obsolete = Vec::new();
@@ -391,20 +379,15 @@ fn writes(save: &Save) -> Result<Vec<Write>, StoreError> {
     for plan in &save.plans {
         writes.push(put_json(record::plan_key(plan.epoch()), &StoredPlan::from(&**plan))?);
     }
-    writes.extend(save.obsolete.iter().map(|&epoch| Write::Delete {
-        key: record::plan_key(epoch),
-    }));
+    writes
+        .extend(save.obsolete.iter().map(|&epoch| Write::Delete { key: record::plan_key(epoch) }));
     Ok(writes)
 }
 
 fn put_json<T: serde::Serialize>(key: String, value: &T) -> Result<Write, StoreError> {
     let value = serde_json::to_vec(value)
         .map_err(|error| StoreError::Refused(format!("{key} cannot be written: {error}")))?;
-    Ok(Write::Put {
-        key,
-        value,
-        lease: None,
-    })
+    Ok(Write::Put { key, value, lease: None })
 }
 
 /// Terms begin at the wall clock, so that a coordinator whose store was lost still comes after the

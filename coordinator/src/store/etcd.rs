@@ -43,12 +43,7 @@ impl EtcdStore {
         let client = Client::connect(&endpoints, Some(options)).await.map_err(|error| {
             StoreError::Refused(format!("etcd at {}: {error}", endpoints.join(", ")))
         })?;
-        Ok(Self {
-            client,
-            endpoints,
-            prefix,
-            timeout,
-        })
+        Ok(Self { client, endpoints, prefix, timeout })
     }
 
     fn key(&self, key: &str) -> String {
@@ -195,10 +190,7 @@ async fn follow(
             let Some(kv) = event.kv() else { continue };
             let change = entry(&prefix, kv).map(|entry| match event.event_type() {
                 EventType::Put => Change::Put(entry),
-                EventType::Delete => Change::Deleted {
-                    key: entry.key,
-                    revision: entry.modified,
-                },
+                EventType::Delete => Change::Deleted { key: entry.key, revision: entry.modified },
             });
             if changes.send(change).await.is_err() {
                 return;

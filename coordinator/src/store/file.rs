@@ -27,14 +27,12 @@ pub(super) struct Journal {
 impl Journal {
     /// Opens or makes the file and reads what it holds.
     pub(super) fn open(path: &Path) -> Result<(Self, Ledger), StoreError> {
-        let refused =
-            |error: &dyn std::fmt::Display| StoreError::Refused(format!("{}: {error}", path.display()));
+        let refused = |error: &dyn std::fmt::Display| {
+            StoreError::Refused(format!("{}: {error}", path.display()))
+        };
         let database = Database::create(path).map_err(|error| refused(&error))?;
         let (entries, revision) = read(&database).map_err(|error| refused(&error))?;
-        let journal = Self {
-            path: path.to_owned(),
-            database: Arc::new(database),
-        };
+        let journal = Self { path: path.to_owned(), database: Arc::new(database) };
         Ok((journal, Ledger::restore(entries, revision)))
     }
 

@@ -60,10 +60,7 @@ impl Ledger {
             .range(prefix.to_owned()..)
             .take_while(|(key, _)| key.starts_with(prefix))
             .map(|(_, row)| row.entry.clone());
-        Snapshot {
-            entries: entries.collect(),
-            revision: self.revision,
-        }
+        Snapshot { entries: entries.collect(), revision: self.revision }
     }
 
     /// The changes a commit makes, or none if a condition does not hold.
@@ -81,12 +78,7 @@ impl Ledger {
                         return Err(StoreError::LeaseGone);
                     }
                     let created = self.entries.get(&key).map_or(revision, |row| row.entry.created);
-                    let entry = Entry {
-                        key,
-                        value,
-                        created,
-                        modified: revision,
-                    };
+                    let entry = Entry { key, value, created, modified: revision };
                     changes.push((Change::Put(entry), lease));
                 }
                 Write::Delete { key } if self.entries.contains_key(&key) => {

@@ -63,10 +63,7 @@ impl LocalStore {
 
     fn start(ledger: Ledger, journal: Option<Journal>) -> Self {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                ledger,
-                watchers: Vec::new(),
-            }),
+            state: Mutex::new(State { ledger, watchers: Vec::new() }),
             journal,
             started: Instant::now(),
             granted: Arc::new(Notify::new()),
@@ -186,10 +183,7 @@ impl Store for LocalStore {
             for change in past {
                 sender.try_send(Ok(change)).map_err(|_| StoreError::Missed)?;
             }
-            state.watchers.push(Watcher {
-                prefix: prefix.to_owned(),
-                changes: sender,
-            });
+            state.watchers.push(Watcher { prefix: prefix.to_owned(), changes: sender });
             Ok(Watch { changes })
         }
         .boxed()

@@ -23,11 +23,7 @@ pub(crate) struct Metered {
 
 impl Metered {
     pub(crate) fn new(store: Arc<dyn Store>, metrics: Metrics) -> Self {
-        Self {
-            store,
-            metrics,
-            up: AtomicBool::new(true),
-        }
+        Self { store, metrics, up: AtomicBool::new(true) }
     }
 
     async fn timed<T>(

@@ -192,11 +192,9 @@ pub(crate) async fn open(config: StoreConfig) -> Result<Arc<dyn Store>, StoreErr
     match config {
         StoreConfig::Memory => Ok(Arc::new(LocalStore::in_memory())),
         StoreConfig::Embedded { path } => Ok(Arc::new(LocalStore::in_file(&path)?)),
-        StoreConfig::Etcd {
-            endpoints,
-            prefix,
-            timeout_ms,
-        } => open_etcd(endpoints, prefix, Duration::from_millis(timeout_ms)).await,
+        StoreConfig::Etcd { endpoints, prefix, timeout_ms } => {
+            open_etcd(endpoints, prefix, Duration::from_millis(timeout_ms)).await
+        }
     }
 }
 

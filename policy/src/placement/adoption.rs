@@ -51,6 +51,15 @@ pub enum Reason {
     },
 }
 
+/// What planning last looked at, so that it is not tried again in vain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Considered {
+    /// The hosts there were, ascending.
+    pub hosts: Vec<Host>,
+    /// The newest epoch anybody had heard of, the new plan's among them.
+    pub newest: Epoch,
+}
+
 /// What [`due`] looks at.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation<'a> {
@@ -60,8 +69,8 @@ pub struct Situation<'a> {
     pub target: Option<&'a Plan>,
     /// The newest epoch anybody has heard of.
     pub newest: Epoch,
-    /// The hosts that the last plan was made for, ascending.
-    pub considered: &'a [Host],
+    /// What planning last looked at.
+    pub considered: &'a Considered,
     /// The hosts that there are now, ascending.
     pub hosts: &'a [Host],
     /// Expert nodes to wait for before the first plan.
@@ -94,18 +103,19 @@ pub fn hosts(nodes: &[Observed]) -> Vec<Host> {
 #[must_use]
 pub fn due(situation: &Situation<'_>) -> Option<Reason> {
     let Situation { serving, target, newest, considered, hosts, hosts_min } = *situation;
+    let tried = hosts == considered.hosts && newest <= considered.newest;
+    if tried || hosts.is_empty() {
+        return None;
+    }
     let Some(current) = target.or(serving) else {
-        let enough = hosts.len() >= hosts_min.max(1) && hosts != considered;
-        return enough.then_some(Reason::First);
+        return (hosts.len() >= hosts_min).then_some(Reason::First);
     };
     if newest > current.epoch() {
         return Some(Reason::Behind { newest });
     }
-    if hosts == considered || hosts.is_empty() {
-        return None;
-    }
-    let joined = hosts.iter().filter(|host| !considered.contains(host)).map(|host| host.id);
+    let joined = hosts.iter().filter(|host| !considered.hosts.contains(host)).map(|host| host.id);
     let left: Vec<NodeId> = considered
+        .hosts
         .iter()
         .map(|host| host.id)
         .filter(|id| !hosts.iter().any(|host| host.id == *id))

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::{
     Facts, Host, Input, Policy, Proposal, Spare, Violation,
-    adoption::{Observed, Readiness, Reason, Situation, due, hosts, readiness},
+    adoption::{Considered, Observed, Readiness, Reason, Situation, due, hosts, readiness},
     check, place,
 };
 
@@ -208,10 +208,14 @@ fn plan_of(epoch: u64, nodes: &[u32]) -> Plan {
     place(Policy::Linear, &input).unwrap().plan
 }
 
+fn considered(hosts: &[Host], newest: u64) -> Considered {
+    Considered { hosts: hosts.to_vec(), newest: Epoch(newest) }
+}
+
 fn situation<'a>(
     serving: Option<&'a Plan>,
     target: Option<&'a Plan>,
-    considered: &'a [Host],
+    considered: &'a Considered,
     hosts: &'a [Host],
 ) -> Situation<'a> {
     let newest = target.or(serving).map_or(Epoch(0), Plan::epoch);
@@ -220,30 +224,39 @@ fn situation<'a>(
 
 #[test]
 fn the_first_plan_waits_for_enough_hosts() {
-    let [a, b] = [host(1, 8), host(2, 8)];
-    assert_eq!(due(&situation(None, None, &[], &[a])), None);
-    assert_eq!(due(&situation(None, None, &[], &[a, b])), Some(Reason::First));
-    assert_eq!(due(&situation(None, None, &[a, b], &[a, b])), None, "it was tried in vain");
+    let (never, [a, b]) = (considered(&[], 0), [host(1, 8), host(2, 8)]);
+    assert_eq!(due(&situation(None, None, &never, &[a])), None);
+    let first = due(&situation(None, None, &never, &[a, b]));
+    assert_eq!(first, Some(Reason::First));
+    let tried = considered(&[a, b], 0);
+    assert_eq!(due(&situation(None, None, &tried, &[a, b])), None);
 }
 
 #[test]
 fn joining_waits_for_the_target_and_leaving_does_not() {
     let (one, two) = (plan_of(1, &[1, 2]), plan_of(2, &[1, 2]));
     let [a, b, c] = [host(1, 8), host(2, 8), host(3, 8)];
-    let joined = due(&situation(Some(&one), None, &[a, b], &[a, b, c]));
-    assert_eq!(joined, Some(Reason::Hosts { joined: vec![c.id], left: vec![] }));
-    assert_eq!(due(&situation(Some(&one), Some(&two), &[a, b], &[a, b, c])), None);
-    let left = due(&situation(Some(&one), Some(&two), &[a, b], &[a, c]));
-    assert_eq!(left, Some(Reason::Hosts { joined: vec![c.id], left: vec![b.id] }));
+    let (for_one, for_two) = (considered(&[a, b], 1), considered(&[a, b], 2));
+    let joined = due(&situation(Some(&one), None, &for_one, &[a, b, c]));
+    let expected = Reason::Hosts { joined: vec![c.id], left: vec![] };
+    assert_eq!(joined, Some(expected));
+    let joined = due(&situation(Some(&one), Some(&two), &for_two, &[a, b, c]));
+    assert_eq!(joined, None, "the target is on its way");
+    let left = due(&situation(Some(&one), Some(&two), &for_two, &[a, c]));
     assert_eq!(left.unwrap().to_string(), "expert nodes changed: +n3 -n2");
-    assert_eq!(due(&situation(Some(&one), None, &[a, b], &[])), None, "nowhere to go");
+    let gone = due(&situation(Some(&one), None, &for_one, &[]));
+    assert_eq!(gone, None, "nowhere to go");
 }
 
 #[test]
-fn a_node_that_knows_a_newer_epoch_makes_a_plan_due() {
+fn a_node_that_knows_a_newer_epoch_makes_a_plan_due_once() {
     let (one, a) = (plan_of(1, &[1]), [host(1, 8)]);
-    let situation = Situation { newest: Epoch(7), ..situation(Some(&one), None, &a, &a) };
+    let known = considered(&a, 1);
+    let situation = Situation { newest: Epoch(7), ..situation(Some(&one), None, &known, &a) };
     assert_eq!(due(&situation), Some(Reason::Behind { newest: Epoch(7) }));
+    let tried = considered(&a, 7);
+    let again = Situation { considered: &tried, ..situation };
+    assert_eq!(due(&again), None);
 }
 
 #[test]
