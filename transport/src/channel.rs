@@ -7,9 +7,12 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::{io::DuplexStream, net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{
-    Channel, Endpoint, Server, Uri,
-    server::{Router, TcpIncoming},
+use tonic::{
+    Status,
+    transport::{
+        Channel, Endpoint, Server, Uri,
+        server::{Router, TcpIncoming},
+    },
 };
 use tower::service_fn;
 
@@ -169,6 +172,15 @@ pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+/// A call's error for a log: its code, its message and what lies at the bottom of it.
+pub(crate) fn sentence(status: &Status) -> String {
+    let (code, message) = (status.code(), status.message());
+    match std::error::Error::source(status) {
+        Some(source) => format!("{code:?}: {message}: {}", root_cause(source)),
+        None => format!("{code:?}: {message}"),
+    }
 }
 
 // === servers ===

@@ -3,10 +3,14 @@
 mod address;
 mod backoff;
 mod channel;
+pub mod control;
 mod doorbell;
 mod hub;
 pub mod link;
 pub mod mailbox;
+#[cfg(test)]
+mod relay;
+pub mod sequences;
 
 pub use address::{Address, AddressError};
 pub use backoff::Backoff;

@@ -12,7 +12,11 @@ use super::{
     Links, LocalEnd, NoLink, memory,
     wire::{self, Ending, Opening, Reader, Side},
 };
-use crate::{Address, channel, link::LinkSender};
+use crate::{
+    Address,
+    channel::{self, sentence},
+    link::LinkSender,
+};
 
 /// A peer that is dialled again and again. Dropping it closes the link and ends the dialling.
 #[derive(Debug)]
@@ -145,12 +149,11 @@ impl Dialer {
 
 /// Refusals that trying again soon will not change are told from the rest.
 fn refusal(status: &tonic::Status) -> NoLink {
-    let text = status.message().to_owned();
     match status.code() {
         Code::FailedPrecondition
         | Code::InvalidArgument
         | Code::ResourceExhausted
-        | Code::Unimplemented => NoLink::Refused(text),
-        code => NoLink::Unreachable(format!("{code}: {text}")),
+        | Code::Unimplemented => NoLink::Refused(status.message().to_owned()),
+        _ => NoLink::Unreachable(sentence(status)),
     }
 }

@@ -28,7 +28,7 @@ use super::{
     LinkEvent, LinkEventKind, LinkSender, LocalEnd, Path, Refused, Seat,
     credit::{Credit, Permit, Source, cost, frames_max},
 };
-use crate::mailbox;
+use crate::{channel::sentence, mailbox};
 
 /// Which end of the link this process is; it decides what may come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,10 +263,9 @@ pub(super) async fn greeting(
 
 /// The error of a stream; what cannot be decoded, or is too large to be, is the peer's fault.
 fn broken(status: &Status) -> Ending {
-    let text = format!("{}: {}", status.code(), status.message());
     match status.code() {
-        Code::Internal | Code::OutOfRange => Ending::Malformed(text),
-        _ => Ending::Gone(text),
+        Code::Internal | Code::OutOfRange => Ending::Malformed(status.message().to_owned()),
+        _ => Ending::Gone(sentence(status)),
     }
 }
 

@@ -4,11 +4,6 @@ use futures::{StreamExt, stream};
 use proptest::{prelude::*, sample::Index, strategy::ValueTree, test_runner::TestRunner};
 use prost::Message;
 use proto::{frame::Hello, internal};
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
 use tonic::{
     Code, Request, Status, Streaming,
     client::Grpc,
@@ -16,7 +11,7 @@ use tonic::{
 };
 
 use super::*;
-use crate::channel::channel;
+use crate::{channel::channel, relay::Relay};
 
 /// A codec that sends and receives messages as they are.
 #[derive(Clone, Copy, Default)]
@@ -205,42 +200,22 @@ async fn random_bytes_close_the_link_and_nothing_else() {
     }
 }
 
-/// Forwards connections until it is frozen; then it keeps them open and swallows everything.
-async fn relay(listener: TcpListener, to: String, frozen: watch::Receiver<bool>) {
-    loop {
-        let (mut here, _) = listener.accept().await.unwrap();
-        let (to, mut frozen) = (to.clone(), frozen.clone());
-        tokio::spawn(async move {
-            let mut there = TcpStream::connect(to).await.unwrap();
-            tokio::select! {
-                biased;
-                _ = frozen.wait_for(|&frozen| frozen) => {}
-                _ = copy_bidirectional(&mut here, &mut there) => return,
-            }
-            std::future::pending::<()>().await;
-        });
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_network_that_goes_silent_is_noticed_by_both_ends() {
     let hub = Hub::new();
     let mut attention = engine(ATTENTION, "m", &hub);
     let mut expert = engine(EXPERT, "m", &hub);
     let serving = Serving::start(Kind::Tcp, &expert, &hub);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let (frozen, freezes) = watch::channel(false);
-    tokio::spawn(relay(listener, serving.address.clone(), freezes));
-    let _connection = attention.links.connect(EXPERT, &address).unwrap();
+    let relay = Relay::to(&serving.address).await;
+    let _connection = attention.links.connect(EXPERT, &relay.address).unwrap();
     let to_expert = attention.up(EXPERT);
     let to_attention = expert.up(ATTENTION);
     send(&attention, &to_expert, dispatch(0, 1));
     assert_eq!(expert.frame().0, dispatch(0, 1));
-    frozen.send_replace(true);
+    relay.freeze(true);
     attention.down(EXPERT);
     expert.down(ATTENTION);
-    frozen.send_replace(false);
+    relay.freeze(false);
     let to_expert = attention.up(EXPERT);
     let _up = expert.up(ATTENTION);
     send(&attention, &to_expert, dispatch(1, 1));
