@@ -14,12 +14,18 @@
 //! - A sender that was refused for want of credit has its doorbell rung when credit comes back.
 //! - Credits start anew with each link, and nothing that was in flight survives its link.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use domain::NodeId;
 use proto::frame::{DONE_BYTES, Frame, Limits, PAIR_BYTES};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Doorbell, Hub,
@@ -93,6 +99,8 @@ struct LocalEnd {
     inbox: mailbox::Sender<LinkEvent>,
     seats: Arc<Semaphore>,
     metrics: LinkMetrics,
+    /// By peer, cancelled when the newest dialler of it has ended.
+    dialers: Mutex<HashMap<NodeId, CancellationToken>>,
 }
 
 /// Something that happened on a link.
@@ -214,13 +222,15 @@ impl Links {
     ) -> (Self, Mailbox<LinkEvent>) {
         let (inbox, mailbox) = mailbox::bounded(settings.inbox_capacity(), bell);
         let seats = Arc::new(Semaphore::new(settings.links_max));
-        let end = LocalEnd { identity, settings, inbox, seats, metrics };
+        let dialers = Mutex::default();
+        let end = LocalEnd { identity, settings, inbox, seats, metrics, dialers };
         let end = Arc::new(end);
         (Self { end, hub }, mailbox)
     }
 
     /// Keeps a link to `peer` up for as long as the returned handle lives: dials `address`, and
-    /// dials again whenever the link is lost. Must be called within a tokio runtime.
+    /// dials again whenever the link is lost. A peer has one connection at a time: another one waits
+    /// until the first was dropped and its link is down. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// When `address` is not one ([`Address`]).
@@ -250,6 +260,11 @@ impl LocalEnd {
     fn seat(&self) -> Option<Arc<Seat>> {
         let taken = Arc::clone(&self.seats).try_acquire_owned().ok()?;
         Some(Arc::new(Seat { _taken: taken }))
+    }
+
+    /// Every change of the table is one call, so a panic elsewhere cannot leave it half done.
+    fn dialers(&self) -> MutexGuard<'_, HashMap<NodeId, CancellationToken>> {
+        self.dialers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn no_seat(&self) -> String {

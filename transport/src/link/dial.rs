@@ -34,7 +34,19 @@ struct Dialer {
 pub(super) fn keep_linked(links: Links, peer: NodeId, address: Address) -> Connection {
     let stop = CancellationToken::new();
     let dialer = Dialer { links, peer, address, stop: stop.clone() };
-    tokio::spawn(dialer.run());
+    let ended = CancellationToken::new();
+    let end = Arc::clone(&dialer.links.end);
+    let predecessor = end.dialers().insert(peer, ended.clone());
+    tokio::spawn(async move {
+        let ended = ended.drop_guard();
+        // The last link of a connection that was dropped has to be down before the first of this.
+        if let Some(predecessor) = predecessor {
+            predecessor.cancelled().await;
+        }
+        dialer.run().await;
+        drop(ended);
+        end.dialers().retain(|_, ended| !ended.is_cancelled());
+    });
     Connection { _stop: stop.drop_guard() }
 }
 

@@ -54,6 +54,7 @@ for_every_kind_of_link! {
     what_was_sent_before_a_close_is_delivered,
     the_listening_end_may_close,
     a_dropped_connection_stays_down,
+    a_peer_that_moves_is_down_before_it_is_up,
     a_peer_that_restarts_is_found_again,
     credits_start_anew_with_each_link,
     another_model_is_refused_until_it_is_the_same,
@@ -188,6 +189,22 @@ fn a_dropped_connection_stays_down(kind: Kind) {
     // Nothing of the old link comes after this.
     drop((pair.attention.up(EXPERT), pair.expert.up(ATTENTION)));
     again.unwrap();
+}
+
+fn a_peer_that_moves_is_down_before_it_is_up(kind: Kind) {
+    let mut pair = Pair::linked(kind);
+    for _ in 0..20 {
+        drop(pair.connection);
+        pair.connection = pair.attention.links.connect(EXPERT, &pair.serving.address).unwrap();
+        pair.attention.down(EXPERT);
+        pair.expert.down(ATTENTION);
+        drop((pair.attention.up(EXPERT), pair.expert.up(ATTENTION)));
+        // The dropped senders closed the link, and it came back.
+        pair.attention.down(EXPERT);
+        pair.expert.down(ATTENTION);
+        pair.to_expert = pair.attention.up(EXPERT);
+        pair.to_attention = pair.expert.up(ATTENTION);
+    }
 }
 
 fn a_peer_that_restarts_is_found_again(kind: Kind) {
