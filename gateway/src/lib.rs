@@ -4,6 +4,7 @@
 mod api;
 mod chat;
 mod clock;
+mod cluster;
 pub mod config;
 mod detokenizer;
 mod door;
@@ -25,15 +26,14 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::Router;
 use chassis::role::Process;
-use domain::ClusterView;
 use proto::v1::inference_server::{InferenceServer, SERVICE_NAME};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+pub use cluster::{Cluster, Membership};
 pub use config::Config;
 pub use model::LoadError;
-pub use nodes::{RunSequence, TokenStream};
 
 use crate::{metrics::Metrics, model::ServedModel, nodes::Nodes, requests::Requests};
 
@@ -49,6 +49,9 @@ pub enum StartError {
     /// The model's files cannot be used.
     #[error(transparent)]
     Model(#[from] LoadError),
+    /// A coordinator's address is none.
+    #[error("key `cluster.coordinators`: {0}")]
+    Coordinators(#[from] transport::AddressError),
     /// The port is not to be had.
     #[error("key `server.address`: cannot listen on {address}: {error}")]
     Listen {
@@ -63,21 +66,6 @@ pub enum StartError {
     /// The descriptors of the public API are broken.
     #[error("gRPC reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-}
-
-/// The attention nodes as the gateway sees them.
-#[derive(Clone)]
-pub struct Cluster {
-    /// The coordinator's last view.
-    pub view: watch::Receiver<Arc<ClusterView>>,
-    /// Runs sequences on the view's attention nodes.
-    pub runner: Arc<dyn RunSequence>,
-}
-
-impl std::fmt::Debug for Cluster {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster").finish_non_exhaustive()
-    }
 }
 
 /// A gateway whose port is open.
@@ -106,7 +94,7 @@ impl Gateway {
         let metrics = Arc::new(metrics);
         let requests = Arc::new(Requests::new(
             Arc::clone(&model),
-            Nodes::new(cluster.view, cluster.runner),
+            Nodes::new(cluster),
             Arc::clone(&metrics),
             &config,
         ));
@@ -159,6 +147,20 @@ impl Gateway {
             () = report => {}
         }
     }
+}
+
+/// The whole life of a gateway process: joins the cluster, serves, drains.
+pub async fn run(config: Config, process: Process) -> Result<(), StartError> {
+    config.check()?;
+    let membership = Membership::join(&config, transport::Hub::new())?;
+    let shutdown = process.shutdown.clone();
+    let gateway = Gateway::open(config, membership.cluster(), process).await?;
+    let leave = async {
+        shutdown.requested().await;
+        membership.leave();
+    };
+    tokio::join!(gateway.serve(), leave);
+    Ok(())
 }
 
 fn reflection() -> Result<tonic_reflection::server::Builder<'static>, StartError> {

@@ -3,29 +3,16 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use domain::{ClusterView, Health, Member, NodeId, Role, SequenceRequest, TokenOutput};
-use futures::{future::BoxFuture, stream::BoxStream};
+use domain::{ClusterView, Health, Member, NodeId, Role, SequenceRequest};
 use policy::assignment::{Assignment, Candidate, assign};
 use tokio::sync::watch;
-use tonic::Status;
+use transport::sequences::{SequenceError, Tokens};
 
-/// Tokens of one sequence as they come; dropping it cancels the sequence.
-pub type TokenStream = BoxStream<'static, Result<Vec<TokenOutput>, Status>>;
-
-/// Runs one sequence on one attention node.
-pub trait RunSequence: Send + Sync + 'static {
-    /// Resolves when the node has taken the sequence, or refused it.
-    fn run(
-        &self,
-        node: &Member,
-        request: SequenceRequest,
-    ) -> BoxFuture<'static, Result<TokenStream, Status>>;
-}
+use crate::cluster::Cluster;
 
 /// Tokens per KV block, the granule in which attention nodes hold sequences.
 const BLOCK_TOKENS: usize = 16;
@@ -38,18 +25,10 @@ struct Claim {
 }
 
 /// The attention nodes of the last view.
+#[derive(Debug)]
 pub(crate) struct Nodes {
-    view: watch::Receiver<Arc<ClusterView>>,
-    runner: Arc<dyn RunSequence>,
+    cluster: Cluster,
     claims: Mutex<HashMap<NodeId, Claim>>,
-}
-
-impl fmt::Debug for Nodes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Nodes")
-            .field("claims", &self.claims)
-            .finish_non_exhaustive()
-    }
 }
 
 /// A place on a node; dropping it gives the claim back.
@@ -75,12 +54,10 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// Runs a sequence at this place.
-    pub(crate) fn run(
-        &self,
-        request: SequenceRequest,
-    ) -> BoxFuture<'static, Result<TokenStream, Status>> {
-        self.nodes.runner.run(&self.node, request)
+    /// Runs a sequence at this place; resolves when the node has taken it or refused it.
+    pub(crate) async fn run(&self, request: SequenceRequest) -> Result<Tokens, SequenceError> {
+        let sequences = &self.nodes.cluster.sequences;
+        sequences.run(&self.node.address, request).await
     }
 }
 
@@ -98,13 +75,9 @@ fn ready(view: &ClusterView) -> impl Iterator<Item = &Member> {
 }
 
 impl Nodes {
-    pub(crate) fn new(
-        view: watch::Receiver<Arc<ClusterView>>,
-        runner: Arc<dyn RunSequence>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(cluster: Cluster) -> Arc<Self> {
         Arc::new(Self {
-            view,
-            runner,
+            cluster,
             claims: Mutex::default(),
         })
     }
@@ -116,7 +89,7 @@ impl Nodes {
     /// Finds a place for a sequence of `tokens`, on none of the `refused` nodes. What a sequence
     /// will still generate is not claimed: nobody knows how much it is.
     pub(crate) fn place(self: &Arc<Self>, tokens: usize, refused: &[NodeId]) -> Option<Place> {
-        let view = self.view.borrow().clone();
+        let view = self.cluster.view.borrow().clone();
         let mut claims = self.claims();
         let candidates: Vec<_> = ready(&view)
             .map(|member| candidate(member, claims.get(&member.id)))
@@ -138,7 +111,7 @@ impl Nodes {
 
     /// Waits until the view has a node that takes work and is not among `refused`.
     pub(crate) async fn another(&self, refused: &[NodeId], patience: Duration) -> bool {
-        let mut view = self.view.clone();
+        let mut view = self.watch();
         let other = |view: &Arc<ClusterView>| ready(view).any(|m| !refused.contains(&m.id));
         let found = async {
             if view.wait_for(other).await.is_err() {
@@ -151,17 +124,17 @@ impl Nodes {
 
     /// Whether any attention node takes work.
     pub(crate) fn any_ready(&self) -> bool {
-        ready(&self.view.borrow()).next().is_some()
+        ready(&self.cluster.view.borrow()).next().is_some()
     }
 
     /// A receiver of views, for whoever reports readiness.
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<ClusterView>> {
-        self.view.clone()
+        self.cluster.view.clone()
     }
 
     /// The KV cache as last reported.
     pub(crate) fn kv_cache(&self) -> KvCache {
-        ready(&self.view.borrow()).fold(KvCache::default(), |sum, member| KvCache {
+        ready(&self.cluster.view.borrow()).fold(KvCache::default(), |sum, member| KvCache {
             blocks: sum.blocks + u64::from(member.load.kv_blocks),
             blocks_free: sum.blocks_free + u64::from(member.load.kv_blocks_free),
             nodes: sum.nodes + 1,

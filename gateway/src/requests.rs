@@ -120,7 +120,6 @@ impl Requests {
                 }));
             }
         }
-        self.count(&prompts, n, tokens_max);
         let choices = sequences.len();
         for sequence in sequences {
             tokio::spawn(sequence.drive());
@@ -136,6 +135,7 @@ impl Requests {
         for accepted in accepted {
             accepted.await.unwrap_or_else(|_| Err(lost_task()))?;
         }
+        self.count(&running.prompts, n, tokens_max);
         Ok(running)
     }
 

@@ -13,7 +13,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tonic::{Code, Status};
+use transport::sequences::SequenceError;
 
 use crate::{
     config::PatienceConfig,
@@ -85,23 +85,17 @@ enum Miss {
     Gone,
 }
 
-impl From<Status> for Miss {
-    fn from(status: Status) -> Self {
-        let message = status.message().to_string();
-        match status.code() {
-            Code::ResourceExhausted => Self::Full,
-            Code::InvalidArgument | Code::OutOfRange => {
-                Self::Final(Refusal::new(Kind::Invalid, message))
+impl From<SequenceError> for Miss {
+    fn from(error: SequenceError) -> Self {
+        match error {
+            SequenceError::Full(_) => Self::Full,
+            SequenceError::Invalid(_) => {
+                Self::Final(Refusal::new(Kind::Invalid, error.to_string()))
             }
-            Code::FailedPrecondition
-            | Code::Unimplemented
-            | Code::Unauthenticated
-            | Code::PermissionDenied
-            | Code::NotFound => Self::Final(Refusal::new(
-                Kind::Internal,
-                format!("the attention node refuses the sequence: {message}"),
-            )),
-            code => Self::Lost(format!("{code}: {message}")),
+            // A node that failed may be broken where another is not.
+            SequenceError::Unavailable(_) | SequenceError::Failed(_) => {
+                Self::Lost(error.to_string())
+            }
         }
     }
 }
@@ -235,13 +229,9 @@ impl Sequence {
             let _ = accepted.send(Ok(()));
         }
         loop {
-            let tokens = match timeout(waited, stream.next()).await {
-                Err(_) => return Err(silent(waited)),
-                Ok(None) => {
-                    return Err(Miss::Lost("the stream ended before the sequence did".into()));
-                }
-                Ok(Some(tokens)) => tokens?,
-            };
+            let next = timeout(waited, stream.next()).await.map_err(|_| silent(waited))?;
+            // The stream ends only after an error or the last token, which both end this loop.
+            let tokens = next.ok_or_else(|| Miss::Lost("the stream ended too soon".into()))??;
             if let Some(ending) = self.absorb(tokens).await? {
                 return Ok(ending);
             }

@@ -131,6 +131,7 @@ async fn name_request(mut request: Request, next: Next) -> Response {
     let stated = stated.and_then(|id| RequestId::accept(id.to_str().ok()?));
     let id = stated.unwrap_or_else(|| RequestId(crate::random::request_id()));
     let header = HeaderValue::from_str(&id.0);
+    tracing::debug!(id = id.0, method = %request.method(), path = request.uri().path(), "request");
     request.extensions_mut().insert(id);
     let mut response = next.run(request).await;
     if let Ok(header) = header {

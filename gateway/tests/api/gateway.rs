@@ -3,13 +3,11 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use chassis::{Readiness, Shutdown, role::Process};
-use domain::{ClusterView, Health, Load, Member, NodeId, Role, SequenceRequest, TokenOutput};
-use futures::{FutureExt, StreamExt, future::BoxFuture};
-use gateway::{Cluster, Config, Gateway, RunSequence, TokenStream};
-use proto::internal::sequences_client::SequencesClient;
+use domain::{ClusterView, Health, Load, Member, NodeId, Role};
+use gateway::{Cluster, Config, Gateway};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
-use tonic::{Status, transport::Endpoint};
+use transport::{Hub, KeepAlive, sequences::Sequences};
 
 use crate::{
     client::Client,
@@ -19,29 +17,6 @@ use crate::{
 /// A template that shows what it was given.
 const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
                         {% if add_generation_prompt %}<assistant>{% endif %}";
-
-/// Reaches scripted nodes over their ports.
-struct Ports;
-
-impl RunSequence for Ports {
-    fn run(
-        &self,
-        node: &Member,
-        request: SequenceRequest,
-    ) -> BoxFuture<'static, Result<TokenStream, Status>> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", node.address)).unwrap();
-        async move {
-            let mut client = SequencesClient::new(endpoint.connect_lazy());
-            let outputs = client.run(tonic::Request::new(request.into())).await?.into_inner();
-            let tokens = outputs.map(|output| {
-                let tokens = output?.tokens.into_iter().map(TokenOutput::try_from);
-                Ok(tokens.collect::<Result<_, _>>()?)
-            });
-            Ok(tokens.boxed())
-        }
-        .boxed()
-    }
-}
 
 /// A running gateway with its nodes.
 pub(crate) struct Started {
@@ -75,7 +50,8 @@ pub(crate) async fn start_with(scripts: Vec<Script>, change: impl FnOnce(&mut Co
         shutdown: Shutdown::new(Duration::from_secs(30)),
         pages: chassis::admin::Pages::default(),
     };
-    let cluster = Cluster { view: views, runner: Arc::new(Ports) };
+    let sequences = Sequences::new(Hub::new(), KeepAlive::default());
+    let cluster = Cluster { view: views, sequences };
     let gateway = Gateway::open(config, cluster, process.clone()).await.unwrap();
     let client = Client::new(gateway.address());
     Started {

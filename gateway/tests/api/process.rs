@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chassis::{Readiness, Shutdown, role::Process};
 use gateway::{Cluster, Config, Gateway};
 use serde_json::json;
+use transport::{Hub, KeepAlive, sequences::Sequences};
 
 use crate::{
     gateway::start,
@@ -88,21 +89,9 @@ async fn a_start_that_cannot_be_is_one_sentence() {
             shutdown: Shutdown::new(std::time::Duration::from_secs(1)),
             pages: chassis::admin::Pages::default(),
         };
-        let runner = Arc::new(NoRunner);
-        let opened = Gateway::open(config, Cluster { view, runner }, process).await;
+        let sequences = Sequences::new(Hub::new(), KeepAlive::default());
+        let opened = Gateway::open(config, Cluster { view, sequences }, process).await;
         let message = opened.unwrap_err().to_string();
         assert!(message.contains(sentence), "{message}");
-    }
-}
-
-struct NoRunner;
-
-impl gateway::RunSequence for NoRunner {
-    fn run(
-        &self,
-        _: &domain::Member,
-        _: domain::SequenceRequest,
-    ) -> futures::future::BoxFuture<'static, Result<gateway::TokenStream, tonic::Status>> {
-        Box::pin(async { Err(tonic::Status::unavailable("nothing runs here")) })
     }
 }
