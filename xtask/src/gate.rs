@@ -3,13 +3,14 @@
 use std::{
     io::{BufRead, BufReader},
     ops::AddAssign,
+    path::Path,
     process::{Command, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::{root, tools};
+use crate::{protoc, root, tools};
 
 struct Step {
     name: &'static str,
@@ -44,7 +45,10 @@ const STEPS: [Step; 7] = [
                   cargo doc --locked --workspace --no-deps --features coordinator/etcd",
     },
     // Not advisories: their database is a download, and the gate needs nothing beyond crates.
-    Step { name: "dependencies", command: "cargo deny --locked check bans licenses sources" },
+    Step {
+        name: "dependencies",
+        command: "cargo deny --locked check --hide-inclusion-graph bans licenses sources",
+    },
 ];
 
 /// Tests that passed and failed; a step without tests counts as one.
@@ -65,11 +69,12 @@ impl AddAssign for Count {
 #[expect(clippy::print_stdout, reason = "a chore talks to the person who ran it")]
 pub fn run() -> Result<()> {
     tools::install_missing()?;
+    let protoc = protoc::install()?;
     let mut total = Count::default();
     for step in &STEPS {
         println!("── {}: {}", step.name, step.command);
         let start = Instant::now();
-        let count = execute(step)?;
+        let count = execute(step, &protoc)?;
         let seconds = start.elapsed().as_secs();
         println!("── {}: {} passed, {} failed, {seconds} s", step.name, count.passed, count.failed);
         total += count;
@@ -82,10 +87,11 @@ pub fn run() -> Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "shows what the step prints, as it comes")]
-fn execute(step: &Step) -> Result<Count> {
+fn execute(step: &Step, protoc: &Path) -> Result<Count> {
     let mut child = Command::new("sh")
         .args(["-c", &format!("exec 2>&1; {}", step.command)])
         .current_dir(root())
+        .env("PROTOC", protoc)
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("starting step {}", step.name))?;

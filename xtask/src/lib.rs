@@ -1,7 +1,9 @@
 //! Chores and rules of the repository: what a script would do elsewhere, with tests that hold the rules.
 
 pub mod gate;
+pub mod kernels;
 pub mod proto;
+pub mod protoc;
 pub mod tools;
 
 use std::path::{Path, PathBuf};

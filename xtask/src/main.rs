@@ -1,4 +1,5 @@
-//! Chores of the repository: `cargo xtask gate` checks a change, `cargo xtask proto` writes generated code.
+//! Chores of the repository: `cargo xtask gate` checks a change, `cargo xtask kernels` compiles
+//! the CUDA kernels, `cargo xtask proto` writes generated code.
 
 use std::process::ExitCode;
 
@@ -20,8 +21,16 @@ fn main() -> ExitCode {
 fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     match arguments.next().as_deref() {
         Some("gate") => xtask::gate::run(),
+        Some("kernels") => match arguments.next().as_deref() {
+            None => xtask::kernels::write(),
+            Some("--check") => xtask::kernels::check(),
+            Some(other) => bail!("kernels takes --check or nothing, not {other:?}"),
+        },
         Some("proto") => xtask::proto::write(),
-        Some(other) => bail!("no chore is called {other:?}; there are: gate, proto"),
-        None => bail!("name a chore: gate, proto"),
+        Some("protoc") => xtask::protoc::run(arguments),
+        Some(other) => {
+            bail!("no chore is called {other:?}; there are: gate, kernels, proto, protoc")
+        }
+        None => bail!("name a chore: gate, kernels, proto, protoc"),
     }
 }

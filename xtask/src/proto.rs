@@ -53,10 +53,7 @@ fn read_folder(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
         .with_context(|| format!("reading {}", folder.display()))?
         .map(|entry| {
             let entry = entry?;
-            Ok((
-                entry.file_name().to_string_lossy().into_owned(),
-                fs::read(entry.path())?,
-            ))
+            Ok((entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?))
         })
         .collect()
 }
@@ -74,10 +71,7 @@ mod tests {
             "proto/src/generated holds other files: run `cargo xtask proto`"
         );
         for (name, bytes) in &expected {
-            assert!(
-                bytes == &found[name],
-                "{name} is out of date: run `cargo xtask proto`"
-            );
+            assert!(bytes == &found[name], "{name} is out of date: run `cargo xtask proto`");
         }
     }
 }
