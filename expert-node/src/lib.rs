@@ -1,1 +1,156 @@
-//! (in progress)
+//! The expert node: holds experts, queues what attention nodes send, runs the queue that is worth most.
+
+mod barrier;
+pub mod config;
+mod engine;
+mod launch;
+mod metrics;
+mod queues;
+mod shard;
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use chassis::{Shutdown, engine::Engine, role::Process};
+use domain::Role;
+use model::{Checkpoint, ExpertHalf};
+use node::{Membership, Newcomer, Site};
+use transport::{
+    Address, Hub, KeepAlive, Listener,
+    link::{LinkMetrics, Links, MemoryListener},
+};
+
+pub use config::Config;
+use engine::{ExpertEngine, Joints, Schedule};
+use metrics::Metrics;
+use shard::Shard;
+
+/// The condition that this node names to its process's readiness.
+const EXPERTS_LOADED: &str = "experts";
+
+/// A node that has joined its cluster and is not driven yet.
+#[derive(Debug)]
+pub struct ExpertNode {
+    engine: ExpertEngine,
+    door: Door,
+    membership: Membership,
+}
+
+/// How attention nodes get in.
+#[derive(Debug)]
+enum Door {
+    /// From within the process, for as long as it lives.
+    Memory { _listener: MemoryListener },
+    /// Through a port.
+    Port { listener: Listener, links: Links },
+}
+
+/// Serves until the process's shutdown is requested and no attention node is linked any more.
+///
+/// # Errors
+/// The device, the checkpoint or the addresses cannot be used, or the engine died.
+pub async fn run(config: Config, process: Process) -> Result<()> {
+    let site = Site::open(&config.device, Hub::new(), process)?;
+    let Some(node) = ExpertNode::join(config, &site).await? else { return Ok(()) };
+    let (engine, serving) = node.start(&site);
+    site.drive(vec![engine]).await?;
+    serving.await
+}
+
+impl ExpertNode {
+    /// Opens the checkpoint and the door, and registers. None if a stop was asked for meanwhile.
+    ///
+    /// # Errors
+    /// The checkpoint or the addresses cannot be used.
+    pub async fn join(config: Config, site: &Site) -> Result<Option<Self>> {
+        site.process.readiness.set(EXPERTS_LOADED, false);
+        let checkpoint = Checkpoint::open(&config.model.path)?;
+        let model_fingerprint = checkpoint.fingerprint_on(&site.cpu);
+        let half = ExpertHalf::new(Arc::new(checkpoint), Arc::clone(&site.cpu));
+        let memory = match config.node.listen.parse::<Address>()? {
+            Address::Memory(name) => Some(name),
+            Address::Tcp(_) | Address::Inproc(_) => None,
+        };
+        let listener = match &memory {
+            Some(_) => None,
+            None => Some(Listener::bind(&config.node.listen, &site.hub).await?),
+        };
+        let shape = half.spec().shape();
+        let all = u32::try_from(shape.slots().count())?;
+        let newcomer = Newcomer {
+            name: config.node.name.clone(),
+            role: Role::Expert,
+            address: match (&config.node.advertise, &listener) {
+                (Some(address), _) => address.clone(),
+                (None, Some(listener)) => listener.address()?,
+                (None, None) => config.node.listen.clone(),
+            },
+            model_fingerprint,
+            shape: shape.clone(),
+            expert_slots: config.node.expert_slots.unwrap_or(all),
+        };
+        let coordinators = &config.cluster.coordinators;
+        let Some(membership) = Membership::join(newcomer, coordinators, site).await? else {
+            return Ok(None);
+        };
+        let (links, inbox) = Links::new(
+            membership.identity.clone(),
+            node::link_settings(&shape, site.cpu.compute(), &config.links),
+            LinkMetrics::register(&site.process.registry, &config.node.name)?,
+            site.hub.clone(),
+            site.bell.clone(),
+        );
+        let door = match (listener, memory) {
+            (Some(listener), _) => Door::Port { listener, links },
+            (None, name) => Door::Memory { _listener: links.listen(&name.unwrap_or_default())? },
+        };
+        let joints = Joints {
+            inbox,
+            views: membership.views.clone(),
+            beats: membership.beats.clone(),
+            shutdown: site.process.shutdown.clone(),
+            readiness: site.process.readiness.clone(),
+            metrics: Metrics::register(&site.process.registry, &config.node.name)?,
+        };
+        let schedule = match config.node.schedule {
+            node::config::Schedule::Async => Schedule::asynchronous(shape.layers, config.batching),
+            node::config::Schedule::Lockstep => Schedule::lockstep(),
+        };
+        let shard = Shard::new(membership.identity.node, half);
+        let engine = ExpertEngine::new(shard, schedule, config.batching.drain_max, joints);
+        Ok(Some(Self { engine, door, membership }))
+    }
+
+    /// The engine, for the device's thread, and the node's door, to be awaited after the engine has
+    /// finished. Must be called within a tokio runtime.
+    pub fn start(
+        self,
+        site: &Site,
+    ) -> (Box<dyn Engine + Send>, impl Future<Output = Result<()>> + use<>) {
+        let Self { engine, door, membership } = self;
+        let door = tokio::spawn(serve(door, site.process.shutdown.clone()));
+        let serving = async move {
+            drop(membership);
+            door.await?
+        };
+        (Box::new(engine), serving)
+    }
+}
+
+/// Keeps the door open until a stop was asked for. Links that are up end with the engine.
+async fn serve(door: Door, shutdown: Shutdown) -> Result<()> {
+    match door {
+        Door::Memory { _listener } => {
+            shutdown.requested().await;
+            Ok(())
+        }
+        Door::Port { listener, links } => {
+            let (_reporter, health) = tonic_health::server::health_reporter();
+            let services = transport::server(KeepAlive::default())
+                .add_service(health)
+                .add_service(links.service());
+            let stop = async move { shutdown.requested().await };
+            Ok(transport::serve(listener, services, stop).await?)
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! An attention node's configuration, section by section.
+
+use model::CpuOptions;
+use node::config::{ClusterConfig, LinksConfig, ModelConfig, Schedule};
+use policy::batching::Tuning;
+use serde::Deserialize;
+
+use crate::span::{SPAN_ROWS_MAX, SPANS_MAX};
+
+/// Everything but `[admin]`, `[telemetry]` and `[shutdown]`, which every process has.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[node]`.
+    pub node: NodeConfig,
+    /// `[cluster]`.
+    pub cluster: ClusterConfig,
+    /// `[model]`.
+    pub model: ModelConfig,
+    /// `[device]`: the processor that computes.
+    #[serde(default)]
+    pub device: CpuOptions,
+    /// `[batching]`: which layer runs next.
+    #[serde(default)]
+    pub batching: Tuning,
+    /// `[bounds]`.
+    #[serde(default)]
+    pub bounds: BoundsConfig,
+    /// `[links]`.
+    #[serde(default)]
+    pub links: LinksConfig,
+}
+
+/// Section `[node]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Unique in the cluster; a restarted node with the same name is the same node.
+    pub name: String,
+    /// Where gateways send sequences: `host:port` (port 0: any), or `inproc:NAME` inside a process.
+    pub listen: String,
+    /// Where gateways reach this node; as `listen` if absent.
+    pub advertise: Option<String>,
+    /// When a layer may run.
+    #[serde(default)]
+    pub schedule: Schedule,
+}
+
+/// Section `[bounds]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BoundsConfig {
+    /// Sequences that run at once.
+    pub sequences_max: usize,
+    /// Sequences that wait; more are refused.
+    pub waiting_max: usize,
+    /// Tokens of one prefill chunk.
+    pub chunk_tokens_max: usize,
+    /// Rows that are under way at once, prefill and decode together.
+    pub rows_max: usize,
+    /// Longest sequence; by default what the model was made for.
+    pub positions_max: Option<usize>,
+    /// Memory of the KV cache. It becomes resident as it is used.
+    pub kv_bytes: u64,
+}
+
+impl Default for BoundsConfig {
+    fn default() -> Self {
+        Self {
+            sequences_max: 256,
+            waiting_max: 1024,
+            chunk_tokens_max: 512,
+            rows_max: 2048,
+            positions_max: None,
+            kv_bytes: 2 << 30,
+        }
+    }
+}
+
+impl chassis::role::RoleConfig for Config {
+    fn check(&self) -> Result<(), String> {
+        self.batching.check().map_err(|error| format!("section `batching`: {error}"))?;
+        self.cluster.check()?;
+        let BoundsConfig { sequences_max, chunk_tokens_max, rows_max, .. } = self.bounds;
+        within("bounds.sequences_max", sequences_max, 1, SPANS_MAX)?;
+        within("bounds.chunk_tokens_max", chunk_tokens_max, 1, SPAN_ROWS_MAX)?;
+        within("bounds.rows_max", rows_max, chunk_tokens_max, usize::MAX)
+    }
+}
+
+fn within(key: &str, found: usize, least: usize, most: usize) -> Result<(), String> {
+    if (least..=most).contains(&found) {
+        return Ok(());
+    }
+    Err(format!("key `{key}` is {found}, expected {least} to {most}"))
+}

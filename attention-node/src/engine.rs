@@ -1,0 +1,345 @@
+//! The attention node's loop: receive → admit → pick → run → publish, one stage of one batch per turn.
+
+mod admit;
+mod run;
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chassis::{
+    Readiness, Shutdown,
+    engine::{Engine, Step},
+};
+use domain::{ClusterView, Health, Layer, Load, SequenceRequest, TokenOutput};
+use model::{AttentionHalf, KvCache, Routed, Sampled, SamplingScratch, Scratch};
+use policy::kv_blocks::KvBlocks;
+use proto::{
+    control::Beat,
+    frame::{Frame, Output, Ticket},
+};
+use slab::Slab;
+use tokio::sync::{mpsc, oneshot, watch};
+use transport::{
+    link::{LinkEvent, LinkEventKind},
+    mailbox::Mailbox,
+};
+
+use crate::{
+    experts::Experts,
+    metrics::Metrics,
+    ready::{Ready, Turn},
+    sequence::Sequence,
+    span::{Merge, Span, TicketParts},
+};
+
+/// Pause before choices that no node could take are offered again.
+const STALLED_PAUSE: Duration = Duration::from_millis(20);
+
+/// Bounds of one attention node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Sequences that run at once.
+    pub(crate) sequences_max: usize,
+    /// Sequences that wait.
+    pub(crate) waiting_max: usize,
+    /// Tokens of one prefill chunk.
+    pub(crate) chunk_tokens_max: usize,
+    /// Rows that are under way at once, prefill and decode together.
+    pub(crate) rows_max: usize,
+    /// Longest sequence.
+    pub(crate) positions_max: usize,
+    /// Rows of one LM head run.
+    pub(crate) head_rows_max: usize,
+}
+
+/// Names a submitted sequence until it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SubmissionId(pub(crate) u64);
+
+/// What the door asks of the engine.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Run this sequence.
+    Submit(Box<Submission>),
+    /// Nobody listens any more.
+    Cancel(SubmissionId),
+}
+
+/// A sequence at the door.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    pub(crate) id: SubmissionId,
+    pub(crate) request: SequenceRequest,
+    /// Has room for all tokens the sequence may get.
+    pub(crate) outputs: mpsc::Sender<TokenOutput>,
+    pub(crate) answer: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// Why a sequence was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// As many wait as may.
+    Full,
+    /// The node is being stopped.
+    Draining,
+}
+
+/// What the engine is joined to.
+#[derive(Debug)]
+pub(crate) struct Joints {
+    pub(crate) commands: Mailbox<Command>,
+    pub(crate) links: Mailbox<LinkEvent>,
+    pub(crate) views: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) beats: watch::Sender<Beat>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) readiness: Readiness,
+    pub(crate) metrics: Metrics,
+}
+
+/// Everything the thread of an attention node owns.
+#[derive(Debug)]
+pub(crate) struct AttentionEngine {
+    joints: Joints,
+    bounds: Bounds,
+    half: AttentionHalf,
+    kv: KvCache,
+    blocks: KvBlocks,
+    experts: Experts,
+    ready: Ready,
+    sequences: Slab<Sequence>,
+    submissions: HashMap<SubmissionId, usize>,
+    waiting: VecDeque<usize>,
+    /// Sequences admitted so far, to know the youngest.
+    admissions: u64,
+    /// Rows of all spans.
+    rows: usize,
+    spans: Slab<Span>,
+    /// Spans with choices nobody was sent.
+    stalled: BTreeSet<usize>,
+    retry_at: Option<Instant>,
+    /// Trips begun so far: their serials.
+    trips: u32,
+    buffers: Buffers,
+    began: Instant,
+    seen_view: bool,
+}
+
+/// Kept from turn to turn.
+#[derive(Debug, Default)]
+struct Buffers {
+    picked: Vec<usize>,
+    residual: Vec<f32>,
+    routed: Routed,
+    scratch: Scratch,
+    logits: Vec<f32>,
+    sampling: SamplingScratch,
+    sampled: Vec<Sampled>,
+}
+
+// === impl AttentionEngine ===
+
+impl Engine for AttentionEngine {
+    fn step(&mut self) -> Step {
+        let received = self.receive();
+        self.experts.empty_outboxes();
+        self.retry_stalled();
+        self.admit();
+        let ran = self.run();
+        self.report();
+        if ran || received {
+            Step::Worked
+        } else if self.joints.shutdown.is_requested() && self.sequences.is_empty() {
+            Step::Finished
+        } else {
+            Step::Idle { wake_at: self.retry_at }
+        }
+    }
+}
+
+impl AttentionEngine {
+    pub(crate) fn new(
+        half: AttentionHalf,
+        kv: KvCache,
+        bounds: Bounds,
+        ready: Ready,
+        experts: Experts,
+        joints: Joints,
+    ) -> Self {
+        let blocks = u32::try_from(kv.blocks()).unwrap_or(u32::MAX);
+        Self {
+            joints,
+            bounds,
+            half,
+            kv,
+            blocks: KvBlocks::new(blocks, model::BLOCK_TOKENS),
+            experts,
+            ready,
+            sequences: Slab::new(),
+            submissions: HashMap::new(),
+            waiting: VecDeque::new(),
+            admissions: 0,
+            rows: 0,
+            spans: Slab::new(),
+            stalled: BTreeSet::new(),
+            retry_at: None,
+            trips: 0,
+            buffers: Buffers::default(),
+            began: Instant::now(),
+            seen_view: false,
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The stage after the last decoder layer.
+    fn head(&self) -> usize {
+        self.half.spec().layers.len()
+    }
+
+    // --- receive ---
+
+    fn receive(&mut self) -> bool {
+        let mut received = false;
+        if !self.seen_view || self.joints.views.has_changed().unwrap_or(false) {
+            self.seen_view = true;
+            received = true;
+            let view = Arc::clone(&self.joints.views.borrow_and_update());
+            self.experts.follow(&view);
+            self.retry_at = self.retry_at.map(|_| Instant::now());
+        }
+        while let Some(event) = self.joints.links.try_recv() {
+            received = true;
+            self.on_link_event(event);
+        }
+        while let Some(command) = self.joints.commands.try_recv() {
+            received = true;
+            match command {
+                Command::Submit(submission) => self.submit(*submission),
+                Command::Cancel(id) => self.cancel(id),
+            }
+        }
+        received
+    }
+
+    fn on_link_event(&mut self, event: LinkEvent) {
+        let node = event.peer;
+        match event.kind {
+            LinkEventKind::Up(link) => {
+                tracing::info!(%node, "link to expert node is up");
+                self.experts.on_up(node, link);
+                self.retry_at = self.retry_at.map(|_| Instant::now());
+            }
+            LinkEventKind::Down(down) => {
+                tracing::warn!(%node, reason = down.reason(), "link to expert node is down");
+                self.experts.on_down(node);
+                for (key, span) in &mut self.spans {
+                    span.trip.take_back(node, None);
+                    if span.trip.has_unsent() {
+                        self.stalled.insert(key);
+                    }
+                }
+                self.retry_at = Some(Instant::now());
+            }
+            LinkEventKind::Frame(Frame::Output(output), _) => self.combine(output),
+            LinkEventKind::Frame(Frame::Reject(tickets), _) => self.on_reject(node, &tickets),
+            LinkEventKind::Frame(Frame::Barrier { step }, _) => self.ready.hear(step),
+            LinkEventKind::Frame(frame, _) => {
+                tracing::warn!(%node, ?frame, "an expert node sent what only attention nodes send");
+            }
+        }
+    }
+
+    fn on_reject(&mut self, node: domain::NodeId, tickets: &[Ticket]) {
+        for &ticket in tickets {
+            let parts = TicketParts::of(ticket);
+            let Some(span) = self.spans.get_mut(parts.span) else { continue };
+            if span.trip.serial() == parts.serial {
+                span.trip.take_back(node, Some(parts.row));
+                self.stalled.insert(parts.span);
+            }
+        }
+        self.joints.metrics.rejected.inc_by(tickets.len() as u64);
+        self.retry_at.get_or_insert_with(|| Instant::now() + STALLED_PAUSE);
+    }
+
+    /// Merges results; spans whose last one this was are ready for their next layer.
+    fn combine(&mut self, mut output: Output) {
+        let Some(row_bytes) = output.rows.len().checked_div(output.results.len()) else { return };
+        let now = self.now_ns();
+        for done in output.results {
+            let parts = TicketParts::of(done.ticket);
+            let row = output.rows.split_to(row_bytes);
+            let Some(span) = self.spans.get_mut(parts.span) else { continue };
+            if span.trip.merge(parts, done.rank, row) == Merge::Complete {
+                self.stalled.remove(&parts.span);
+                self.advance(parts.span, now);
+            }
+        }
+    }
+
+    /// Offers the choices that nobody was sent once more.
+    fn retry_stalled(&mut self) {
+        if self.retry_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        self.retry_at = None;
+        let mut by_layer: Vec<(Layer, usize)> = self
+            .stalled
+            .iter()
+            .filter_map(|&key| Some((self.spans.get(key)?.trip.layer, key)))
+            .collect();
+        by_layer.sort_unstable();
+        self.stalled.clear();
+        for layer in by_layer.chunk_by(|a, b| a.0 == b.0) {
+            self.add(layer.iter().map(|&(_, key)| key));
+            // What is sent again has missed its step: it is run at once.
+            self.experts.flush(layer[0].0, 0);
+        }
+    }
+
+    /// Adds what is unsent of these spans to the next frames; what finds no node waits.
+    fn add(&mut self, keys: impl Iterator<Item = usize>) {
+        for key in keys {
+            let span = &mut self.spans[key];
+            self.experts.add(key, span);
+            if span.trip.has_unsent() {
+                self.stalled.insert(key);
+                self.retry_at.get_or_insert_with(|| Instant::now() + STALLED_PAUSE);
+            }
+        }
+    }
+
+    // --- publish ---
+
+    fn report(&mut self) {
+        let reachable = self.experts.all_reachable();
+        let health = if self.joints.shutdown.is_requested() {
+            Health::Draining
+        } else if reachable {
+            Health::Ready
+        } else {
+            Health::Joining
+        };
+        self.joints.readiness.set(crate::EXPERTS_LINKED, health == Health::Ready);
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let load = Load {
+            running: count(self.sequences.len() - self.waiting.len()),
+            waiting: count(self.waiting.len()),
+            kv_blocks_free: count(self.blocks.free_count()),
+            kv_blocks: self.blocks.total(),
+            queued_pairs: 0,
+        };
+        self.joints.metrics.stands(&load, self.ready.rows());
+        let epoch_ready = self.experts.ready();
+        self.joints.beats.send_if_modified(|beat| {
+            let changed = beat.health != health || beat.epoch_ready != epoch_ready;
+            *beat = Beat { health, load, epoch_ready };
+            changed
+        });
+    }
+}

@@ -1,0 +1,184 @@
+//! Which sequences run: submission, admission by KV blocks, giving way, and the end.
+
+use domain::Layer;
+
+use super::{AttentionEngine, Refusal, Submission, SubmissionId};
+use crate::{
+    sequence::Sequence,
+    span::{Span, Trip},
+};
+
+impl AttentionEngine {
+    pub(super) fn submit(&mut self, submission: Submission) {
+        let Submission { id, request, outputs, answer } = submission;
+        let refusal = if self.joints.shutdown.is_requested() {
+            Some(Refusal::Draining)
+        } else if self.waiting.len() >= self.bounds.waiting_max {
+            Some(Refusal::Full)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            self.joints.metrics.refused.inc();
+            // The door may have gone in the meantime, which is all right for a refusal.
+            let _ = answer.send(Err(refusal));
+            return;
+        }
+        if answer.send(Ok(())).is_err() {
+            return;
+        }
+        let sequence = Sequence::new(id, request, self.half.spec(), outputs);
+        let key = self.sequences.insert(sequence);
+        self.submissions.insert(id, key);
+        self.waiting.push_back(key);
+    }
+
+    pub(super) fn cancel(&mut self, id: SubmissionId) {
+        if let Some(&key) = self.submissions.get(&id) {
+            tracing::debug!(sequence = self.sequences[key].name, "cancelled");
+            self.joints.metrics.cancelled.inc();
+            self.finish(key);
+        }
+    }
+
+    /// Starts waiting sequences, in order, as long as there is room for the next one.
+    pub(super) fn admit(&mut self) {
+        while let Some(&key) = self.waiting.front() {
+            let running = self.sequences.len() - self.waiting.len();
+            let sequence = &mut self.sequences[key];
+            let rows = sequence.tokens.len().min(self.bounds.chunk_tokens_max);
+            let busy = running >= self.bounds.sequences_max
+                || running > 0 && self.rows + rows > self.bounds.rows_max;
+            // Room for the prompt and the first new token, so that it need not give way at once.
+            let positions = (sequence.tokens.len() + 1).min(self.bounds.positions_max);
+            if busy || !self.blocks.grow(&mut sequence.blocks, positions) {
+                return;
+            }
+            self.waiting.pop_front();
+            self.admissions += 1;
+            sequence.admitted = self.admissions;
+            self.start_span(key);
+        }
+    }
+
+    /// Puts the next tokens of a sequence on their way: the next chunk of what is not cached yet.
+    pub(super) fn start_span(&mut self, key: usize) {
+        let sequence = &mut self.sequences[key];
+        let first_position = sequence.cached;
+        let rows = (sequence.tokens.len() - first_position).min(self.bounds.chunk_tokens_max);
+        let span = match sequence.span {
+            Some(span) => span,
+            None => self.spans.insert(Span {
+                sequence: key,
+                first_position,
+                rows,
+                stage: 0,
+                under_way: false,
+                residual: Vec::new(),
+                trip: Trip::default(),
+            }),
+        };
+        sequence.span = Some(span);
+        let state = &mut self.spans[span];
+        state.first_position = first_position;
+        state.rows = rows;
+        state.stage = 0;
+        state.residual.resize(rows * self.half.spec().hidden, 0.0);
+        let tokens = &sequence.tokens[first_position..first_position + rows];
+        self.half.embed(tokens, &mut state.residual);
+        self.rows += rows;
+        let now = self.now_ns();
+        self.ready.push(0, span, rows, now);
+    }
+
+    /// Makes room for the next token of a running sequence; whether it still runs afterwards.
+    ///
+    /// When no block is free the youngest sequence gives way: it waits again, at the front, and is
+    /// computed anew later, with the same result.
+    pub(super) fn make_room(&mut self, key: usize) -> bool {
+        loop {
+            let sequence = &mut self.sequences[key];
+            let positions = sequence.tokens.len();
+            if self.blocks.grow(&mut sequence.blocks, positions) {
+                return true;
+            }
+            let running = self.sequences.iter().filter(|(_, sequence)| sequence.span.is_some());
+            let youngest =
+                running.max_by_key(|(_, sequence)| sequence.admitted).map(|(key, _)| key);
+            let Some(youngest) = youngest else { return false };
+            self.give_way(youngest);
+            if youngest == key {
+                return false;
+            }
+        }
+    }
+
+    fn give_way(&mut self, key: usize) {
+        self.joints.metrics.preemptions.inc();
+        self.stop_span(key);
+        let sequence = &mut self.sequences[key];
+        self.blocks.release(&mut sequence.blocks);
+        sequence.cached = 0;
+        self.waiting.push_front(key);
+    }
+
+    /// Ends a sequence: everything it holds is free, and what it has in expert queues is cancelled.
+    pub(super) fn finish(&mut self, key: usize) {
+        self.stop_span(key);
+        self.waiting.retain(|&waiting| waiting != key);
+        let mut sequence = self.sequences.remove(key);
+        self.blocks.release(&mut sequence.blocks);
+        self.submissions.remove(&sequence.id);
+    }
+
+    fn stop_span(&mut self, key: usize) {
+        let sequence = &mut self.sequences[key];
+        let Some(span) = sequence.span.take() else { return };
+        self.experts.cancel(span, &self.spans[span]);
+        self.ready.remove(span);
+        self.stalled.remove(&span);
+        let span = self.spans.remove(span);
+        self.rows -= span.rows;
+        if span.under_way {
+            self.ready.left_batch();
+        }
+    }
+
+    /// A span's layer is complete: it is ready for the next one, or has come to its end.
+    pub(super) fn advance(&mut self, key: usize, now_ns: u64) {
+        let head = self.head();
+        let span = &mut self.spans[key];
+        span.stage += 1;
+        let sequence = &self.sequences[span.sequence];
+        let last = span.first_position + span.rows == sequence.tokens.len();
+        if span.stage < head || last {
+            let rows = if span.stage == head { 1 } else { span.rows };
+            self.ready.push(span.stage, key, rows, now_ns);
+        } else {
+            self.end_chunk(key);
+        }
+    }
+
+    /// A chunk that is not a prompt's last has passed the layers: its keys and values are what it
+    /// was for.
+    fn end_chunk(&mut self, key: usize) {
+        self.note_cached(key);
+        self.start_span(self.spans[key].sequence);
+    }
+
+    /// Counts a span's tokens as cached; it is not under way any more.
+    pub(super) fn note_cached(&mut self, key: usize) {
+        let span = &mut self.spans[key];
+        span.trip.end();
+        span.under_way = false;
+        self.ready.left_batch();
+        self.sequences[span.sequence].cached += span.rows;
+        self.rows -= std::mem::take(&mut span.rows);
+    }
+
+    /// A layer by its stage.
+    pub(super) fn layer(stage: usize) -> Layer {
+        #[expect(clippy::cast_possible_truncation, reason = "layers are counted in u16")]
+        Layer(stage as u16)
+    }
+}

@@ -1,0 +1,155 @@
+//! One turn on the device: a decoder layer for a batch of spans, or the LM head for their last rows.
+
+use model::LayerKind;
+
+use super::{AttentionEngine, Turn};
+
+impl AttentionEngine {
+    /// Picks a stage and runs it; whether there was anything to do.
+    pub(super) fn run(&mut self) -> bool {
+        let mut picked = std::mem::take(&mut self.buffers.picked);
+        let turn = self.ready.pick(self.now_ns(), &mut picked);
+        match turn {
+            Some(Turn::Run(stage)) if stage == self.head() => self.run_head(&picked),
+            Some(Turn::Run(stage)) => self.run_layer(stage, &picked),
+            Some(Turn::Empty(_)) => self.send_empty_step(),
+            None => {}
+        }
+        self.buffers.picked = picked;
+        turn.is_some()
+    }
+
+    /// Lockstep mode: takes part in a step without having anything for it.
+    fn send_empty_step(&mut self) {
+        for layer in self.half.spec().shape().moe_layers {
+            self.experts.flush(layer, self.ready.step());
+        }
+    }
+
+    fn run_layer(&mut self, stage: usize, picked: &[usize]) {
+        let layer = Self::layer(stage);
+        let mut residual = std::mem::take(&mut self.buffers.residual);
+        self.gather(picked, &mut residual);
+        self.attend(layer, picked, &mut residual);
+        let kind = self.half.layer_kind(layer);
+        if kind == LayerKind::Moe {
+            self.route(layer, picked, &residual);
+        }
+        // The experts are at work meanwhile.
+        self.half.local_mlp(layer, &mut residual, &mut self.buffers.scratch);
+        self.scatter(picked, &residual);
+        self.buffers.residual = residual;
+        self.joints.metrics.ran_layer(picked.len(), self.buffers.residual.len());
+        if kind == LayerKind::Dense {
+            let now = self.now_ns();
+            picked.iter().for_each(|&key| self.advance(key, now));
+        }
+    }
+
+    /// Brings the spans' rows side by side, with what their experts gave.
+    fn gather(&mut self, picked: &[usize], residual: &mut Vec<f32>) {
+        let hidden = self.half.spec().hidden;
+        residual.clear();
+        for &key in picked {
+            let span = &mut self.spans[key];
+            span.under_way = true;
+            let begin = residual.len();
+            residual.extend_from_slice(&span.residual);
+            if span.trip.has_outputs() {
+                for (row, values) in residual[begin..].chunks_exact_mut(hidden).enumerate() {
+                    self.half.absorb(span.trip.outputs(row), values);
+                }
+                span.trip.end();
+            }
+        }
+    }
+
+    fn scatter(&mut self, picked: &[usize], mut residual: &[f32]) {
+        for &key in picked {
+            let span = &mut self.spans[key];
+            let (mine, others) = residual.split_at(span.residual.len());
+            span.residual.copy_from_slice(mine);
+            residual = others;
+        }
+    }
+
+    fn attend(&mut self, layer: domain::Layer, picked: &[usize], residual: &mut [f32]) {
+        let mut begin = 0;
+        let spans: Vec<model::Span<'_>> = picked
+            .iter()
+            .map(|&key| {
+                let span = &self.spans[key];
+                let rows = begin..begin + span.rows;
+                begin = rows.end;
+                let blocks = &self.sequences[span.sequence].blocks;
+                model::Span { rows, first_position: span.first_position, blocks }
+            })
+            .collect();
+        self.half.attend(layer, &spans, &mut self.kv, residual, &mut self.buffers.scratch);
+    }
+
+    /// Runs the gate and sends every row to its experts.
+    fn route(&mut self, layer: domain::Layer, picked: &[usize], residual: &[f32]) {
+        let mut routed = std::mem::take(&mut self.buffers.routed);
+        self.half.route(layer, residual, &mut routed, &mut self.buffers.scratch);
+        let (top_k, row_bytes) = (routed.top_k(), routed.row_bytes());
+        let mut begin = 0;
+        for &key in picked {
+            let span = &mut self.spans[key];
+            let rows = begin..begin + span.rows;
+            begin = rows.end;
+            self.trips = self.trips.wrapping_add(1);
+            let wire = &routed.wire()[rows.start * row_bytes..rows.end * row_bytes];
+            let choices = rows.flat_map(|row| routed.choices(row));
+            span.trip.begin(self.trips, layer, top_k, wire, choices);
+        }
+        self.buffers.routed = routed;
+        self.add(picked.iter().copied());
+        self.experts.flush(layer, self.ready.step());
+    }
+
+    /// Draws the next token of every picked span.
+    fn run_head(&mut self, picked: &[usize]) {
+        for picked in picked.chunks(self.bounds.head_rows_max) {
+            self.draw(picked);
+            for (at, &key) in picked.iter().enumerate() {
+                self.publish(key, at);
+            }
+        }
+    }
+
+    /// Logits of the spans' last rows, and a token for each.
+    fn draw(&mut self, picked: &[usize]) {
+        let hidden = self.half.spec().hidden;
+        let Self { half, spans, sequences, buffers, .. } = self;
+        buffers.residual.clear();
+        for &key in picked {
+            let span = &mut spans[key];
+            span.under_way = true;
+            let begin = buffers.residual.len();
+            let row = span.rows - 1;
+            buffers.residual.extend_from_slice(&span.residual[row * hidden..]);
+            half.absorb(span.trip.outputs(row), &mut buffers.residual[begin..]);
+        }
+        half.logits(&buffers.residual, &mut buffers.logits, &mut buffers.scratch);
+        let draws: Vec<_> =
+            picked.iter().map(|&key| sequences[spans[key].sequence].draw()).collect();
+        let (logits, sampling, sampled) =
+            (&mut buffers.logits, &mut buffers.sampling, &mut buffers.sampled);
+        model::sample(half.cpu(), logits, &draws, sampling, sampled);
+    }
+
+    /// Hands a drawn token over and starts the sequence's next step, or ends the sequence.
+    fn publish(&mut self, key: usize, at: usize) {
+        self.note_cached(key);
+        let sequence_key = self.spans[key].sequence;
+        let sampled = self.buffers.sampled[at].clone();
+        let goes_on = self.sequences[sequence_key].append(sampled, self.bounds.positions_max);
+        self.joints.metrics.tokens.inc();
+        if !goes_on {
+            self.finish(sequence_key);
+        } else if self.make_room(sequence_key) {
+            self.start_span(sequence_key);
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The expert nodes as this node sees them: links, the lease of replicas, and the frames on their way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use bytes::BytesMut;
+use domain::{ClusterView, Epoch, Layer, NodeId, Plan};
+use policy::routing::Lease;
+use proto::frame::{Dispatch, Frame, Pair, Ticket};
+use tokio::runtime::Handle;
+use transport::link::{Connection, LinkSender, Links, Refused};
+
+use crate::span::{Span, TicketParts};
+
+/// Links to the nodes of the serving and the target plan, and who runs which expert.
+#[derive(Debug)]
+pub(crate) struct Experts {
+    links: Links,
+    /// Links are kept up by tasks of this runtime.
+    runtime: Handle,
+    serving: Option<Arc<Plan>>,
+    target: Option<Arc<Plan>>,
+    lease: Option<Lease>,
+    nodes: BTreeMap<NodeId, Node>,
+    /// The newest plan all of whose nodes are linked.
+    ready: Epoch,
+}
+
+#[derive(Debug)]
+struct Node {
+    address: String,
+    /// Keeps dialling for as long as it lives.
+    _connection: Connection,
+    link: Option<LinkSender>,
+    /// Bounded by the rows that this node's spans hold.
+    outbox: VecDeque<Frame>,
+    outgoing: Outgoing,
+}
+
+/// The dispatch that is being put together for one node.
+#[derive(Debug, Default)]
+struct Outgoing {
+    pairs: Vec<Pair>,
+    rows: BytesMut,
+    /// Rows in it, and the span and row of the last one: a row travels once per node.
+    rows_count: u32,
+    last: Option<(usize, usize)>,
+}
+
+// === impl Experts ===
+
+impl Experts {
+    pub(crate) fn new(links: Links, runtime: Handle) -> Self {
+        Self {
+            links,
+            runtime,
+            serving: None,
+            target: None,
+            lease: None,
+            nodes: BTreeMap::new(),
+            ready: Epoch::default(),
+        }
+    }
+
+    /// The newest plan all of whose nodes are linked.
+    pub(crate) fn ready(&self) -> Epoch {
+        self.ready
+    }
+
+    /// Whether every expert of the serving plan can be reached.
+    pub(crate) fn all_reachable(&self) -> bool {
+        self.serving.as_deref().is_some_and(|plan| self.reaches(plan))
+    }
+
+    /// Takes over the plans of a view, unless they are older than those known.
+    pub(crate) fn follow(&mut self, view: &ClusterView) {
+        let epoch = |plan: &Option<Arc<Plan>>| plan.as_ref().map_or(Epoch(0), |plan| plan.epoch());
+        if epoch(&view.serving) < epoch(&self.serving) {
+            return;
+        }
+        self.serving.clone_from(&view.serving);
+        self.target.clone_from(&view.target);
+        let wanted: BTreeSet<NodeId> =
+            self.serving.iter().chain(&self.target).flat_map(|plan| holders(plan)).collect();
+        self.nodes.retain(|node, _| wanted.contains(node));
+        for node in wanted {
+            if let Some(member) = view.member(node) {
+                self.link_to(node, &member.address);
+            }
+        }
+        self.renew();
+    }
+
+    fn link_to(&mut self, node: NodeId, address: &str) {
+        if self.nodes.get(&node).is_some_and(|known| known.address == address) {
+            return;
+        }
+        // A node that moved loses its old link first.
+        self.nodes.remove(&node);
+        let entered = self.runtime.enter();
+        match self.links.connect(node, address) {
+            Ok(connection) => {
+                let node_state = Node {
+                    address: address.to_owned(),
+                    _connection: connection,
+                    link: None,
+                    outbox: VecDeque::new(),
+                    outgoing: Outgoing::default(),
+                };
+                self.nodes.insert(node, node_state);
+            }
+            Err(error) => tracing::error!(%node, %error, "an expert node has no usable address"),
+        }
+        drop(entered);
+    }
+
+    /// A link came up.
+    pub(crate) fn on_up(&mut self, node: NodeId, link: LinkSender) {
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.link = Some(link);
+            self.renew();
+        }
+    }
+
+    /// A link went down with everything that was in flight on it.
+    pub(crate) fn on_down(&mut self, node: NodeId) {
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.link = None;
+            known.outbox.clear();
+            self.renew();
+        }
+    }
+
+    /// Leases anew after the plan or the links changed.
+    fn renew(&mut self) {
+        let linked = |node: NodeId| self.nodes.get(&node).is_some_and(|node| node.link.is_some());
+        self.lease = self.serving.as_deref().map(|plan| Lease::first_live(plan, linked));
+        let newest = self.target.as_deref().or(self.serving.as_deref());
+        if let Some(plan) = newest.filter(|plan| self.reaches(plan)) {
+            self.ready = self.ready.max(plan.epoch());
+        }
+    }
+
+    /// Whether at least one replica of every expert is linked.
+    fn reaches(&self, plan: &Plan) -> bool {
+        let linked = |node: &NodeId| self.nodes.get(node).is_some_and(|node| node.link.is_some());
+        plan.table().all(|replicas| replicas.iter().any(linked))
+    }
+
+    /// Adds a span's unsent choices to the dispatches of the nodes that lease their experts.
+    pub(crate) fn add(&mut self, key: usize, span: &mut Span) {
+        let Some(lease) = &self.lease else { return };
+        let (layer, serial) = (span.trip.layer, span.trip.serial());
+        let nodes = &mut self.nodes;
+        span.trip.send_unsent(|unsent| {
+            let node = lease.node(layer, unsent.choice.expert)?;
+            let outgoing = &mut nodes.get_mut(&node)?.outgoing;
+            let row = outgoing.row(key, unsent.row, unsent.bytes);
+            #[expect(clippy::cast_possible_truncation, reason = "top-k is a u8")]
+            outgoing.pairs.push(Pair {
+                ticket: TicketParts { serial, span: key, row: unsent.row }.ticket(),
+                row,
+                weight: unsent.choice.weight,
+                expert: unsent.choice.expert,
+                rank: unsent.rank as u8,
+            });
+            Some(node)
+        });
+    }
+
+    /// Sends what was added for `layer`; in lockstep mode (`step` > 0) an empty frame to the others.
+    pub(crate) fn flush(&mut self, layer: Layer, step: u64) {
+        let epoch = self.serving.as_ref().map_or(Epoch(0), |plan| plan.epoch());
+        for node in self.nodes.values_mut() {
+            if node.outgoing.pairs.is_empty() && (step == 0 || node.link.is_none()) {
+                continue;
+            }
+            let (pairs, rows) = node.outgoing.take();
+            let rows = rows.freeze();
+            node.outbox.push_back(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
+            node.empty_outbox();
+        }
+    }
+
+    /// Tells the nodes that still owe a span outputs that nobody wants them any more.
+    pub(crate) fn cancel(&mut self, key: usize, span: &Span) {
+        let serial = span.trip.serial();
+        let mut tickets: BTreeMap<NodeId, Vec<Ticket>> = BTreeMap::new();
+        for (row, node) in span.trip.owed() {
+            let ticket = TicketParts { serial, span: key, row }.ticket();
+            let tickets = tickets.entry(node).or_default();
+            if tickets.last() != Some(&ticket) {
+                tickets.push(ticket);
+            }
+        }
+        for (node, tickets) in tickets {
+            if let Some(node) = self.nodes.get_mut(&node) {
+                node.outbox.push_back(Frame::Cancel(tickets));
+                node.empty_outbox();
+            }
+        }
+    }
+
+    /// Tries again what links had no credit for.
+    pub(crate) fn empty_outboxes(&mut self) {
+        self.nodes.values_mut().for_each(Node::empty_outbox);
+    }
+}
+
+/// The nodes that hold anything under a plan.
+fn holders(plan: &Plan) -> impl Iterator<Item = NodeId> + '_ {
+    plan.table().flatten().copied()
+}
+
+// === impl Node ===
+
+impl Node {
+    fn empty_outbox(&mut self) {
+        let Some(link) = &self.link else { return };
+        while let Some(frame) = self.outbox.pop_front() {
+            match link.try_send(frame) {
+                Ok(()) => {}
+                Err(Refused::NoCredit(frame)) => {
+                    self.outbox.push_front(frame);
+                    return;
+                }
+                // Its Down is on its way, and with it everything is sent again.
+                Err(Refused::Closed(_)) => self.outbox.clear(),
+                Err(error @ Refused::TooLarge { .. }) => {
+                    tracing::error!(%error, "rows cannot be dispatched: raise frame_bytes_max");
+                }
+            }
+        }
+    }
+}
+
+// === impl Outgoing ===
+
+impl Outgoing {
+    /// The index of a row in the frame; it is added if it is not the last one.
+    fn row(&mut self, span: usize, row: usize, bytes: &[u8]) -> u32 {
+        if self.last != Some((span, row)) {
+            self.last = Some((span, row));
+            self.rows.extend_from_slice(bytes);
+            self.rows_count += 1;
+        }
+        self.rows_count - 1
+    }
+
+    fn take(&mut self) -> (Vec<Pair>, BytesMut) {
+        self.last = None;
+        self.rows_count = 0;
+        (std::mem::take(&mut self.pairs), self.rows.split())
+    }
+}

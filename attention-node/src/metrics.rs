@@ -1,0 +1,79 @@
+//! What an attention node counts.
+
+use chassis::metrics::registered;
+use domain::Load;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+
+/// Metrics of one attention node.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    running: IntGauge,
+    waiting: IntGauge,
+    kv_blocks: IntGauge,
+    kv_blocks_free: IntGauge,
+    ready_rows: IntGauge,
+    run_spans: Histogram,
+    run_rows: Histogram,
+    hidden: usize,
+    pub(crate) tokens: IntCounter,
+    pub(crate) preemptions: IntCounter,
+    pub(crate) cancelled: IntCounter,
+    pub(crate) refused: IntCounter,
+    pub(crate) rejected: IntCounter,
+}
+
+impl Metrics {
+    /// Registers the metrics; `node` tells the copies within one process apart. `hidden` is the
+    /// width of a row.
+    pub(crate) fn register(
+        registry: &Registry,
+        node: &str,
+        hidden: usize,
+    ) -> Result<Self, prometheus::Error> {
+        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("node", node);
+        let counter = |name, help| registered(registry, IntCounter::with_opts(opts(name, help)));
+        let gauge = |name, help| registered(registry, IntGauge::with_opts(opts(name, help)));
+        let sizes = prometheus::exponential_buckets(1.0, 2.0, 12)?;
+        let histogram = |name: &str, help: &str| {
+            let opts = HistogramOpts::new(name, help).const_label("node", node);
+            registered(registry, Histogram::with_opts(opts.buckets(sizes.clone())))
+        };
+        Ok(Self {
+            running: gauge("amoe_attention_sequences_running", "Sequences that run.")?,
+            waiting: gauge("amoe_attention_sequences_waiting", "Sequences that wait.")?,
+            kv_blocks: gauge("amoe_attention_kv_blocks", "KV blocks in all.")?,
+            kv_blocks_free: gauge("amoe_attention_kv_blocks_free", "KV blocks nobody holds.")?,
+            ready_rows: gauge("amoe_attention_ready_rows", "Rows ready for their next layer.")?,
+            run_spans: histogram("amoe_attention_run_spans", "Spans per layer run.")?,
+            run_rows: histogram("amoe_attention_run_rows", "Rows per layer run.")?,
+            hidden,
+            tokens: counter("amoe_attention_tokens_total", "Tokens drawn.")?,
+            preemptions: counter(
+                "amoe_attention_preemptions_total",
+                "Sequences that gave way for want of KV blocks and were computed anew.",
+            )?,
+            cancelled: counter(
+                "amoe_attention_cancelled_total",
+                "Sequences whose client went away.",
+            )?,
+            refused: counter("amoe_attention_refused_total", "Sequences that were not taken.")?,
+            rejected: counter(
+                "amoe_attention_rejected_total",
+                "Rows that an expert node sent back because it does not hold their expert.",
+            )?,
+        })
+    }
+
+    pub(crate) fn ran_layer(&self, spans: usize, elements: usize) {
+        self.run_spans.observe(spans as f64);
+        self.run_rows.observe((elements / self.hidden) as f64);
+    }
+
+    pub(crate) fn stands(&self, load: &Load, ready_rows: u32) {
+        self.running.set(i64::from(load.running));
+        self.waiting.set(i64::from(load.waiting));
+        self.kv_blocks.set(i64::from(load.kv_blocks));
+        self.kv_blocks_free.set(i64::from(load.kv_blocks_free));
+        self.ready_rows.set(i64::from(ready_rows));
+    }
+}

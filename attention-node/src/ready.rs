@@ -1,0 +1,240 @@
+//! Spans that are ready, stage by stage, and which stage runs next: by score, or all together in lockstep.
+
+use std::collections::VecDeque;
+
+use policy::batching::{Batcher, Tuning};
+
+/// The ready spans of every stage and the rule that picks among them.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    /// Span keys with their rows and since when they are ready.
+    stages: Vec<VecDeque<Entry>>,
+    rows: Vec<u32>,
+    schedule: Schedule,
+    rows_max: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    span: usize,
+    rows: usize,
+    since_ns: u64,
+}
+
+#[derive(Debug)]
+enum Schedule {
+    Async(Batcher),
+    Lockstep(Lockstep),
+}
+
+/// Lockstep mode: all spans of a step go through the layers side by side.
+#[derive(Debug, Default)]
+struct Lockstep {
+    /// The running step, or the last one.
+    step: u64,
+    /// The newest step that another node has begun.
+    heard: u64,
+    /// Where the batch stands; none between steps.
+    stage: Option<usize>,
+    /// Spans of the batch that have not left it.
+    batch: usize,
+}
+
+/// What the engine should do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Run the spans that were drained from this stage.
+    Run(usize),
+    /// Lockstep mode: another node runs this step and this one has nothing for it, so its frames
+    /// of all layers are empty.
+    Empty(u64),
+}
+
+// === impl Ready ===
+
+impl Ready {
+    /// Empty queues for `stages` stages, run asynchronously.
+    pub(crate) fn asynchronous(stages: usize, tuning: Tuning) -> Self {
+        let schedule = Schedule::Async(Batcher::new(stages, 1, tuning));
+        Self::new(stages, schedule, tuning.drain_max)
+    }
+
+    /// Empty queues for `stages` stages, run in lockstep with all other attention nodes.
+    pub(crate) fn lockstep(stages: usize) -> Self {
+        Self::new(stages, Schedule::Lockstep(Lockstep::default()), usize::MAX)
+    }
+
+    fn new(stages: usize, schedule: Schedule, rows_max: usize) -> Self {
+        let queues = std::iter::repeat_with(VecDeque::new).take(stages).collect();
+        Self { stages: queues, rows: vec![0; stages], schedule, rows_max }
+    }
+
+    /// Lockstep mode's running step; 0 in asynchronous mode.
+    pub(crate) fn step(&self) -> u64 {
+        match &self.schedule {
+            Schedule::Async(_) => 0,
+            Schedule::Lockstep(lockstep) => lockstep.step,
+        }
+    }
+
+    /// Another node has begun this step.
+    pub(crate) fn hear(&mut self, step: u64) {
+        if let Schedule::Lockstep(lockstep) = &mut self.schedule {
+            lockstep.heard = lockstep.heard.max(step);
+        }
+    }
+
+    /// A span is ready for `stage`.
+    pub(crate) fn push(&mut self, stage: usize, span: usize, rows: usize, now_ns: u64) {
+        self.stages[stage].push_back(Entry { span, rows, since_ns: now_ns });
+        self.note(stage);
+    }
+
+    /// A span is gone: it is cancelled or has to start again.
+    pub(crate) fn remove(&mut self, span: usize) {
+        for stage in 0..self.stages.len() {
+            self.stages[stage].retain(|entry| entry.span != span);
+            self.note(stage);
+        }
+    }
+
+    /// A span has left the batch that it ran with: at the head, or because it is gone.
+    pub(crate) fn left_batch(&mut self) {
+        if let Schedule::Lockstep(lockstep) = &mut self.schedule {
+            lockstep.batch = lockstep.batch.saturating_sub(1);
+            if lockstep.batch == 0 {
+                lockstep.stage = None;
+            }
+        }
+    }
+
+    /// Picks a stage and drains its spans into `spans`.
+    pub(crate) fn pick(&mut self, now_ns: u64, spans: &mut Vec<usize>) -> Option<Turn> {
+        spans.clear();
+        let stage = match &mut self.schedule {
+            Schedule::Async(batcher) => batcher.pick(now_ns)?.stage,
+            Schedule::Lockstep(lockstep) => match lockstep.pick(&self.stages)? {
+                Turn::Run(stage) => stage,
+                empty @ Turn::Empty(_) => return Some(empty),
+            },
+        };
+        let queue = &mut self.stages[stage];
+        let mut rows = 0;
+        while let Some(entry) = queue.front().copied() {
+            if !spans.is_empty() && rows + entry.rows > self.rows_max {
+                break;
+            }
+            rows += entry.rows;
+            spans.push(entry.span);
+            queue.pop_front();
+        }
+        self.note(stage);
+        Some(Turn::Run(stage))
+    }
+
+    fn note(&mut self, stage: usize) {
+        let queue = &self.stages[stage];
+        let rows: usize = queue.iter().map(|entry| entry.rows).sum();
+        self.rows[stage] = u32::try_from(rows).unwrap_or(u32::MAX);
+        if let Schedule::Async(batcher) = &mut self.schedule {
+            let oldest = queue.front().map_or(0, |entry| entry.since_ns);
+            batcher.set(stage, 0, self.rows[stage], oldest);
+        }
+    }
+
+    /// Rows that are ready, over all stages.
+    pub(crate) fn rows(&self) -> u32 {
+        self.rows.iter().sum()
+    }
+}
+
+// === impl Lockstep ===
+
+impl Lockstep {
+    fn pick(&mut self, stages: &[VecDeque<Entry>]) -> Option<Turn> {
+        let Some(stage) = self.stage else { return self.begin(&stages[0]) };
+        // The whole batch has to be back before any of it goes on.
+        let next = (stage + 1..stages.len()).find(|&stage| !stages[stage].is_empty())?;
+        if stages[next].len() < self.batch {
+            return None;
+        }
+        self.stage = Some(next);
+        Some(Turn::Run(next))
+    }
+
+    fn begin(&mut self, first: &VecDeque<Entry>) -> Option<Turn> {
+        if !first.is_empty() {
+            self.step += 1;
+            self.batch = first.len();
+            self.stage = Some(0);
+            return Some(Turn::Run(0));
+        }
+        if self.heard > self.step {
+            self.step = self.heard;
+            return Some(Turn::Empty(self.step));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drained(ready: &mut Ready) -> (Option<Turn>, Vec<usize>) {
+        let mut spans = Vec::new();
+        let turn = ready.pick(0, &mut spans);
+        (turn, spans)
+    }
+
+    #[test]
+    fn async_takes_the_best_stage_up_to_the_cap() {
+        let tuning = Tuning { drain_max: 4, ..Tuning::default() };
+        let mut ready = Ready::asynchronous(3, tuning);
+        ready.push(1, 10, 3, 0);
+        ready.push(1, 11, 1, 0);
+        ready.push(1, 12, 1, 0);
+        ready.push(2, 13, 9, 0);
+        assert_eq!(ready.rows(), 14);
+        assert_eq!(drained(&mut ready), (Some(Turn::Run(1)), vec![10, 11]), "5 + 0.8·9 beats 9");
+        assert_eq!(drained(&mut ready), (Some(Turn::Run(2)), vec![13]), "one span always fits");
+        ready.remove(12);
+        assert_eq!(drained(&mut ready), (None, vec![]));
+    }
+
+    #[test]
+    fn lockstep_waits_for_the_whole_batch() {
+        let mut ready = Ready::lockstep(3);
+        ready.push(0, 1, 1, 0);
+        ready.push(0, 2, 4, 0);
+        assert_eq!(drained(&mut ready), (Some(Turn::Run(0)), vec![1, 2]));
+        assert_eq!(ready.step(), 1);
+        ready.push(0, 3, 1, 0);
+        ready.push(1, 2, 4, 0);
+        assert_eq!(drained(&mut ready).0, None, "span 1 is not back, span 3 came too late");
+        ready.push(1, 1, 1, 0);
+        assert_eq!(drained(&mut ready), (Some(Turn::Run(1)), vec![2, 1]));
+        ready.push(2, 1, 1, 0);
+        ready.left_batch();
+        assert_eq!(drained(&mut ready), (Some(Turn::Run(2)), vec![1]), "span 2 was cancelled");
+        ready.left_batch();
+        assert_eq!(drained(&mut ready), (Some(Turn::Run(0)), vec![3]));
+        assert_eq!(ready.step(), 2);
+    }
+
+    #[test]
+    fn lockstep_keeps_step_with_nodes_that_have_work() {
+        let mut ready = Ready::lockstep(2);
+        assert_eq!(drained(&mut ready).0, None);
+        ready.hear(5);
+        assert_eq!(drained(&mut ready).0, Some(Turn::Empty(5)));
+        assert_eq!(drained(&mut ready).0, None, "once per step");
+        ready.push(0, 1, 1, 0);
+        assert_eq!(drained(&mut ready).0, Some(Turn::Run(0)));
+        assert_eq!(ready.step(), 6);
+        ready.hear(7);
+        assert_eq!(drained(&mut ready).0, None, "not in the middle of a step");
+        ready.left_batch();
+        assert_eq!(drained(&mut ready).0, Some(Turn::Empty(7)));
+    }
+}

@@ -1,0 +1,120 @@
+//! A sequence on this node: its tokens, its KV blocks and how its next token is drawn.
+
+use domain::{FinishReason, SamplingParams, SequenceRequest, TokenLogprobs, TokenOutput};
+use model::{ModelSpec, Sampled, SamplingSpec, TokenCounts};
+use tokio::sync::mpsc;
+
+use crate::engine::SubmissionId;
+
+/// One sequence, waiting or running.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SubmissionId,
+    /// Names it in logs.
+    pub(crate) name: String,
+    /// Prompt and generated tokens.
+    pub(crate) tokens: Vec<u32>,
+    /// Tokens of `tokens` whose keys and values are in the cache.
+    pub(crate) cached: usize,
+    /// Its KV blocks, in order.
+    pub(crate) blocks: Vec<u32>,
+    /// Its span's key while it runs.
+    pub(crate) span: Option<usize>,
+    /// When it was admitted last; the youngest gives way first.
+    pub(crate) admitted: u64,
+    params: SamplingParams,
+    prompt_len: usize,
+    spec: SamplingSpec,
+    counts: TokenCounts,
+    /// Tokens that end it.
+    ends: Vec<u32>,
+    outputs: mpsc::Sender<TokenOutput>,
+}
+
+// === impl Sequence ===
+
+impl Sequence {
+    /// A sequence that waits. `outputs` has room for all its tokens.
+    pub(crate) fn new(
+        id: SubmissionId,
+        request: SequenceRequest,
+        model: &ModelSpec,
+        outputs: mpsc::Sender<TokenOutput>,
+    ) -> Self {
+        let prompt_len = request.prompt_len as usize;
+        let (prompt, generated) = request.tokens.split_at(prompt_len);
+        let mut counts = TokenCounts::new(prompt);
+        generated.iter().for_each(|&token| counts.record(token));
+        let params = request.sampling;
+        let mut ends = params.stop_tokens.clone();
+        if !params.ignore_eos {
+            ends.extend_from_slice(&model.eos);
+        }
+        Self {
+            id,
+            name: request.id,
+            tokens: request.tokens,
+            cached: 0,
+            blocks: Vec::new(),
+            span: None,
+            admitted: 0,
+            spec: sampling_spec(&params),
+            params,
+            prompt_len,
+            counts,
+            ends,
+            outputs,
+        }
+    }
+
+    /// How the next token is drawn.
+    pub(crate) fn draw(&self) -> model::Draw<'_> {
+        let early = self.generated() < self.params.tokens_min as usize;
+        model::Draw {
+            spec: &self.spec,
+            counts: &self.counts,
+            banned: if early { &self.ends } else { &[] },
+            position: self.tokens.len() as u64,
+        }
+    }
+
+    /// Appends a drawn token and tells whoever waits; whether the sequence goes on.
+    ///
+    /// `positions_max` is the longest sequence that fits here.
+    pub(crate) fn append(&mut self, sampled: Sampled, positions_max: usize) -> bool {
+        let token = sampled.token;
+        self.tokens.push(token);
+        self.counts.record(token);
+        let finish = if self.ends.contains(&token) {
+            Some(FinishReason::Stop)
+        } else if self.generated() >= self.params.tokens_max as usize
+            || self.tokens.len() >= positions_max
+        {
+            Some(FinishReason::Length)
+        } else {
+            None
+        };
+        let logprobs = sampled.logprob.map(|logprob| TokenLogprobs { logprob, top: sampled.top });
+        let told = self.outputs.try_send(TokenOutput { token, logprobs, finish });
+        finish.is_none() && told.is_ok()
+    }
+
+    fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+}
+
+fn sampling_spec(params: &SamplingParams) -> SamplingSpec {
+    SamplingSpec {
+        temperature: params.temperature,
+        top_k: params.top_k as usize,
+        top_p: params.top_p,
+        min_p: params.min_p,
+        repetition_penalty: params.repetition_penalty,
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        logit_bias: params.logit_bias.clone(),
+        seed: params.seed,
+        logprobs: params.logprobs.map(|alternatives| alternatives as usize),
+    }
+}

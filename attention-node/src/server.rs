@@ -1,0 +1,135 @@
+//! The door for gateways: turns `Sequences.Run` calls into commands, and drawn tokens into answers.
+
+use std::{
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll},
+};
+
+use domain::{SequenceRequest, TokenOutput};
+use futures::Stream;
+use proto::{
+    Invalid,
+    internal::{self as wire, sequences_server::Sequences},
+};
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Request, Response, Status};
+use transport::mailbox::{Rejected, Sender};
+
+use crate::engine::{Command, Refusal, Submission, SubmissionId};
+
+/// Tokens that one answer message carries at most.
+const TOKENS_PER_MESSAGE: usize = 64;
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct Door {
+    commands: Sender<Command>,
+    next: AtomicU64,
+    vocab: u32,
+    positions_max: usize,
+}
+
+/// The tokens of one sequence; dropping it cancels the sequence.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    id: SubmissionId,
+    outputs: mpsc::Receiver<TokenOutput>,
+    received: Vec<TokenOutput>,
+    finished: bool,
+    commands: Sender<Command>,
+}
+
+// === impl Door ===
+
+impl Door {
+    /// A door to the engine behind `commands`, for prompts of tokens below `vocab` and sequences of
+    /// at most `positions_max` tokens.
+    pub(crate) fn new(commands: Sender<Command>, vocab: u32, positions_max: usize) -> Self {
+        Self { commands, next: AtomicU64::new(0), vocab, positions_max }
+    }
+
+    fn check(&self, request: &SequenceRequest) -> Result<(), Invalid> {
+        if let Some(token) = request.tokens.iter().find(|&&token| token >= self.vocab) {
+            let problem = format!("hold token {token}, the vocabulary has {}", self.vocab);
+            return Err(Invalid::new("tokens", problem));
+        }
+        let (count, max) = (request.tokens.len(), self.positions_max);
+        if count >= max {
+            let problem = format!("are {count}, this node has room for sequences below {max}");
+            return Err(Invalid::new("tokens", problem));
+        }
+        Ok(())
+    }
+
+    /// Tokens the sequence may get at most: what its channel needs room for.
+    fn outputs_max(&self, request: &SequenceRequest) -> usize {
+        let room = self.positions_max - request.tokens.len();
+        room.min(request.sampling.tokens_max as usize).max(1)
+    }
+}
+
+#[tonic::async_trait]
+impl Sequences for Door {
+    type RunStream = Tokens;
+
+    async fn run(
+        &self,
+        request: Request<wire::SequenceRequest>,
+    ) -> Result<Response<Tokens>, Status> {
+        let request = SequenceRequest::try_from(request.into_inner())?;
+        self.check(&request)?;
+        let (sender, outputs) = mpsc::channel(self.outputs_max(&request));
+        let (answer, answered) = oneshot::channel();
+        let id = SubmissionId(self.next.fetch_add(1, Ordering::Relaxed));
+        let submission = Box::new(Submission { id, request, outputs: sender, answer });
+        self.commands.try_send(Command::Submit(submission)).map_err(|rejected| match rejected {
+            Rejected::Full(_) => Status::resource_exhausted("the node's mailbox is full"),
+            Rejected::Closed(_) => Status::unavailable("the node has stopped"),
+        })?;
+        // From here on a caller that goes away cancels the sequence.
+        let commands = self.commands.clone();
+        let tokens = Tokens { id, outputs, received: Vec::new(), finished: false, commands };
+        match answered.await {
+            Ok(Ok(())) => Ok(Response::new(tokens)),
+            Ok(Err(Refusal::Full)) => {
+                Err(Status::resource_exhausted("as many sequences wait on this node as may"))
+            }
+            Ok(Err(Refusal::Draining)) => Err(Status::unavailable("the node is being stopped")),
+            Err(_) => Err(Status::unavailable("the node has stopped")),
+        }
+    }
+}
+
+// === impl Tokens ===
+
+impl Stream for Tokens {
+    type Item = Result<wire::SequenceOutput, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.finished {
+            return Poll::Ready(None);
+        }
+        let Self { outputs, received, .. } = &mut *self;
+        let count = std::task::ready!(outputs.poll_recv_many(cx, received, TOKENS_PER_MESSAGE));
+        if count == 0 {
+            self.finished = true;
+            let lost = Status::unavailable("the node stopped before the sequence ended");
+            return Poll::Ready(Some(Err(lost)));
+        }
+        self.finished = self.received.iter().any(|token| token.finish.is_some());
+        let tokens = self.received.drain(..).map(Into::into).collect();
+        Poll::Ready(Some(Ok(wire::SequenceOutput { tokens })))
+    }
+}
+
+impl Drop for Tokens {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // A full mailbox is no loss: the engine ends a sequence that nobody listens to at its next
+        // token.
+        let _ = self.commands.try_send(Command::Cancel(self.id));
+    }
+}

@@ -1,0 +1,55 @@
+//! An expert node's configuration, section by section.
+
+use model::CpuOptions;
+use node::config::{ClusterConfig, LinksConfig, ModelConfig, Schedule};
+use policy::batching::Tuning;
+use serde::Deserialize;
+
+/// Everything but `[admin]`, `[telemetry]` and `[shutdown]`, which every process has.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[node]`.
+    pub node: NodeConfig,
+    /// `[cluster]`.
+    pub cluster: ClusterConfig,
+    /// `[model]`.
+    pub model: ModelConfig,
+    /// `[device]`: the processor that computes.
+    #[serde(default)]
+    pub device: CpuOptions,
+    /// `[batching]`: which queue runs next.
+    #[serde(default)]
+    pub batching: Tuning,
+    /// `[links]`.
+    #[serde(default)]
+    pub links: LinksConfig,
+}
+
+/// Section `[node]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Unique in the cluster; a restarted node with the same name is the same node.
+    pub name: String,
+    /// Where attention nodes link up: `host:port` (port 0: any), or `memory:NAME` inside a process.
+    pub listen: String,
+    /// Where attention nodes reach this node; as `listen` if absent.
+    pub advertise: Option<String>,
+    /// When a layer may run.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Experts this node has room for, over all layers; all of the model's if absent.
+    pub expert_slots: Option<u32>,
+}
+
+impl chassis::role::RoleConfig for Config {
+    fn check(&self) -> Result<(), String> {
+        self.batching.check().map_err(|error| format!("section `batching`: {error}"))?;
+        self.cluster.check()?;
+        if self.node.expert_slots == Some(0) {
+            return Err("key `node.expert_slots` is 0, expected at least 1".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,346 @@
+//! The expert node's loop: receive → load → pick → run → publish, one launch per turn.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+use chassis::{
+    Readiness, Shutdown,
+    engine::{Engine, Step},
+};
+use domain::{ClusterView, Epoch, Health, Layer, Load, NodeId};
+use policy::batching::{Batcher, Tuning};
+use proto::{
+    control::Beat,
+    frame::{Dispatch, Frame, Ticket},
+};
+use tokio::sync::watch;
+use transport::{
+    link::{LinkEvent, LinkEventKind, LinkSender, Permit, Refused},
+    mailbox::Mailbox,
+};
+
+use crate::{
+    barrier::Barrier, launch::Launch, metrics::Metrics, queues::MicroQueues, shard::Shard,
+};
+
+/// When a layer may run.
+#[derive(Debug)]
+pub(crate) enum Schedule {
+    /// As soon as it is worth most.
+    Async(Batcher),
+    /// When every attention node's frame for it is there.
+    Lockstep(Barrier),
+}
+
+/// What the engine is joined to.
+#[derive(Debug)]
+pub(crate) struct Joints {
+    pub(crate) inbox: Mailbox<LinkEvent>,
+    pub(crate) views: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) beats: watch::Sender<Beat>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) readiness: Readiness,
+    pub(crate) metrics: Metrics,
+}
+
+/// Everything the thread of an expert node owns.
+#[derive(Debug)]
+pub(crate) struct ExpertEngine {
+    joints: Joints,
+    shard: Shard,
+    queues: MicroQueues,
+    schedule: Schedule,
+    launch: Launch,
+    /// The attention nodes that are linked, with the frames their links had no credit for.
+    peers: BTreeMap<NodeId, Peer>,
+    row_bytes: usize,
+    drain_max: usize,
+    began: Instant,
+    seen_view: bool,
+}
+
+#[derive(Debug)]
+struct Peer {
+    link: LinkSender,
+    /// Bounded by what the peer dispatched: its own credit bounds that.
+    outbox: VecDeque<Frame>,
+}
+
+// === impl Schedule ===
+
+impl Schedule {
+    pub(crate) fn asynchronous(layers: u16, tuning: Tuning) -> Self {
+        Self::Async(Batcher::new(usize::from(layers), 1, tuning))
+    }
+
+    pub(crate) fn lockstep() -> Self {
+        Self::Lockstep(Barrier::default())
+    }
+}
+
+// === impl ExpertEngine ===
+
+impl Engine for ExpertEngine {
+    fn step(&mut self) -> Step {
+        let received = self.receive();
+        self.empty_outboxes();
+        let worked = self.load() | self.run();
+        self.report();
+        if worked || received {
+            Step::Worked
+        } else if self.is_drained() {
+            Step::Finished
+        } else {
+            Step::Idle { wake_at: None }
+        }
+    }
+}
+
+impl ExpertEngine {
+    pub(crate) fn new(shard: Shard, schedule: Schedule, drain_max: usize, joints: Joints) -> Self {
+        let spec = shard.half().spec();
+        let (layers, experts) = (spec.layers.len(), spec.moe.experts);
+        let row_bytes = shard.half().cpu().compute().row_bytes(spec.hidden);
+        Self {
+            joints,
+            shard,
+            queues: MicroQueues::new(layers, experts),
+            schedule,
+            launch: Launch::default(),
+            peers: BTreeMap::new(),
+            row_bytes,
+            drain_max,
+            began: Instant::now(),
+            seen_view: false,
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    // --- receive ---
+
+    fn receive(&mut self) -> bool {
+        let mut received = false;
+        if !self.seen_view || self.joints.views.has_changed().unwrap_or(false) {
+            self.seen_view = true;
+            received = true;
+            let view = Arc::clone(&self.joints.views.borrow_and_update());
+            self.shard.follow(&view);
+        }
+        while let Some(event) = self.joints.inbox.try_recv() {
+            received = true;
+            self.on_link_event(event);
+        }
+        received
+    }
+
+    fn on_link_event(&mut self, event: LinkEvent) {
+        let peer = event.peer;
+        match event.kind {
+            LinkEventKind::Up(link) => self.on_up(peer, link),
+            LinkEventKind::Down(down) => {
+                tracing::info!(%peer, reason = down.reason(), "link to attention node is down");
+                self.on_down(peer);
+            }
+            LinkEventKind::Frame(Frame::Dispatch(dispatch), permit) => {
+                self.on_dispatch(peer, dispatch, permit);
+            }
+            LinkEventKind::Frame(Frame::Cancel(tickets), _) => {
+                let cancelled = self.queues.cancel(peer, &tickets);
+                self.joints.metrics.pairs_cancelled.inc_by(u64::from(cancelled));
+                self.note_all_layers();
+            }
+            LinkEventKind::Frame(frame, _) => {
+                tracing::warn!(%peer, ?frame, "an attention node sent what only expert nodes send");
+            }
+        }
+    }
+
+    fn on_up(&mut self, peer: NodeId, link: LinkSender) {
+        tracing::info!(%peer, "link to attention node is up");
+        self.peers.insert(peer, Peer { link, outbox: VecDeque::new() });
+        if let Schedule::Lockstep(barrier) = &mut self.schedule
+            && let Some(step) = barrier.join(peer)
+        {
+            self.send(peer, Frame::Barrier { step });
+        }
+    }
+
+    fn on_down(&mut self, peer: NodeId) {
+        self.peers.remove(&peer);
+        let forgotten = self.queues.forget(peer);
+        self.joints.metrics.pairs_cancelled.inc_by(u64::from(forgotten));
+        if let Schedule::Lockstep(barrier) = &mut self.schedule {
+            barrier.leave(peer);
+        }
+        self.note_all_layers();
+    }
+
+    fn on_dispatch(&mut self, peer: NodeId, mut dispatch: Dispatch, permit: Permit) {
+        let (step, layer) = (dispatch.step, dispatch.layer);
+        self.reject_absent(peer, &mut dispatch);
+        let now = self.now_ns();
+        self.queues.push(peer, dispatch, self.row_bytes, permit, now);
+        self.note(layer);
+        if let Schedule::Lockstep(barrier) = &mut self.schedule {
+            for idle in barrier.arrive(peer, step, layer) {
+                self.send(idle, Frame::Barrier { step });
+            }
+        }
+    }
+
+    /// Takes out the pairs that cannot be run here and tells their sender.
+    fn reject_absent(&mut self, peer: NodeId, dispatch: &mut Dispatch) {
+        let served = self.shard.serves(dispatch.epoch);
+        let (layer, half) = (dispatch.layer, self.shard.half());
+        let mut rejected: Vec<Ticket> = Vec::new();
+        dispatch.pairs.retain(|pair| {
+            let runs = served && half.holds(layer, pair.expert);
+            if !runs {
+                rejected.push(pair.ticket);
+            }
+            runs
+        });
+        if rejected.is_empty() {
+            return;
+        }
+        let (pairs, epoch) = (rejected.len(), dispatch.epoch);
+        tracing::debug!(%peer, %layer, %epoch, pairs, "rejected pairs of experts not held here");
+        self.joints.metrics.pairs_rejected.inc_by(pairs as u64);
+        rejected.dedup();
+        self.send(peer, Frame::Reject(rejected));
+    }
+
+    // --- load ---
+
+    fn load(&mut self) -> bool {
+        match self.shard.load_next() {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::error!(%error, "an expert cannot be loaded");
+                true
+            }
+        }
+    }
+
+    // --- pick and run ---
+
+    fn run(&mut self) -> bool {
+        let Some(layer) = self.pick() else { return false };
+        let lockstep = matches!(self.schedule, Schedule::Lockstep(_));
+        let pairs_max = if lockstep { usize::MAX } else { self.drain_max };
+        let began = Instant::now();
+        let launch = &mut self.launch;
+        self.queues
+            .drain(layer, pairs_max, self.row_bytes, |expert, pair| launch.add(expert, pair));
+        let (pairs, experts) = (launch.pairs(), launch.experts());
+        if pairs > 0 {
+            self.compute(layer);
+            self.joints.metrics.ran(pairs, experts, began.elapsed());
+        }
+        self.note(layer);
+        true
+    }
+
+    fn pick(&mut self) -> Option<Layer> {
+        let now = self.now_ns();
+        match &mut self.schedule {
+            Schedule::Async(batcher) => {
+                let pick = batcher.pick(now)?;
+                Some(Layer(u16::try_from(pick.stage).ok()?))
+            }
+            Schedule::Lockstep(barrier) => barrier.pass(),
+        }
+    }
+
+    fn compute(&mut self, layer: Layer) {
+        let mut frames = Vec::with_capacity(self.peers.len());
+        let publish = |peer, frame| frames.push((peer, frame));
+        let outcome = self.launch.run(layer, &self.shard, self.row_bytes, publish);
+        if let Err(error) = outcome {
+            // Pairs are checked when they arrive and experts leave only after their epoch is over.
+            tracing::error!(%error, %layer, "a run was dropped");
+        }
+        for (peer, frame) in frames {
+            self.send(peer, frame);
+        }
+    }
+
+    // --- publish ---
+
+    fn send(&mut self, peer: NodeId, frame: Frame) {
+        let Some(peer) = self.peers.get_mut(&peer) else { return };
+        peer.outbox.push_back(frame);
+        peer.empty_outbox();
+    }
+
+    fn empty_outboxes(&mut self) {
+        self.peers.values_mut().for_each(Peer::empty_outbox);
+    }
+
+    /// Tells the batcher how a layer stands.
+    fn note(&mut self, layer: Layer) {
+        if let Schedule::Async(batcher) = &mut self.schedule {
+            let pairs = self.queues.pairs(layer.index());
+            let oldest = self.queues.oldest_ns(layer.index()).unwrap_or_default();
+            batcher.set(layer.index(), 0, pairs, oldest);
+        }
+    }
+
+    fn note_all_layers(&mut self) {
+        for layer in 0..self.shard.half().spec().shape().layers {
+            self.note(Layer(layer));
+        }
+    }
+
+    fn report(&mut self) {
+        let ready = self.shard.ready();
+        let health = if self.joints.shutdown.is_requested() {
+            Health::Draining
+        } else if ready == Epoch(0) {
+            Health::Joining
+        } else {
+            Health::Ready
+        };
+        self.joints.readiness.set(crate::EXPERTS_LOADED, health == Health::Ready);
+        let queued_pairs = self.queues.pairs_total();
+        self.joints.metrics.stands(queued_pairs, self.shard.half());
+        self.joints.beats.send_if_modified(|beat| {
+            let load = Load { queued_pairs, ..Load::default() };
+            let changed = beat.health != health || beat.epoch_ready != ready;
+            *beat = Beat { health, load, epoch_ready: ready };
+            changed
+        });
+    }
+
+    /// After a stop was asked for: nothing waits here, and no attention node needs this one.
+    fn is_drained(&self) -> bool {
+        self.joints.shutdown.is_requested() && self.peers.is_empty()
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    fn empty_outbox(&mut self) {
+        while let Some(frame) = self.outbox.pop_front() {
+            match self.link.try_send(frame) {
+                Ok(()) => {}
+                Err(Refused::NoCredit(frame)) => {
+                    self.outbox.push_front(frame);
+                    return;
+                }
+                // Its Down is on its way, and the sender dispatches again elsewhere.
+                Err(Refused::Closed(_)) => self.outbox.clear(),
+                Err(error @ Refused::TooLarge { .. }) => {
+                    tracing::error!(%error, "results cannot be sent: raise frame_bytes_max");
+                }
+            }
+        }
+    }
+}

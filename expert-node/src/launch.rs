@@ -1,0 +1,135 @@
+//! One run of the experts: takes pairs from the queues, computes them, and sorts the results by sender.
+
+use bytes::{Bytes, BytesMut};
+use domain::{Expert, Layer, NodeId};
+use model::{ExpertWork, FfnRow, ModelError};
+use proto::frame::{Done, Frame, Output};
+
+use crate::{queues::Taken, shard::Shard};
+
+/// The pairs of one run, in the order they were taken: expert by expert.
+///
+/// Kept from run to run, so that a warm engine allocates per run and not per pair.
+#[derive(Debug, Default)]
+pub(crate) struct Launch {
+    pairs: Vec<Taken>,
+    /// Each expert with the end of its pairs.
+    experts: Vec<(Expert, usize)>,
+    /// Output row of each pair: results of one sender lie together.
+    outputs: Vec<usize>,
+    /// Each sender with the end of its output rows, ascending.
+    senders: Vec<(NodeId, usize)>,
+}
+
+// === impl Launch ===
+
+impl Launch {
+    /// Adds a pair; pairs of one expert must follow each other.
+    pub(crate) fn add(&mut self, expert: Expert, pair: Taken) {
+        self.pairs.push(pair);
+        let end = self.pairs.len();
+        match self.experts.last_mut() {
+            Some(last) if last.0 == expert => last.1 = end,
+            _ => self.experts.push((expert, end)),
+        }
+    }
+
+    /// Pairs in the run.
+    pub(crate) fn pairs(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// Experts in the run.
+    pub(crate) fn experts(&self) -> usize {
+        self.experts.len()
+    }
+
+    /// Computes the run and gives one frame per sender to `publish`. The launch is empty afterwards.
+    ///
+    /// # Errors
+    /// An expert is not resident; nothing was computed.
+    pub(crate) fn run(
+        &mut self,
+        layer: Layer,
+        shard: &Shard,
+        row_bytes: usize,
+        publish: impl FnMut(NodeId, Frame),
+    ) -> Result<(), ModelError> {
+        self.place();
+        let mut out = BytesMut::zeroed(self.pairs.len() * row_bytes);
+        let outcome = self.compute(layer, shard, &mut out);
+        if outcome.is_ok() {
+            self.sort(layer, out.freeze(), row_bytes, publish);
+        }
+        self.pairs.clear();
+        self.experts.clear();
+        outcome
+    }
+
+    /// Gives every pair its output row: senders ascending, pairs of a sender in order.
+    fn place(&mut self) {
+        self.senders.clear();
+        for pair in &self.pairs {
+            match self.senders.binary_search_by_key(&pair.peer, |&(peer, _)| peer) {
+                Ok(at) => self.senders[at].1 += 1,
+                Err(at) => self.senders.insert(at, (pair.peer, 1)),
+            }
+        }
+        let mut begin = 0;
+        for (_, count) in &mut self.senders {
+            let end = begin + *count;
+            *count = begin;
+            begin = end;
+        }
+        self.outputs.clear();
+        for pair in &self.pairs {
+            if let Ok(at) = self.senders.binary_search_by_key(&pair.peer, |&(peer, _)| peer) {
+                self.outputs.push(self.senders[at].1);
+                self.senders[at].1 += 1;
+            }
+        }
+    }
+
+    fn compute(&self, layer: Layer, shard: &Shard, out: &mut [u8]) -> Result<(), ModelError> {
+        let rows: Vec<FfnRow<'_>> = self
+            .pairs
+            .iter()
+            .zip(&self.outputs)
+            .map(|(pair, &output)| FfnRow { input: &pair.row, weight: pair.weight, output })
+            .collect();
+        let mut begin = 0;
+        let mut work = Vec::with_capacity(self.experts.len());
+        for &(expert, end) in &self.experts {
+            work.push(ExpertWork { expert, rows: &rows[begin..end] });
+            begin = end;
+        }
+        shard.half().run(layer, &work, out)
+    }
+
+    fn sort(
+        &self,
+        layer: Layer,
+        mut rows: Bytes,
+        row_bytes: usize,
+        mut publish: impl FnMut(NodeId, Frame),
+    ) {
+        let mut order: Vec<usize> = vec![0; self.pairs.len()];
+        for (pair, &output) in self.outputs.iter().enumerate() {
+            order[output] = pair;
+        }
+        let mut begin = 0;
+        for &(peer, end) in &self.senders {
+            let results = order[begin..end]
+                .iter()
+                .map(|&pair| Done { ticket: self.pairs[pair].ticket, rank: self.pairs[pair].rank });
+            let output = Output {
+                step: self.pairs[order[begin]].step,
+                layer,
+                results: results.collect(),
+                rows: rows.split_to((end - begin) * row_bytes),
+            };
+            publish(peer, Frame::Output(output));
+            begin = end;
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Sections of configuration that attention nodes and expert nodes both have.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// When a layer may run. Equal on all nodes of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Whenever it is worth running; every token goes on alone.
+    #[default]
+    Async,
+    /// All sequences of all attention nodes go through the layers side by side: ordinary expert
+    /// parallelism, and the baseline.
+    Lockstep,
+}
+
+/// Section `[cluster]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Addresses of the coordinators, tried in turn.
+    pub coordinators: Vec<String>,
+}
+
+/// Section `[model]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Folder of the checkpoint, in Hugging Face's layout. A node reads only its own tensors.
+    pub path: PathBuf,
+}
+
+/// Section `[links]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LinksConfig {
+    /// Bytes of rows that each peer may have in flight towards this node.
+    pub credit_bytes: u64,
+    /// Largest frame; the same on all nodes.
+    pub frame_bytes_max: usize,
+}
+
+// === impl ClusterConfig ===
+
+impl ClusterConfig {
+    /// Checks what the type alone does not say.
+    ///
+    /// # Errors
+    /// One sentence that names the key and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        if self.coordinators.is_empty() {
+            return Err("key `cluster.coordinators` is empty, expected an address".to_owned());
+        }
+        Ok(())
+    }
+}
+
+// === impl LinksConfig ===
+
+impl Default for LinksConfig {
+    fn default() -> Self {
+        Self { credit_bytes: 64 << 20, frame_bytes_max: 64 << 20 }
+    }
+}

@@ -1,0 +1,111 @@
+//! A node's place in its cluster: registered under a name, numbered by the coordinator, told of every view.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use domain::{ClusterView, Epoch, Health, Load, ModelShape, Role};
+use model::Compute;
+use proto::{
+    control::{Beat, Registration},
+    frame::Limits,
+};
+use tokio::{sync::watch, task::JoinHandle};
+use transport::{
+    control::{ControlClient, ControlSettings},
+    link::{Identity, LinkSettings},
+};
+
+use crate::{Site, config::LinksConfig};
+
+/// What a node says of itself when it joins.
+#[derive(Clone, Debug)]
+pub struct Newcomer {
+    /// Unique in the cluster.
+    pub name: String,
+    /// What it does.
+    pub role: Role,
+    /// Where peers reach it.
+    pub address: String,
+    /// Weights and numerics.
+    pub model_fingerprint: String,
+    /// The model's sizes.
+    pub shape: ModelShape,
+    /// Experts it has room for; 0 for an attention node.
+    pub expert_slots: u32,
+}
+
+/// A node that is a member. Dropping it ends the session with the coordinator.
+#[derive(Debug)]
+pub struct Membership {
+    /// This node to its peers.
+    pub identity: Identity,
+    /// What it reports at every heartbeat.
+    pub beats: watch::Sender<Beat>,
+    /// The coordinator's last view.
+    pub views: watch::Receiver<Arc<ClusterView>>,
+    _control: ControlClient,
+    waker: JoinHandle<()>,
+}
+
+impl Membership {
+    /// Registers with a coordinator and waits until it has numbered the node. None if a stop was
+    /// asked for meanwhile. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A coordinator's address cannot be used.
+    pub async fn join(
+        newcomer: Newcomer,
+        coordinators: &[String],
+        site: &Site,
+    ) -> Result<Option<Self>> {
+        let (beats, beats_seen) = watch::channel(Beat {
+            health: Health::Joining,
+            load: Load::default(),
+            epoch_ready: Epoch::default(),
+        });
+        let model_fingerprint = newcomer.model_fingerprint.clone();
+        let registration = Registration {
+            name: newcomer.name,
+            role: newcomer.role,
+            address: newcomer.address,
+            model_fingerprint: newcomer.model_fingerprint,
+            shape: Some(newcomer.shape),
+            expert_slots: newcomer.expert_slots,
+            epoch: Epoch::default(),
+        };
+        let settings = ControlSettings::new(coordinators.to_vec());
+        let control = ControlClient::start(settings, registration, beats_seen, site.hub.clone())?;
+        let mut welcome = control.welcome();
+        let node = tokio::select! {
+            welcome = welcome.wait_for(Option::is_some) => welcome?.map(|welcome| welcome.node_id),
+            () = site.process.shutdown.requested() => None,
+        };
+        let Some(node) = node else { return Ok(None) };
+        let views = control.view();
+        let waker = tokio::spawn(site.clone().wake_on_news(views.clone()));
+        let identity = Identity { node, model_fingerprint };
+        Ok(Some(Self { identity, beats, views, _control: control, waker }))
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.waker.abort();
+    }
+}
+
+/// Settings of a node's links for a model of `shape` computed in `compute`.
+#[must_use]
+pub fn link_settings(shape: &ModelShape, compute: Compute, config: &LinksConfig) -> LinkSettings {
+    let limits = Limits {
+        row_bytes: compute.row_bytes(shape.hidden as usize),
+        layers: shape.layers,
+        experts: shape.experts,
+        top_k: shape.top_k,
+    };
+    LinkSettings {
+        credit_bytes: config.credit_bytes,
+        frame_bytes_max: config.frame_bytes_max,
+        ..LinkSettings::new(limits)
+    }
+}
