@@ -1,13 +1,20 @@
 //! The programs that the gate needs beside cargo, and how a Debian machine gets them.
 
-use std::{env, process::Command};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::root;
 
-/// Program → Debian package: etcd is the state store of a cluster, promtool judges our metrics.
-const PACKAGES: [(&str, &str); 2] = [("etcd", "etcd-server"), ("promtool", "prometheus")];
+/// How to see that something is there → the Debian package that brings it: etcd is the state store
+/// of a cluster, promtool judges our metrics, Python's packages are real clients of our APIs, and a C++
+/// compiler builds the emulated GPU that runs the CUDA kernels.
+const PACKAGES: [(&str, &str); 4] = [
+    ("command -v etcd", "etcd-server"),
+    ("command -v promtool", "prometheus"),
+    ("command -v c++", "g++"),
+    ("python3 -c 'import ensurepip, venv'", "python3-venv"),
+];
 
 /// Programs that are crates. Built without optimisation: they run for seconds, and optimising takes minutes.
 const CRATES: [&str; 2] = ["cargo-nextest", "cargo-deny"];
@@ -16,7 +23,7 @@ const CRATES: [&str; 2] = ["cargo-nextest", "cargo-deny"];
 pub fn install_missing() -> Result<()> {
     let packages: Vec<_> = PACKAGES
         .into_iter()
-        .filter(|(program, _)| !installed(program))
+        .filter(|(probe, _)| !succeeds(probe))
         .map(|(_, package)| package)
         .collect();
     if !packages.is_empty() {
@@ -25,19 +32,20 @@ pub fn install_missing() -> Result<()> {
             .and_then(|()| apt_get(&format!("install -qy --no-install-recommends {packages}")))
             .with_context(|| format!("the tests need the Debian packages {packages}"))?;
     }
-    for name in CRATES.into_iter().filter(|name| !installed(name)) {
+    for name in CRATES.into_iter().filter(|name| !succeeds(&format!("command -v {name}"))) {
         shell(&format!("cargo install --locked --debug {name}"))?;
     }
     Ok(())
 }
 
-fn installed(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| folder.join(program).is_file())
+fn succeeds(probe: &str) -> bool {
+    let mut command = Command::new("sh");
+    command.args(["-c", probe]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 fn apt_get(arguments: &str) -> Result<()> {
-    let sudo = if installed("sudo") { "sudo " } else { "" };
+    let sudo = if succeeds("command -v sudo") { "sudo " } else { "" };
     shell(&format!("{sudo}env DEBIAN_FRONTEND=noninteractive apt-get {arguments}"))
 }
 
