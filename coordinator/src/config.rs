@@ -167,3 +167,67 @@ fn at_least(key: &'static str, found: u64, least: u64) -> Result<(), ConfigError
     }
     Err(ConfigError { key, found: found.to_string(), expected: format!("at least {least}") })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Config, StoreConfig};
+
+    #[test]
+    fn the_example_says_what_is_the_default() {
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples/coordinator.toml");
+        let (_, config) = chassis::role::load::<Config>(Some(&path)).unwrap();
+        assert_eq!(config, Config::default());
+    }
+
+    fn read(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        let loaded = chassis::role::load::<Config>(Some(&path));
+        let (_, config) = loaded.map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn stores_are_told_apart_by_their_kind() {
+        let etcd = read("[store]\nkind = \"etcd\"\nendpoints = [\"http://h:1\"]").unwrap().store;
+        let expected = StoreConfig::Etcd {
+            endpoints: vec!["http://h:1".to_owned()],
+            prefix: "amoe/".to_owned(),
+            timeout_ms: 2_000,
+        };
+        assert_eq!(etcd, expected);
+        for wrong in [
+            "[store]\nkind = \"file\"",
+            "[store]\nkind = \"embedded\"",
+            "[store]\nkind = \"embedded\"\npath = \"x\"\npth = \"x\"",
+            "[cluster]\nlease = 5",
+        ] {
+            read(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn senseless_values_are_refused_with_key_and_expectation() {
+        for (text, expected) in [
+            (
+                "[cluster]\nheartbeat_ms = 500\nlease_ms = 1000",
+                "key `cluster.lease_ms` is 1000, expected at least 3 heartbeats of 500 ms",
+            ),
+            (
+                "[cluster]\nexpert_nodes_min = 0",
+                "key `cluster.expert_nodes_min` is 0, expected at least 1",
+            ),
+            (
+                "[control]\nleader_lease_ms = 5",
+                "key `control.leader_lease_ms` is 5, expected at least 1000",
+            ),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.ends_with(expected), "{error}");
+        }
+    }
+}

@@ -38,37 +38,47 @@ impl Election {
     /// What is stored is broken. A store that does not answer is waited for.
     pub(crate) async fn run(self) -> Result<(), StoreError> {
         loop {
-            let end = tokio::select! {
-                biased;
-                () = self.shutdown.requested() => return Ok(()),
-                won = self.win() => match won {
-                    Ok(term) => self.lead(term).await,
-                    Err(error @ StoreError::Refused(_)) => return Err(error),
-                    Err(error) => {
-                        tracing::debug!(%error, "the election was not won");
-                        End::Deposed
-                    }
-                },
+            let end = match self.win().await {
+                Ok(Some(term)) => self.lead(term).await,
+                Ok(None) => End::Stopped,
+                Err(error @ StoreError::Refused(_)) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%error, "the election was not won");
+                    End::Deposed
+                }
             };
             self.standing.send_replace(Standing::Following { leader: None });
             if matches!(end, End::Stopped) {
                 return Ok(());
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                () = self.shutdown.requested() => return Ok(()),
+            }
         }
     }
 
-    async fn win(&self) -> Result<Term, StoreError> {
-        let candidate =
-            Candidate::enter(self.store.clone(), &self.address, self.leader_lease).await?;
+    /// Waits for the leadership; none when the process stops.
+    async fn win(&self) -> Result<Option<Term>, StoreError> {
+        let entered = Candidate::enter(self.store.clone(), &self.address, self.leader_lease);
+        let candidate = tokio::select! {
+            entered = entered => entered?,
+            () = self.shutdown.requested() => return Ok(None),
+        };
         let follow = |leader: String| {
             tracing::info!(leader, "another coordinator leads");
             let leader = Some(leader);
             self.standing.send_replace(Standing::Following { leader });
         };
-        candidate.win(follow).await?;
+        tokio::select! {
+            won = candidate.win(follow) => won?,
+            () = self.shutdown.requested() => {
+                candidate.resign().await;
+                return Ok(None);
+            }
+        }
         let (store, metrics) = (self.store.clone(), self.metrics.clone());
-        Term::take_over(self.rules, store, candidate, metrics).await
+        Term::take_over(self.rules, store, candidate, metrics).await.map(Some)
     }
 
     async fn lead(&self, term: Term) -> End {

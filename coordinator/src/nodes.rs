@@ -245,6 +245,11 @@ impl Registry {
         self.model.as_ref().map(|model| &model.shape)
     }
 
+    /// The name behind a number.
+    pub(crate) fn name(&self, id: NodeId) -> Option<&str> {
+        self.nodes.get(&id).map(|node| node.name.as_str())
+    }
+
     /// The members, ascending.
     pub(crate) fn snapshot(&self) -> Vec<Member> {
         self.members()

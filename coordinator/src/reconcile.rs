@@ -38,6 +38,8 @@ pub(crate) enum Step {
 pub(crate) struct Plans {
     intent: Intent,
     newest: Epoch,
+    /// The newest epoch that any node says it has served.
+    served: Epoch,
     serving: Option<Arc<Plan>>,
     target: Option<Arc<Plan>>,
     considered: Considered,
@@ -51,7 +53,14 @@ impl Plans {
         serving: Option<Arc<Plan>>,
         target: Option<Arc<Plan>>,
     ) -> Self {
-        Self { intent, newest, serving, target, considered: Considered::default() }
+        Self {
+            intent,
+            newest,
+            served: Epoch(0),
+            serving,
+            target,
+            considered: Considered::default(),
+        }
     }
 
     /// The plan that serves.
@@ -69,8 +78,9 @@ impl Plans {
         self.newest
     }
 
-    /// Some node has heard of `epoch`: no plan made here may be older.
+    /// Some node has served `epoch`: no plan made here may be older.
     pub(crate) fn heard_of(&mut self, epoch: Epoch) {
+        self.served = self.served.max(epoch);
         self.newest = self.newest.max(epoch);
     }
 
@@ -97,13 +107,14 @@ impl Plans {
         if let Some(reason) = reason {
             steps.push(self.plan(shape, &hosts, reason));
             self.considered = Considered { hosts, newest: self.newest };
+            steps.extend(self.flip(nodes));
         }
         steps
     }
 
     fn flip(&mut self, nodes: &[Observed]) -> Option<Step> {
         let target = self.target.as_ref()?;
-        let readiness = adoption::readiness(self.serving.as_deref(), target, nodes);
+        let readiness = adoption::readiness(self.serving.as_deref(), target, self.served, nodes);
         if readiness != Readiness::Ready {
             return None;
         }

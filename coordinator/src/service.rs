@@ -180,6 +180,7 @@ struct Reader {
     open: CancellationToken,
 }
 
+/// Hands beats on until either side ends the session. A reason to end it that was given before stands.
 async fn read_beats(mut reader: Reader) {
     let (session, id) = (reader.session, reader.id);
     loop {
@@ -192,11 +193,11 @@ async fn read_beats(mut reader: Reader) {
             Ok(beat) => {
                 let event = Event::Beat { session, id, beat };
                 if reader.inbox.send(Message::Event(event)).await.is_err() {
+                    let _ = reader.end.try_send(not_leading(None));
                     break;
                 }
             }
             Err(invalid) => {
-                // If the session is being ended already, that reason stands.
                 let _ = reader.end.try_send(invalid.into());
                 break;
             }

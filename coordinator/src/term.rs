@@ -209,7 +209,8 @@ impl Term {
             views: self.views.subscribe(),
         };
         if admitted.send(Ok(admission)).is_ok() {
-            tracing::info!(node = %id, "a node has joined");
+            let name = self.cluster.registry().name(id);
+            tracing::info!(node = %id, name, "a node has joined");
             self.sessions.insert(session, Session { end });
         } else {
             // It did not wait for the answer.

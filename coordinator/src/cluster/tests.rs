@@ -357,7 +357,7 @@ fn epochs_never_go_below_what_a_node_has_served() {
     let veteran = Registration { epoch: Epoch(41), ..registration("e1") };
     world.join_with(veteran);
     world.join(&["e2"]);
-    assert_eq!(world.epochs(), (0, 42));
+    assert_eq!(world.epochs(), (42, 0), "it follows no view that serves an older plan");
     let impossible = Registration { epoch: Epoch(u64::MAX), ..registration("e3") };
     let effects = world.join_with(impossible);
     assert!(matches!(&effects[..], [Effect::Refuse { refusal: Refusal::Epoch { .. }, .. }]));

@@ -10,14 +10,14 @@ use coordinator::store::{EtcdStore, Store};
 use tempfile::TempDir;
 
 /// A server; it is stopped when this is dropped.
-pub struct Etcd {
+pub(crate) struct Etcd {
     data: TempDir,
     ports: [u16; 2],
     server: Option<Child>,
 }
 
 impl Etcd {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         // Both are held until both are chosen, so that they differ.
         let free = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = free.map(|listener| listener.local_addr().unwrap().port());
@@ -27,7 +27,7 @@ impl Etcd {
     }
 
     /// Starts it on the data it has, and waits until it answers.
-    pub async fn start_again(&mut self) {
+    pub(crate) async fn start_again(&mut self) {
         let [client, peer] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
         let server = Command::new("etcd")
             .arg("--data-dir")
@@ -52,18 +52,18 @@ impl Etcd {
     }
 
     /// Kills it; the data stays.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         if let Some(mut server) = self.server.take() {
             server.kill().unwrap();
             server.wait().unwrap();
         }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports[0])
     }
 
-    pub async fn store(&self, prefix: &str) -> EtcdStore {
+    pub(crate) async fn store(&self, prefix: &str) -> EtcdStore {
         let timeout = Duration::from_secs(2);
         EtcdStore::new(vec![self.endpoint()], prefix.to_owned(), timeout).await.unwrap()
     }

@@ -22,10 +22,10 @@ use tonic::{Status, Streaming, transport::Channel};
 use transport::{Hub, KeepAlive};
 
 /// Longer than anything takes; only a hang gets here.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const HEARTBEAT_MS: u64 = 50;
 
-pub fn config(expert_nodes_min: usize) -> Config {
+pub(crate) fn config(expert_nodes_min: usize) -> Config {
     let mut config = Config::default();
     config.control.listen = "127.0.0.1:0".to_owned();
     config.control.leader_lease_ms = 2_000;
@@ -35,7 +35,7 @@ pub fn config(expert_nodes_min: usize) -> Config {
     config
 }
 
-pub fn shape() -> ModelShape {
+pub(crate) fn shape() -> ModelShape {
     ModelShape {
         layers: 3,
         moe_layers: vec![Layer(1), Layer(2)],
@@ -51,14 +51,14 @@ pub fn shape() -> ModelShape {
 // === coordinators ===
 
 /// A coordinator that runs in the background.
-pub struct Running {
-    pub address: String,
-    pub process: Process,
+pub(crate) struct Running {
+    pub(crate) address: String,
+    pub(crate) process: Process,
     served: JoinHandle<Result<(), coordinator::RunError>>,
 }
 
 impl Running {
-    pub async fn start(config: Config) -> Self {
+    pub(crate) async fn start(config: Config) -> Self {
         let process = Process {
             registry: prometheus::Registry::new(),
             readiness: chassis::Readiness::default(),
@@ -72,25 +72,25 @@ impl Running {
     }
 
     /// Stops it in good order.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.process.shutdown.request();
         timeout(PATIENCE, self.served).await.unwrap().unwrap().unwrap();
     }
 
     /// Ends it in the middle of what it does.
-    pub async fn kill(self) {
+    pub(crate) async fn kill(self) {
         self.served.abort();
         let _ = self.served.await;
     }
 
     /// The sum of a metric's samples whose labels contain `label`.
-    pub fn metric(&self, name: &str, label: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str, label: &str) -> f64 {
         let text = chassis::metrics::encode(&self.process.registry).unwrap();
         let samples = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
         samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
-    pub async fn metric_reaches(&self, name: &str, label: &str, expected: f64) {
+    pub(crate) async fn metric_reaches(&self, name: &str, label: &str, expected: f64) {
         let reached = async {
             while self.metric(name, label) != expected {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -104,7 +104,7 @@ impl Running {
 
 // === nodes ===
 
-pub fn registration(name: &str) -> Registration {
+pub(crate) fn registration(name: &str) -> Registration {
     let role = if name.starts_with("attention") { Role::Attention } else { Role::Expert };
     Registration {
         name: name.to_owned(),
@@ -118,14 +118,14 @@ pub fn registration(name: &str) -> Registration {
 }
 
 /// A session that was opened by hand.
-pub struct Session {
-    pub welcome: Welcome,
-    pub beats: mpsc::Sender<wire::NodeMessage>,
-    pub messages: Streaming<wire::CoordinatorMessage>,
+pub(crate) struct Session {
+    pub(crate) welcome: Welcome,
+    pub(crate) beats: mpsc::Sender<wire::NodeMessage>,
+    pub(crate) messages: Streaming<wire::CoordinatorMessage>,
 }
 
 impl Session {
-    pub async fn open(address: &str, registration: Registration) -> Result<Self, Status> {
+    pub(crate) async fn open(address: &str, registration: Registration) -> Result<Self, Status> {
         let channel = transport::channel(address, &Hub::new(), KeepAlive::default()).unwrap();
         let (beats, from_node) = mpsc::channel(8);
         let register = FromNode::Register(registration.into());
@@ -141,7 +141,7 @@ impl Session {
         }
     }
 
-    pub async fn beat(&self, health: Health, epoch_ready: u64) {
+    pub(crate) async fn beat(&self, health: Health, epoch_ready: u64) {
         let beat = Beat { health, load: Load::default(), epoch_ready: Epoch(epoch_ready) };
         let beat = FromNode::Heartbeat(beat.into());
         // A session that has ended takes no beats; its stream says why.
@@ -149,26 +149,27 @@ impl Session {
     }
 
     /// The next view, or the status that the session ended with.
-    pub async fn view(&mut self) -> Result<ClusterView, Status> {
+    pub(crate) async fn view(&mut self) -> Result<ClusterView, Status> {
         let message = timeout(PATIENCE, self.messages.message()).await.expect("no view came")?;
         match message.and_then(|message| message.kind) {
             Some(ToNode::View(view)) => Ok(view.try_into().unwrap()),
-            other => panic!("expected a view, got {other:?}"),
+            Some(other) => panic!("expected a view, got {other:?}"),
+            None => Err(Status::unavailable("the session ended without a word")),
         }
     }
 }
 
 /// A node that behaves: registers with whoever leads, loads what plans ask for, and beats.
-pub struct Node {
+pub(crate) struct Node {
     views: watch::Receiver<Arc<ClusterView>>,
-    pub id: watch::Receiver<u32>,
+    pub(crate) id: watch::Receiver<u32>,
     /// The health it reports.
-    pub health: watch::Sender<Health>,
+    pub(crate) health: watch::Sender<Health>,
     run: JoinHandle<()>,
 }
 
 impl Node {
-    pub fn start(coordinators: &[String], name: &str) -> Self {
+    pub(crate) fn start(coordinators: &[String], name: &str) -> Self {
         let (views, watched) = watch::channel(Arc::default());
         let (id, watched_id) = watch::channel(0);
         let (health, _) = watch::channel(Health::Ready);
@@ -196,17 +197,17 @@ impl Node {
     }
 
     /// Dies without a word.
-    pub async fn kill(self) {
+    pub(crate) async fn kill(self) {
         self.run.abort();
         let _ = self.run.await;
     }
 
-    pub fn view(&self) -> Arc<ClusterView> {
+    pub(crate) fn view(&self) -> Arc<ClusterView> {
         self.views.borrow().clone()
     }
 
     /// Waits for a view that satisfies `wanted`.
-    pub async fn sees(
+    pub(crate) async fn sees(
         &self,
         what: &str,
         wanted: impl Fn(&ClusterView) -> bool,
@@ -219,13 +220,13 @@ impl Node {
         }
     }
 
-    pub async fn sees_serving(&self, epoch: u64) -> Arc<Plan> {
+    pub(crate) async fn sees_serving(&self, epoch: u64) -> Arc<Plan> {
         let view = self.sees(&format!("epoch {epoch} serve"), |view| serving(view) == epoch).await;
         view.serving.clone().unwrap()
     }
 }
 
-pub fn serving(view: &ClusterView) -> u64 {
+pub(crate) fn serving(view: &ClusterView) -> u64 {
     view.serving.as_ref().map_or(0, |plan| plan.epoch().0)
 }
 

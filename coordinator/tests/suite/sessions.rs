@@ -173,13 +173,13 @@ async fn a_cluster_whose_store_was_lost_goes_on_with_later_epochs() {
     let coordinator = Running::start(config(1)).await;
     let veteran = Registration { epoch: Epoch(6), ..registration("expert-0") };
     let mut session = Session::open(&coordinator.address, veteran).await.unwrap();
-    let target = loop {
+    let serving = loop {
         let view = session.view().await.unwrap();
-        if let Some(target) = view.target {
-            break target.epoch();
+        if let Some(serving) = view.serving {
+            break serving.epoch();
         }
     };
-    assert_eq!(target, Epoch(7));
+    assert_eq!(serving, Epoch(7));
     coordinator.stop().await;
 }
 

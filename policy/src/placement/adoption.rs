@@ -9,7 +9,9 @@
 //!
 //! A target serves when every attention node at work and every node that holds a part of it is ready.
 //! While the serving plan has an expert that nobody holds any more, tokens stand still, so then the
-//! target serves as soon as each of its experts has one ready replica.
+//! target serves as soon as each of its experts has one ready replica. And when a node has served a
+//! newer plan than the serving one (the coordinator's store was lost or is old), the target serves at
+//! once: nodes follow no view whose plan is older than theirs, so they would never hear of a target.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -126,9 +128,17 @@ pub fn due(situation: &Situation<'_>) -> Option<Reason> {
     Some(Reason::Hosts { joined: joined.collect(), left })
 }
 
-/// Whether `target` may serve now.
+/// Whether `target` may serve now. `served` is the newest epoch that any node says it has served.
 #[must_use]
-pub fn readiness(serving: Option<&Plan>, target: &Plan, nodes: &[Observed]) -> Readiness {
+pub fn readiness(
+    serving: Option<&Plan>,
+    target: &Plan,
+    served: Epoch,
+    nodes: &[Observed],
+) -> Readiness {
+    if served > serving.map_or(Epoch(0), Plan::epoch) {
+        return Readiness::Ready;
+    }
     let observed: BTreeMap<NodeId, &Observed> = nodes.iter().map(|node| (node.id, node)).collect();
     let ready =
         |id: &NodeId| observed.get(id).is_some_and(|node| node.epoch_ready >= target.epoch());

@@ -283,7 +283,7 @@ fn a_target_waits_for_its_holders_and_for_attention_nodes_at_work() {
         observed(5, Role::Gateway, Health::Ready, 0),
         observed(6, Role::Expert, Health::Ready, 0),
     ];
-    let waiting = |nodes: &[Observed]| readiness(Some(&one), &two, nodes);
+    let waiting = |nodes: &[Observed]| readiness(Some(&one), &two, Epoch(1), nodes);
     assert_eq!(waiting(&nodes), Readiness::Waiting(vec![NodeId(2), NodeId(3)]));
     nodes[1].epoch_ready = Epoch(2);
     nodes[2].epoch_ready = Epoch(2);
@@ -298,8 +298,19 @@ fn a_stranded_cluster_waits_for_one_replica_of_each_expert_only() {
         observed(3, Role::Expert, Health::Ready, 1),
         observed(4, Role::Attention, Health::Ready, 1),
     ];
-    let waiting = |nodes: &[Observed]| readiness(Some(&one), &two, nodes);
+    let waiting = |nodes: &[Observed]| readiness(Some(&one), &two, Epoch(1), nodes);
     assert_eq!(waiting(&nodes), Readiness::Waiting(vec![NodeId(3), NodeId(4)]));
     nodes[1].epoch_ready = Epoch(2);
     assert_eq!(waiting(&nodes), Readiness::Ready, "the attention node is not waited for");
+}
+
+#[test]
+fn a_target_serves_at_once_where_nodes_know_a_newer_plan_than_the_coordinator() {
+    let (one, eight) = (plan_of(1, &[1, 2]), plan_of(8, &[1, 2]));
+    let nodes = [observed(1, Role::Expert, Health::Ready, 7)];
+    for serving in [None, Some(&one)] {
+        let with = |served| readiness(serving, &eight, Epoch(served), &nodes);
+        assert_eq!(with(7), Readiness::Ready);
+        assert!(matches!(with(0), Readiness::Waiting(_)));
+    }
 }
