@@ -92,19 +92,14 @@ impl ChatTemplate {
                 "this model's chat template does not render tools",
             ));
         }
-        let name = if self.has_tool_use && !conversation.tools.is_empty() {
-            TOOL_USE
-        } else {
-            DEFAULT
-        };
-        let refused = |error: minijinja::Error| {
-            Refusal {
-                param: Some("messages".into()),
-                ..Refusal::new(
-                    Kind::Invalid,
-                    format!("`messages`: the model's chat template refuses them: {}", reason(&error)),
-                )
-            }
+        let name =
+            if self.has_tool_use && !conversation.tools.is_empty() { TOOL_USE } else { DEFAULT };
+        let refused = |error: minijinja::Error| Refusal {
+            param: Some("messages".into()),
+            ..Refusal::new(
+                Kind::Invalid,
+                format!("`messages`: the model's chat template refuses them: {}", reason(&error)),
+            )
         };
         let template = self.environment.get_template(name).map_err(refused)?;
         template.render(variables(conversation)).map_err(refused)
@@ -129,15 +124,10 @@ fn variables(conversation: Conversation) -> Value {
         ("messages", Value::from(Serde(conversation.messages))),
         ("tools", tools),
         ("documents", Value::from(())),
-        (
-            "add_generation_prompt",
-            Value::from(conversation.add_generation_prompt),
-        ),
+        ("add_generation_prompt", Value::from(conversation.add_generation_prompt)),
     ];
-    let further = conversation
-        .variables
-        .into_iter()
-        .map(|(name, value)| (name, Value::from(Serde(value))));
+    let further =
+        conversation.variables.into_iter().map(|(name, value)| (name, Value::from(Serde(value))));
     // A later entry replaces an earlier one: a client cannot replace what the gateway sets.
     let own = own.map(|(name, value)| (name.to_string(), value));
     further.chain(own).collect::<std::collections::BTreeMap<_, _>>().into()

@@ -42,11 +42,7 @@ impl Membership {
             expert_slots: 0,
             epoch: Epoch(0),
         };
-        let beat = Beat {
-            health: Health::Ready,
-            load: Load::default(),
-            epoch_ready: Epoch(0),
-        };
+        let beat = Beat { health: Health::Ready, load: Load::default(), epoch_ready: Epoch(0) };
         let (beat, beats) = watch::channel(beat);
         let settings = ControlSettings::new(config.cluster.coordinators.clone());
         let control = ControlClient::start(settings, registration, beats, hub.clone())?;

@@ -101,10 +101,7 @@ pub struct BoundsConfig {
 
 impl Default for BoundsConfig {
     fn default() -> Self {
-        Self {
-            sequences_max: 4096,
-            waiting_max: 1024,
-        }
+        Self { sequences_max: 4096, waiting_max: 1024 }
     }
 }
 
@@ -124,12 +121,7 @@ pub struct PatienceConfig {
 
 impl Default for PatienceConfig {
     fn default() -> Self {
-        Self {
-            request_s: 3600,
-            first_token_s: 600,
-            next_token_s: 60,
-            tries_max: 6,
-        }
+        Self { request_s: 3600, first_token_s: 600, next_token_s: 60, tries_max: 6 }
     }
 }
 
@@ -147,16 +139,8 @@ impl Config {
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), ConfigError> {
         let rules = [
-            (
-                !self.cluster.name.is_empty(),
-                "cluster.name",
-                "a name that is unique in the cluster",
-            ),
-            (
-                !self.cluster.coordinators.is_empty(),
-                "cluster.coordinators",
-                "at least one address",
-            ),
+            (!self.cluster.name.is_empty(), "cluster.name", "a name that is unique in the cluster"),
+            (!self.cluster.coordinators.is_empty(), "cluster.coordinators", "at least one address"),
             (
                 self.model.served_names.iter().all(|name| !name.is_empty()),
                 "model.served_names",
@@ -177,11 +161,7 @@ impl Config {
                 "bounds.sequences_max, bounds.waiting_max",
                 "at least 1",
             ),
-            (
-                self.patience.tries_max > 0,
-                "patience.tries_max",
-                "at least 1",
-            ),
+            (self.patience.tries_max > 0, "patience.tries_max", "at least 1"),
             (
                 self.patience.request_s > 0
                     && self.patience.first_token_s > 0

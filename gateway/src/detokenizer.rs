@@ -28,15 +28,8 @@ pub(crate) struct Detokenizer {
 impl Detokenizer {
     /// A decoder for what follows `prompt`.
     pub(crate) fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32]) -> Self {
-        let tokens = prompt[prompt.len().saturating_sub(PROMPT_TOKENS)..].to_vec();
-        let read = tokens.len();
-        let read_bytes = tokenizer.decode(&tokens).len();
-        Self {
-            tokenizer,
-            tokens,
-            read,
-            read_bytes,
-        }
+        let (tokens, read_bytes) = tail(&tokenizer, prompt);
+        Self { tokenizer, tokens: tokens.to_vec(), read: tokens.len(), read_bytes }
     }
 
     /// The text that `token` completes; empty while a character is incomplete.
@@ -74,6 +67,21 @@ impl Detokenizer {
     }
 }
 
+/// The prompt's last tokens from the beginning of a character on, and the bytes of their text: a
+/// piece of a character in front would spoil what is decoded after it.
+fn tail<'a>(tokenizer: &Tokenizer, prompt: &'a [u32]) -> (&'a [u32], usize) {
+    let mut tail = (prompt, 0);
+    for tokens in PROMPT_TOKENS..PROMPT_TOKENS + PENDING_MAX {
+        let tokens = &prompt[prompt.len().saturating_sub(tokens)..];
+        let text = tokenizer.decode(tokens);
+        tail = (tokens, text.len());
+        if !text.starts_with(char::REPLACEMENT_CHARACTER) {
+            break;
+        }
+    }
+    tail
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,10 +99,7 @@ mod tests {
         let euro: Vec<u32> = "a€b".bytes().map(u32::from).collect();
         assert_eq!(pieces(byte_level(), &[], &euro), ["a", "", "", "€", "b", ""]);
         let euro: Vec<u32> = euro.iter().map(|byte| byte + 3).collect();
-        assert_eq!(
-            pieces(sentence_piece(), &[], &euro),
-            ["a", "", "", "€", "b", ""]
-        );
+        assert_eq!(pieces(sentence_piece(), &[], &euro), ["a", "", "", "€", "b", ""]);
     }
 
     #[test]
@@ -125,7 +130,7 @@ mod tests {
     #[test]
     fn any_split_of_any_text_comes_back() {
         let text = "né €uro 👩‍👩‍👧 the hen\n\tĀ \u{FFFD} end";
-        for tokenizer in [byte_level(), sentence_piece()] {
+        for tokenizer in [byte_level(), sentence_piece()].map(Arc::new) {
             let tokens = tokenizer.encode(text, false).unwrap();
             for at in 0..tokens.len() {
                 let (prompt, rest) = tokens.split_at(at);
@@ -133,8 +138,7 @@ mod tests {
                 if whole_prompt.ends_with('\u{FFFD}') {
                     continue;
                 }
-                let mut detokenizer =
-                    Detokenizer::new(Arc::new(byte_or_piece(&tokenizer)), prompt);
+                let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), prompt);
                 let mut out = whole_prompt;
                 for &token in rest {
                     out.push_str(&detokenizer.push(token));
@@ -142,14 +146,6 @@ mod tests {
                 out.push_str(&detokenizer.finish());
                 assert_eq!(out, text, "split at {at}");
             }
-        }
-    }
-
-    fn byte_or_piece(like: &Tokenizer) -> Tokenizer {
-        if like.vocab() == byte_level().vocab() {
-            byte_level()
-        } else {
-            sentence_piece()
         }
     }
 }

@@ -33,11 +33,7 @@ pub(crate) struct Admitted {
 
 impl Door {
     pub(crate) fn new(bounds: Bounds, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self {
-            bounds,
-            traffic: Mutex::default(),
-            metrics,
-        })
+        Arc::new(Self { bounds, traffic: Mutex::default(), metrics })
     }
 
     fn traffic(&self) -> MutexGuard<'_, Traffic> {
@@ -53,8 +49,11 @@ impl Door {
                 self.publish(&traffic);
             }
             verdict @ Verdict::Later { retry_after_s, .. } => {
-                return Err(Refusal::new(Kind::QueueFull, format!("the server is full: {verdict}"))
-                    .retry_after(retry_after_s));
+                return Err(Refusal::new(
+                    Kind::QueueFull,
+                    format!("the server is full: {verdict}"),
+                )
+                .retry_after(retry_after_s));
             }
             Verdict::TooLarge { max } => {
                 return Err(Refusal::field(
@@ -65,11 +64,8 @@ impl Door {
             }
         }
         drop(traffic);
-        let admitted = || Admitted {
-            door: Arc::clone(self),
-            since: Instant::now(),
-            running: false,
-        };
+        let admitted =
+            || Admitted { door: Arc::clone(self), since: Instant::now(), running: false };
         Ok((0..sequences).map(|_| admitted()).collect())
     }
 
@@ -111,10 +107,7 @@ mod tests {
     use super::*;
 
     fn door(sequences_max: u32, waiting_max: u32) -> Arc<Door> {
-        let bounds = Bounds {
-            sequences_max,
-            waiting_max,
-        };
+        let bounds = Bounds { sequences_max, waiting_max };
         let metrics = Metrics::register(&prometheus::Registry::new(), "m", 64).unwrap();
         Door::new(bounds, Arc::new(metrics))
     }

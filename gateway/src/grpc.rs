@@ -51,37 +51,21 @@ impl Inference {
         call: wire::GenerateRequest,
     ) -> Result<Call, Refusal> {
         let served = &self.requests.model;
-        let model = if call.model.is_empty() {
-            served.name().to_string()
-        } else {
-            call.model
-        };
+        let model = if call.model.is_empty() { served.name().to_string() } else { call.model };
         served.check_name(&model)?;
         let id = request_id(call.request_id, header)?;
         let wishes = wishes(call.sampling.unwrap_or_default(), call.stop);
         let logprobs = wishes.logprobs.is_some();
         let sampling = wishes.check(served.vocab)?;
         let prompts = vec![self.prompt(call.prompt).await?];
-        let request = Request {
-            id: id.clone(),
-            prompts,
-            sampling,
-        };
+        let request = Request { id: id.clone(), prompts, sampling };
         let running = self.requests.start(request).await?;
-        Ok(Call {
-            id,
-            model,
-            logprobs,
-            running,
-        })
+        Ok(Call { id, model, logprobs, running })
     }
 
     async fn prompt(&self, prompt: Option<WirePrompt>) -> Result<Prompt, Refusal> {
         match prompt {
-            Some(WirePrompt::Text(text)) => Ok(Prompt::Text {
-                text,
-                special: true,
-            }),
+            Some(WirePrompt::Text(text)) => Ok(Prompt::Text { text, special: true }),
             Some(WirePrompt::Tokens(tokens)) => {
                 let ids: Vec<i64> = tokens.ids.into_iter().map(i64::from).collect();
                 token_ids("prompt", &ids, self.requests.model.vocab).map(Prompt::Tokens)
@@ -89,10 +73,7 @@ impl Inference {
             Some(WirePrompt::Chat(chat)) => {
                 let bytes = chat.messages.iter().map(|message| message.content.len()).sum();
                 let text = self.requests.render(conversation(chat)?, bytes).await?;
-                Ok(Prompt::Text {
-                    text,
-                    special: false,
-                })
+                Ok(Prompt::Text { text, special: false })
             }
             None => {
                 let expected = "one of `text`, `tokens` and `chat`";

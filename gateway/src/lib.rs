@@ -30,6 +30,7 @@ use proto::v1::inference_server::{InferenceServer, SERVICE_NAME};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
+use transport::Hub;
 
 pub use cluster::{Cluster, Membership};
 pub use config::Config;
@@ -108,22 +109,11 @@ impl Gateway {
             );
         let http = api::routes(Arc::clone(&requests)).merge(process.routes());
         let router = server::router(http, grpc, &config.server, metrics);
-        let failed = |error| StartError::Listen {
-            address: config.server.address,
-            error,
-        };
+        let failed = |error| StartError::Listen { address: config.server.address, error };
         let listener = TcpListener::bind(config.server.address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         tracing::info!(%address, model = model.name(), "gateway open");
-        Ok(Self {
-            config,
-            process,
-            listener,
-            address,
-            router,
-            requests,
-            health,
-        })
+        Ok(Self { config, process, listener, address, router, requests, health })
     }
 
     /// Where it listens, with the port that was taken when the configuration left it open.
@@ -136,12 +126,8 @@ impl Gateway {
     pub async fn serve(self) {
         let shutdown = self.process.shutdown.clone();
         let report = report(&self.requests, &self.process, &self.health);
-        let served = server::serve(
-            self.listener,
-            self.router,
-            &self.config.server,
-            shutdown.requested(),
-        );
+        let served =
+            server::serve(self.listener, self.router, &self.config.server, shutdown.requested());
         tokio::select! {
             () = served => {}
             () = report => {}
@@ -150,9 +136,9 @@ impl Gateway {
 }
 
 /// The whole life of a gateway process: joins the cluster, serves, drains.
-pub async fn run(config: Config, process: Process) -> Result<(), StartError> {
+pub async fn run(config: Config, hub: Hub, process: Process) -> Result<(), StartError> {
     config.check()?;
-    let membership = Membership::join(&config, transport::Hub::new())?;
+    let membership = Membership::join(&config, hub)?;
     let shutdown = process.shutdown.clone();
     let gateway = Gateway::open(config, membership.cluster(), process).await?;
     let leave = async {
@@ -181,11 +167,8 @@ async fn report(requests: &Requests, process: &Process, health: &HealthReporter)
         requests.metrics.kv_cache_used.set(if kv.blocks == 0 { 0.0 } else { used });
         requests.metrics.nodes_ready.set(i64::try_from(kv.nodes).unwrap_or(i64::MAX));
         let draining = process.shutdown.is_requested();
-        let status = if ready && !draining {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
+        let status =
+            if ready && !draining { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status("", status).await;
         health.set_service_status(SERVICE_NAME, status).await;
         let changed = async {

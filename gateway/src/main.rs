@@ -3,5 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    chassis::role::main("gateway", gateway::run)
+    chassis::role::main("gateway", |config, process| {
+        gateway::run(config, transport::Hub::new(), process)
+    })
 }

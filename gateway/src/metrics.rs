@@ -140,21 +140,16 @@ impl Metrics {
                 "vllm:num_requests_running",
                 "Sequences with a first token that have not ended",
             )?,
-            waiting: names.gauge(
-                "vllm:num_requests_waiting",
-                "Sequences that have no first token yet",
-            )?,
+            waiting: names
+                .gauge("vllm:num_requests_waiting", "Sequences that have no first token yet")?,
             kv_cache_used: names.keep(Gauge::with_opts(names.opts(
                 "vllm:kv_cache_usage_perc",
                 "Share of the ready attention nodes' KV blocks that are in use, 0 to 1",
             )))?,
-            nodes_ready: names.gauge(
-                "amoe_gateway_attention_nodes_ready",
-                "Attention nodes that take work",
-            )?,
+            nodes_ready: names
+                .gauge("amoe_gateway_attention_nodes_ready", "Attention nodes that take work")?,
             prompt_tokens: names.counter("vllm:prompt_tokens_total", "Prompt tokens taken in")?,
-            generation_tokens: names
-                .counter("vllm:generation_tokens_total", "Tokens generated")?,
+            generation_tokens: names.counter("vllm:generation_tokens_total", "Tokens generated")?,
             finished_stop: finished.with_label_values(&["stop"]),
             finished_length: finished.with_label_values(&["length"]),
             finished_abort: finished.with_label_values(&["abort"]),

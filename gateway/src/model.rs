@@ -145,10 +145,8 @@ fn names(config: &ModelConfig) -> Vec<String> {
 
 /// Reads one of the model's JSON files.
 pub(crate) fn read_json(path: &Path) -> Result<Value, LoadError> {
-    let bytes = std::fs::read(path).map_err(|error| LoadError::Read {
-        path: path.to_path_buf(),
-        error,
-    })?;
+    let bytes =
+        std::fs::read(path).map_err(|error| LoadError::Read { path: path.to_path_buf(), error })?;
     serde_json::from_slice(&bytes).map_err(|error| LoadError::Content {
         path: path.to_path_buf(),
         expected: "JSON",

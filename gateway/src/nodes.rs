@@ -70,16 +70,12 @@ pub(crate) struct KvCache {
 }
 
 fn ready(view: &ClusterView) -> impl Iterator<Item = &Member> {
-    view.role(Role::Attention)
-        .filter(|member| member.health == Health::Ready)
+    view.role(Role::Attention).filter(|member| member.health == Health::Ready)
 }
 
 impl Nodes {
     pub(crate) fn new(cluster: Cluster) -> Arc<Self> {
-        Arc::new(Self {
-            cluster,
-            claims: Mutex::default(),
-        })
+        Arc::new(Self { cluster, claims: Mutex::default() })
     }
 
     fn claims(&self) -> MutexGuard<'_, HashMap<NodeId, Claim>> {
@@ -91,9 +87,8 @@ impl Nodes {
     pub(crate) fn place(self: &Arc<Self>, tokens: usize, refused: &[NodeId]) -> Option<Place> {
         let view = self.cluster.view.borrow().clone();
         let mut claims = self.claims();
-        let candidates: Vec<_> = ready(&view)
-            .map(|member| candidate(member, claims.get(&member.id)))
-            .collect();
+        let candidates: Vec<_> =
+            ready(&view).map(|member| candidate(member, claims.get(&member.id))).collect();
         let assignment = assign(&candidates, refused)?;
         let node = view.member(assignment.node)?.clone();
         let blocks = u32::try_from(tokens / BLOCK_TOKENS + 1).unwrap_or(u32::MAX);
@@ -101,12 +96,7 @@ impl Nodes {
         claim.blocks = claim.blocks.saturating_add(blocks);
         claim.sequences += 1;
         drop(claims);
-        Some(Place {
-            node,
-            assignment,
-            blocks,
-            nodes: Arc::clone(self),
-        })
+        Some(Place { node, assignment, blocks, nodes: Arc::clone(self) })
     }
 
     /// Waits until the view has a node that takes work and is not among `refused`.

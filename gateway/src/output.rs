@@ -81,19 +81,15 @@ impl Output {
                 text.push_str(&self.detokenizer.finish());
             }
             if let Some(stop) = self.scan(text, &mut piece.text) {
-                piece.ending = Some(Ending {
-                    reason: FinishReason::Stop,
-                    cause: Some(StopCause::Text(stop)),
-                });
+                piece.ending =
+                    Some(Ending { reason: FinishReason::Stop, cause: Some(StopCause::Text(stop)) });
                 return piece;
             }
             if let Some(reason) = finish {
                 piece.text.push_str(&self.stops.finish());
                 let stopped = reason == FinishReason::Stop && self.stop_tokens.contains(&id);
-                piece.ending = Some(Ending {
-                    reason,
-                    cause: stopped.then_some(StopCause::Token(id)),
-                });
+                piece.ending =
+                    Some(Ending { reason, cause: stopped.then_some(StopCause::Token(id)) });
                 return piece;
             }
         }
@@ -127,19 +123,11 @@ mod tests {
     }
 
     fn stop_at(text: &str, tokens_min: u32) -> Stops {
-        Stops {
-            strings: vec![text.to_string()],
-            tokens_min,
-            ..Stops::default()
-        }
+        Stops { strings: vec![text.to_string()], tokens_min, ..Stops::default() }
     }
 
     fn tokens(text: &str, last: Option<(u32, FinishReason)>) -> Vec<TokenOutput> {
-        let plain = |token, finish| TokenOutput {
-            token,
-            logprobs: None,
-            finish,
-        };
+        let plain = |token, finish| TokenOutput { token, logprobs: None, finish };
         let mut out: Vec<_> = text.bytes().map(|b| plain(b.into(), None)).collect();
         out.extend(last.map(|(token, reason)| plain(token, Some(reason))));
         out
@@ -156,17 +144,11 @@ mod tests {
 
     #[test]
     fn a_stop_token_is_named_and_not_shown() {
-        let stops = Stops {
-            tokens: vec![u32::from(b'!')],
-            ..Stops::default()
-        };
+        let stops = Stops { tokens: vec![u32::from(b'!')], ..Stops::default() };
         let last = (u32::from(b'!'), FinishReason::Stop);
         let piece = output(stops).push(tokens("hi", Some(last)));
         assert_eq!(piece.text, "hi");
-        assert_eq!(
-            piece.ending.unwrap().cause,
-            Some(StopCause::Token(u32::from(b'!')))
-        );
+        assert_eq!(piece.ending.unwrap().cause, Some(StopCause::Token(u32::from(b'!'))));
     }
 
     #[test]

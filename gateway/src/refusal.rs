@@ -64,23 +64,13 @@ impl Kind {
     ];
 
     fn form(self) -> Form {
-        let form = |http, grpc, kind, code, label| Form {
-            http,
-            grpc,
-            kind,
-            code,
-            label,
-        };
+        let form = |http, grpc, kind, code, label| Form { http, grpc, kind, code, label };
         const ASKED_WRONG: &str = "invalid_request_error";
         const OURS: &str = "server_error";
         match self {
-            Self::Invalid => form(
-                StatusCode::BAD_REQUEST,
-                Code::InvalidArgument,
-                ASKED_WRONG,
-                None,
-                "invalid",
-            ),
+            Self::Invalid => {
+                form(StatusCode::BAD_REQUEST, Code::InvalidArgument, ASKED_WRONG, None, "invalid")
+            }
             Self::TooLong => form(
                 StatusCode::BAD_REQUEST,
                 Code::InvalidArgument,
@@ -151,13 +141,9 @@ impl Kind {
                 Some("timeout"),
                 "deadline",
             ),
-            Self::Internal => form(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                Code::Internal,
-                OURS,
-                None,
-                "internal",
-            ),
+            Self::Internal => {
+                form(StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, OURS, None, "internal")
+            }
         }
     }
 
@@ -191,12 +177,7 @@ pub(crate) struct Refusal {
 impl Refusal {
     /// A no without a field.
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            param: None,
-            retry_after_s: None,
-        }
+        Self { kind, message: message.into(), param: None, retry_after_s: None }
     }
 
     /// A field whose value is not what was expected: `found` and `expected` are noun phrases.
@@ -207,18 +188,17 @@ impl Refusal {
     ) -> Self {
         let param = param.into();
         Self {
-            message: format!(
-                "`{param}`: expected {}, found {}",
-                expected.as_ref(),
-                found.as_ref()
-            ),
+            message: format!("`{param}`: expected {}, found {}", expected.as_ref(), found.as_ref()),
             param: Some(param),
             ..Self::new(Kind::Invalid, "")
         }
     }
 
     /// A field that asks for what is not offered; `message` says what is.
-    pub(crate) fn unsupported(param: impl Into<Cow<'static, str>>, message: impl AsRef<str>) -> Self {
+    pub(crate) fn unsupported(
+        param: impl Into<Cow<'static, str>>,
+        message: impl AsRef<str>,
+    ) -> Self {
         let param = param.into();
         Self {
             message: format!("`{param}`: {}", message.as_ref()),
@@ -251,9 +231,10 @@ impl From<Refusal> for tonic::Status {
     fn from(refusal: Refusal) -> Self {
         let mut status = Self::new(refusal.kind.form().grpc, refusal.message);
         if let Some(seconds) = refusal.retry_after_s {
-            status
-                .metadata_mut()
-                .insert("retry-after", seconds.to_string().parse().unwrap_or_else(|_| unreachable!("digits are ASCII")));
+            status.metadata_mut().insert(
+                "retry-after",
+                seconds.to_string().parse().unwrap_or_else(|_| unreachable!("digits are ASCII")),
+            );
         }
         status
     }

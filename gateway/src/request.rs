@@ -96,9 +96,7 @@ impl Request {
     /// Sequences it asks for.
     #[must_use]
     pub(crate) fn sequences(&self) -> u32 {
-        u32::try_from(self.prompts.len())
-            .unwrap_or(u32::MAX)
-            .saturating_mul(self.sampling.n)
+        u32::try_from(self.prompts.len()).unwrap_or(u32::MAX).saturating_mul(self.sampling.n)
     }
 }
 
@@ -130,27 +128,20 @@ fn integer(
 ) -> Result<Option<u32>, Refusal> {
     value
         .map(|value| {
-            u32::try_from(value)
-                .ok()
-                .filter(|value| (min..=max).contains(value))
-                .ok_or_else(|| {
-                    let expected = match max {
-                        u32::MAX => format!("an integer of at least {min}"),
-                        _ => format!("an integer from {min} to {max}"),
-                    };
-                    Refusal::field(param, expected, value.to_string())
-                })
+            u32::try_from(value).ok().filter(|value| (min..=max).contains(value)).ok_or_else(|| {
+                let expected = match max {
+                    u32::MAX => format!("an integer of at least {min}"),
+                    _ => format!("an integer from {min} to {max}"),
+                };
+                Refusal::field(param, expected, value.to_string())
+            })
         })
         .transpose()
 }
 
 fn token(param: &'static str, value: Option<u32>, shown: &str, vocab: u32) -> Result<u32, Refusal> {
     value.filter(|&token| token < vocab).ok_or_else(|| {
-        Refusal::field(
-            param,
-            format!("token ids below the vocabulary's size {vocab}"),
-            shown,
-        )
+        Refusal::field(param, format!("token ids below the vocabulary's size {vocab}"), shown)
     })
 }
 
@@ -197,9 +188,8 @@ fn biases(biases: &[(u64, f64)], vocab: u32) -> Result<Vec<(u32, f32)>, Refusal>
 impl Wishes {
     /// Checks every rule on sampling. `vocab` is the model's number of token ids.
     pub(crate) fn check(self, vocab: u32) -> Result<Sampling, Refusal> {
-        let penalty = |param, value| {
-            number(param, value, 0.0, "a number from -2 to 2", |v| v.abs() <= 2.0)
-        };
+        let penalty =
+            |param, value| number(param, value, 0.0, "a number from -2 to 2", |v| v.abs() <= 2.0);
         not_more_than("stop_token_ids", &self.stop_token_ids, NAMED_TOKENS_MAX)?;
         let stop_tokens = token_ids("stop_token_ids", &self.stop_token_ids, vocab)?;
         let tokens_max = integer("max_tokens", self.max_tokens, 1, u32::MAX)?;
@@ -224,13 +214,9 @@ impl Wishes {
                 "a number of at least 0",
                 |v| v >= 0.0,
             )?,
-            top_p: number(
-                "top_p",
-                self.top_p,
-                1.0,
-                "a number above 0 and up to 1",
-                |v| v >= f64::from(f32::MIN_POSITIVE) && v <= 1.0,
-            )?,
+            top_p: number("top_p", self.top_p, 1.0, "a number above 0 and up to 1", |v| {
+                v >= f64::from(f32::MIN_POSITIVE) && v <= 1.0
+            })?,
             top_k: integer("top_k", top_k, 0, u32::MAX)?.unwrap_or(0),
             min_p: number("min_p", self.min_p, 0.0, "a number from 0 to 1", |v| {
                 (0.0..=1.0).contains(&v)
@@ -264,7 +250,11 @@ impl Wishes {
 impl Sampling {
     /// Settles what depends on the prompt's length; every choice draws with a seed of its own.
     /// `positions_max` is the longest sequence, prompt and generated tokens.
-    pub(crate) fn settle(&self, prompt_len: usize, positions_max: u32) -> Result<SamplingParams, Refusal> {
+    pub(crate) fn settle(
+        &self,
+        prompt_len: usize,
+        positions_max: u32,
+    ) -> Result<SamplingParams, Refusal> {
         let room = usize::try_from(positions_max)
             .ok()
             .and_then(|max| max.checked_sub(prompt_len))
@@ -290,18 +280,13 @@ impl Sampling {
                 ),
             ));
         }
-        Ok(SamplingParams {
-            tokens_max: asked,
-            ..self.params.clone()
-        })
+        Ok(SamplingParams { tokens_max: asked, ..self.params.clone() })
     }
 }
 
 /// Checks token ids that a client states, as a prompt or to have them spelled.
 pub(crate) fn token_ids(param: &'static str, ids: &[i64], vocab: u32) -> Result<Vec<u32>, Refusal> {
-    ids.iter()
-        .map(|&id| token(param, u32::try_from(id).ok(), &id.to_string(), vocab))
-        .collect()
+    ids.iter().map(|&id| token(param, u32::try_from(id).ok(), &id.to_string(), vocab)).collect()
 }
 
 #[cfg(test)]
@@ -314,17 +299,10 @@ mod tests {
 
     #[test]
     fn nothing_stated_means_the_defaults_of_the_api() {
-        let wishes = Wishes {
-            seed: Some(7),
-            ..Wishes::default()
-        };
+        let wishes = Wishes { seed: Some(7), ..Wishes::default() };
         let sampling = wishes.check(100).unwrap();
         let params = sampling.settle(10, 64).unwrap();
-        let expected = SamplingParams {
-            seed: 7,
-            tokens_max: 54,
-            ..SamplingParams::default()
-        };
+        let expected = SamplingParams { seed: 7, tokens_max: 54, ..SamplingParams::default() };
         assert_eq!(params, expected);
         assert_eq!(sampling.n, 1);
     }
@@ -397,10 +375,7 @@ mod tests {
                 Wishes { stop: vec!["x".into(); 17], ..none() },
                 "`stop`: expected at most 16 entries, found 17",
             ),
-            (
-                Wishes { n: Some(0), ..none() },
-                "`n`: expected an integer from 1 to 128, found 0",
-            ),
+            (Wishes { n: Some(0), ..none() }, "`n`: expected an integer from 1 to 128, found 0"),
             (
                 Wishes { logprobs: Some(21), ..none() },
                 "`logprobs`: expected an integer from 0 to 20, found 21",
@@ -414,10 +389,7 @@ mod tests {
 
     #[test]
     fn lengths_are_refused_with_both_numbers() {
-        let sampling = Wishes {
-            max_tokens: Some(20),
-            ..Wishes::default()
-        };
+        let sampling = Wishes { max_tokens: Some(20), ..Wishes::default() };
         let sampling = sampling.check(100).unwrap();
         assert_eq!(sampling.settle(44, 64).unwrap().tokens_max, 20);
         let refusal = sampling.settle(45, 64).unwrap_err();

@@ -79,11 +79,7 @@ impl Requests {
         if !self.nodes.any_ready() {
             return Err(no_node());
         }
-        let Request {
-            id,
-            prompts,
-            sampling,
-        } = request;
+        let Request { id, prompts, sampling } = request;
         let prompts = self.tokenize(prompts).await?;
         self.metrics.tokenize.observe(arrived.elapsed().as_secs_f64());
 
@@ -184,7 +180,11 @@ impl Requests {
     }
 
     /// The prompt of a conversation.
-    pub(crate) async fn render(&self, conversation: Conversation, bytes: usize) -> Result<String, Refusal> {
+    pub(crate) async fn render(
+        &self,
+        conversation: Conversation,
+        bytes: usize,
+    ) -> Result<String, Refusal> {
         let model = Arc::clone(&self.model);
         off_worker(bytes, move || match &model.template {
             Ok(template) => template.render(conversation),
@@ -202,9 +202,7 @@ pub(crate) async fn off_worker<T: Send + 'static>(
     if bytes <= INLINE_BYTES_MAX {
         return work();
     }
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_| Err(lost_task()))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(lost_task()))
 }
 
 fn lost_task() -> Refusal {

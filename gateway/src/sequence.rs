@@ -49,9 +49,7 @@ pub(crate) struct Sequence {
 
 impl fmt::Debug for Sequence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sequence")
-            .field("id", &self.request.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Sequence").field("id", &self.request.id).finish_non_exhaustive()
     }
 }
 
@@ -65,11 +63,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new(arrived: Instant) -> Self {
-        Self {
-            arrived,
-            first: None,
-            last: None,
-        }
+        Self { arrived, first: None, last: None }
     }
 }
 
@@ -114,7 +108,8 @@ impl Sequence {
     /// Runs to the end, the deadline, or the client's leaving; the last event says which.
     pub(crate) async fn drive(mut self) {
         let events = self.events.clone();
-        let left = Duration::from_secs(self.patience.request_s).saturating_sub(self.clock.arrived.elapsed());
+        let left = Duration::from_secs(self.patience.request_s)
+            .saturating_sub(self.clock.arrived.elapsed());
         let result = tokio::select! {
             biased;
             () = events.closed() => Err(Miss::Gone),
@@ -201,11 +196,7 @@ impl Sequence {
     /// another, then tries those again which it avoided.
     async fn pause(&self, tries: &mut Tries) -> Result<(), Miss> {
         if self.generated() == 0 && tries.lost.is_none() {
-            return Err(Miss::Final(if tries.avoid.is_empty() {
-                no_node()
-            } else {
-                full()
-            }));
+            return Err(Miss::Final(if tries.avoid.is_empty() { no_node() } else { full() }));
         }
         let pause = PAUSE * 2_u32.saturating_pow(tries.pauses.min(8));
         tries.pauses += 1;

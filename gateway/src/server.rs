@@ -66,7 +66,10 @@ impl FromRequest<Arc<crate::requests::Requests>> for Body {
                 let refusal = if rejection.status() == Kind::BodyTooLarge.http_status() {
                     Refusal::new(
                         Kind::BodyTooLarge,
-                        format!("the body is too large: at most {} bytes are accepted", state.body_bytes_max),
+                        format!(
+                            "the body is too large: at most {} bytes are accepted",
+                            state.body_bytes_max
+                        ),
                     )
                 } else {
                     Refusal::new(Kind::Invalid, format!("the body: {}", rejection.body_text()))
@@ -91,10 +94,7 @@ pub(crate) fn router(
     config: &ServerConfig,
     metrics: Arc<Metrics>,
 ) -> Router {
-    let gate = Arc::new(Gate {
-        api_keys: config.api_keys.clone(),
-        metrics,
-    });
+    let gate = Arc::new(Gate { api_keys: config.api_keys.clone(), metrics });
     http.merge(grpc.into_axum_router().reset_fallback())
         .fallback(nothing_here)
         .method_not_allowed_fallback(api::wrong_method)
@@ -155,18 +155,13 @@ async fn check_key(State(gate): State<Arc<Gate>>, request: Request, next: Next) 
     let stated = stated.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     // Every key is looked at, and each to its end: the time says nothing about them.
     let known = |stated: &[u8]| {
-        gate.api_keys
-            .iter()
-            .fold(false, |found, key| found | same(stated, key.as_bytes()))
+        gate.api_keys.iter().fold(false, |found, key| found | same(stated, key.as_bytes()))
     };
     if stated.is_some_and(known) {
         return next.run(request).await;
     }
     let message = "a known key is expected in the header `authorization: Bearer KEY`";
-    refuse(
-        Refusal::new(Kind::Unauthorized, message),
-        is_grpc(&request),
-    )
+    refuse(Refusal::new(Kind::Unauthorized, message), is_grpc(&request))
 }
 
 fn same(a: &[u8], b: &[u8]) -> bool {
@@ -179,10 +174,7 @@ async fn count(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> R
     let route = request.extensions().get::<MatchedPath>().cloned();
     let response = next.run(request).await;
     let route = route.as_ref().map_or("other", MatchedPath::as_str);
-    gate.metrics
-        .responses
-        .with_label_values(&[route, response.status().as_str()])
-        .inc();
+    gate.metrics.responses.with_label_values(&[route, response.status().as_str()]).inc();
     if let Some(&kind) = response.extensions().get::<Kind>() {
         gate.metrics.refused(kind);
     }

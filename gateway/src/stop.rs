@@ -19,10 +19,7 @@ pub(crate) struct Scan {
 
 impl StopStrings {
     pub(crate) fn new(stops: Vec<String>) -> Self {
-        Self {
-            stops,
-            held: String::new(),
-        }
+        Self { stops, held: String::new() }
     }
 
     /// Takes the next piece. After a hit the choice is over: what follows the stop string is gone.
@@ -100,10 +97,7 @@ mod tests {
 
     #[test]
     fn the_earliest_of_several_wins() {
-        assert_eq!(
-            run(&["c", "b"], &["abc"]),
-            ("a".to_string(), Some("b".to_string()))
-        );
+        assert_eq!(run(&["c", "b"], &["abc"]), ("a".to_string(), Some("b".to_string())));
     }
 
     #[test]

@@ -34,10 +34,8 @@ impl Tokenizer {
     /// Reads `tokenizer.json` of a model's folder.
     pub(crate) fn load(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|error| LoadError::Read {
-            path: path.clone(),
-            error,
-        })?;
+        let bytes =
+            std::fs::read(&path).map_err(|error| LoadError::Read { path: path.clone(), error })?;
         Self::from_json(&bytes).map_err(|error| LoadError::Content {
             path,
             expected: "a tokenizer in the Hugging Face form",
@@ -56,11 +54,7 @@ impl Tokenizer {
         } else {
             Spelling::SentencePiece
         };
-        Ok(Self {
-            inner,
-            spelling,
-            alphabet: byte_level_alphabet(),
-        })
+        Ok(Self { inner, spelling, alphabet: byte_level_alphabet() })
     }
 
     /// Entries, added tokens among them.
@@ -88,12 +82,10 @@ impl Tokenizer {
     }
 
     fn decode_with(&self, tokens: &[u32], skip_special: bool) -> String {
-        self.inner
-            .decode(tokens, skip_special)
-            .unwrap_or_else(|error| {
-                tracing::warn!(%error, ?tokens, "the tokenizer cannot decode tokens");
-                String::new()
-            })
+        self.inner.decode(tokens, skip_special).unwrap_or_else(|error| {
+            tracing::warn!(%error, ?tokens, "the tokenizer cannot decode tokens");
+            String::new()
+        })
     }
 
     /// A token as the vocabulary spells it.
@@ -150,10 +142,8 @@ pub(crate) mod tests {
     pub(crate) fn byte_level() -> Tokenizer {
         let mut alphabet: Vec<(char, u8)> = byte_level_alphabet().into_iter().collect();
         alphabet.sort_by_key(|&(_, byte)| byte);
-        let mut vocab: serde_json::Map<String, serde_json::Value> = alphabet
-            .iter()
-            .map(|&(c, byte)| (c.to_string(), byte.into()))
-            .collect();
+        let mut vocab: serde_json::Map<String, serde_json::Value> =
+            alphabet.iter().map(|&(c, byte)| (c.to_string(), byte.into())).collect();
         vocab.insert("he".into(), 256.into());
         vocab.insert("Ġt".into(), 257.into());
         let json = serde_json::json!({

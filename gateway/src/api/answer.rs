@@ -20,11 +20,7 @@ impl From<&Running> for Usage {
     fn from(running: &Running) -> Self {
         let (prompt_tokens, completion_tokens) =
             (running.prompt_tokens(), running.completion_tokens());
-        Self {
-            prompt_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-            completion_tokens,
-        }
+        Self { prompt_tokens, total_tokens: prompt_tokens + completion_tokens, completion_tokens }
     }
 }
 
@@ -38,11 +34,7 @@ pub(super) struct Head {
 
 impl Head {
     pub(super) fn new(prefix: &str, request_id: &str, model: String) -> Self {
-        Self {
-            id: format!("{prefix}-{request_id}"),
-            created: crate::clock::unix_s(),
-            model,
-        }
+        Self { id: format!("{prefix}-{request_id}"), created: crate::clock::unix_s(), model }
     }
 }
 

@@ -118,10 +118,7 @@ fn read(fields: &mut Fields) -> Result<Wishes, Refusal> {
     let on = fields.flag("logprobs")?.unwrap_or(false);
     let top = fields.integer("top_logprobs")?;
     if top.is_some() && !on {
-        return Err(Refusal::unsupported(
-            "top_logprobs",
-            "only allowed when `logprobs` is true",
-        ));
+        return Err(Refusal::unsupported("top_logprobs", "only allowed when `logprobs` is true"));
     }
     wishes.top_logprobs = on.then(|| top.unwrap_or(0));
     Ok(wishes)
@@ -167,11 +164,7 @@ impl Writer {
             index,
             logprobs: self.logprobs(&piece),
             token_ids: self.token_ids(&piece),
-            message: Message {
-                role: ROLE,
-                content: piece.text,
-                refusal: None,
-            },
+            message: Message { role: ROLE, content: piece.text, refusal: None },
             finish: piece.ending.into(),
         };
         let choices = (0..).zip(pieces).map(choice).collect();
@@ -200,10 +193,7 @@ impl Chunks for Stream {
         if self.begun.insert(index) {
             let change = Change {
                 index,
-                delta: Delta {
-                    role: Some(ROLE),
-                    content: Some(String::new()),
-                },
+                delta: Delta { role: Some(ROLE), content: Some(String::new()) },
                 logprobs: None,
                 finish: Finish::default(),
                 token_ids: None,
@@ -218,10 +208,7 @@ impl Chunks for Stream {
             index,
             logprobs: self.writer.logprobs(&piece),
             token_ids: self.writer.token_ids(&piece),
-            delta: Delta {
-                role: None,
-                content: Some(piece.text),
-            },
+            delta: Delta { role: None, content: Some(piece.text) },
             finish: piece.ending.into(),
         };
         out.push_back(self.chunk(change));

@@ -124,7 +124,9 @@ fn prompts(fields: &mut Fields, vocab: u32) -> Result<Vec<Prompt>, Refusal> {
     let text = |text| Prompt::Text { text, special };
     let items = match fields.take("prompt") {
         Some(Value::String(one)) => return Ok(vec![text(one)]),
-        Some(Value::Array(items)) if items.is_empty() => return Err(wrong("an empty array".into())),
+        Some(Value::Array(items)) if items.is_empty() => {
+            return Err(wrong("an empty array".into()));
+        }
         Some(Value::Array(items)) => items,
         Some(other) => return Err(wrong(found(&other))),
         None => return Err(wrong("nothing".into())),
@@ -163,13 +165,7 @@ impl Writer {
             vec![text; running.n as usize]
         };
         let before: Vec<String> = running.prompts.iter().flat_map(echo).collect();
-        Self {
-            head,
-            options,
-            offsets: vec![0; before.len()],
-            before,
-            tokenizer,
-        }
+        Self { head, options, offsets: vec![0; before.len()], before, tokenizer }
     }
 
     fn choice(&mut self, index: u32, piece: Piece) -> Choice {

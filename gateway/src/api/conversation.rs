@@ -7,11 +7,7 @@ use crate::{chat::Conversation, refusal::Refusal};
 
 /// Reads `messages`, `tools`, `tool_choice`, `chat_template_kwargs` and `add_generation_prompt`.
 pub(super) fn read(fields: &mut Fields) -> Result<Conversation, Refusal> {
-    fields.refuse(
-        "chat_template",
-        |_| false,
-        "a request cannot bring its own template",
-    )?;
+    fields.refuse("chat_template", |_| false, "a request cannot bring its own template")?;
     fields.refuse(
         "continue_final_message",
         |value| value == &Value::Bool(false),
@@ -22,10 +18,8 @@ pub(super) fn read(fields: &mut Fields) -> Result<Conversation, Refusal> {
         .array("messages")?
         .filter(|items| !items.is_empty())
         .ok_or_else(|| Refusal::field("messages", "an array of at least one message", "none"))?;
-    let messages = (0..)
-        .zip(items)
-        .map(|(at, item)| message(at, item))
-        .collect::<Result<_, _>>()?;
+    let messages =
+        (0..).zip(items).map(|(at, item)| message(at, item)).collect::<Result<_, _>>()?;
     let variables = fields.object("chat_template_kwargs")?;
     Ok(Conversation {
         messages,
@@ -89,18 +83,14 @@ fn text_of(at: usize, parts: Vec<Value>) -> Result<String, Refusal> {
             format!("a part of type `{}`", crate::model::shorten(kind)),
         )
     };
-    let texts: Result<Vec<_>, _> = parts
-        .iter()
-        .map(|part| text(part).ok_or_else(|| wrong(part)))
-        .collect();
+    let texts: Result<Vec<_>, _> =
+        parts.iter().map(|part| text(part).ok_or_else(|| wrong(part))).collect();
     Ok(texts?.join("\n"))
 }
 
 /// Clients send a call's arguments as JSON text, templates want the object.
 fn open_arguments(call: &mut Value) {
-    let arguments = call
-        .get_mut("function")
-        .and_then(|function| function.get_mut("arguments"));
+    let arguments = call.get_mut("function").and_then(|function| function.get_mut("arguments"));
     if let Some(arguments) = arguments
         && let Some(text) = arguments.as_str()
         && let Ok(object) = serde_json::from_str::<Map<String, Value>>(text)

@@ -53,12 +53,11 @@ impl From<Refusal> for ErrorBody {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let Self(refusal) = self;
-        let (status, kind, retry) = (refusal.kind.http_status(), refusal.kind, refusal.retry_after_s);
+        let (status, kind, retry) =
+            (refusal.kind.http_status(), refusal.kind, refusal.retry_after_s);
         let mut response = (status, Json(ErrorBody::from(refusal))).into_response();
         if let Some(seconds) = retry {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if kind == Kind::Unauthorized {
             response
@@ -78,8 +77,5 @@ pub(crate) fn unknown_path(uri: &Uri) -> Refusal {
 
 pub(crate) async fn wrong_method(method: Method, uri: Uri) -> Problem {
     let path = shorten(uri.path());
-    Problem(Refusal::new(
-        Kind::WrongMethod,
-        format!("{path} does not answer {method}"),
-    ))
+    Problem(Refusal::new(Kind::WrongMethod, format!("{path} does not answer {method}")))
 }

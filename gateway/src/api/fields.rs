@@ -33,10 +33,9 @@ impl Fields {
                 Kind::Invalid,
                 format!("the body: expected a JSON object, found {}", found(&other)),
             )),
-            Err(error) => Err(Refusal::new(
-                Kind::Invalid,
-                format!("the body is not JSON: {error}"),
-            )),
+            Err(error) => {
+                Err(Refusal::new(Kind::Invalid, format!("the body is not JSON: {error}")))
+            }
         }
     }
 
@@ -99,9 +98,7 @@ impl Fields {
     }
 
     pub(super) fn integers(&mut self, name: &'static str) -> Result<Option<Vec<i64>>, Refusal> {
-        self.array(name)?
-            .map(|items| integers(name, &items))
-            .transpose()
+        self.array(name)?.map(|items| integers(name, &items)).transpose()
     }
 
     /// A string or an array of strings.

@@ -44,23 +44,24 @@ fn text(tokenizer: &Tokenizer, token: u32) -> String {
 
 fn reported(tokens: &[TokenOutput]) -> impl Iterator<Item = (u32, &TokenLogprobs)> {
     let pair = |token: &'_ TokenOutput| token.token;
-    tokens
-        .iter()
-        .filter_map(move |token| Some((pair(token), token.logprobs.as_ref()?)))
+    tokens.iter().filter_map(move |token| Some((pair(token), token.logprobs.as_ref()?)))
 }
 
 /// The columns of some tokens. `offset` counts the characters of the choice's text before them.
-pub(super) fn columns(tokenizer: &Tokenizer, tokens: &[TokenOutput], offset: &mut usize) -> Columns {
+pub(super) fn columns(
+    tokenizer: &Tokenizer,
+    tokens: &[TokenOutput],
+    offset: &mut usize,
+) -> Columns {
     let mut columns = Columns::default();
     for (token, logprobs) in reported(tokens) {
         let shown = text(tokenizer, token);
         let mut top = Map::new();
         // The token itself is among its alternatives, as in vLLM.
-        for (alternative, logprob) in std::iter::once((token, logprobs.logprob))
-            .chain(logprobs.top.iter().copied())
+        for (alternative, logprob) in
+            std::iter::once((token, logprobs.logprob)).chain(logprobs.top.iter().copied())
         {
-            top.entry(text(tokenizer, alternative))
-                .or_insert_with(|| logprob.max(LEAST).into());
+            top.entry(text(tokenizer, alternative)).or_insert_with(|| logprob.max(LEAST).into());
         }
         columns.text_offset.push(*offset);
         *offset += shown.chars().count();

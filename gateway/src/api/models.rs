@@ -63,16 +63,10 @@ pub(super) async fn one(
 }
 
 pub(super) async fn version() -> Json<Version> {
-    Json(Version {
-        version: chassis::VERSION,
-    })
+    Json(Version { version: chassis::VERSION })
 }
 
 /// What SageMaker asks: 200 when a request would be taken.
 pub(super) async fn ping(State(requests): State<Arc<Requests>>) -> Result<StatusCode, Problem> {
-    if requests.nodes.any_ready() {
-        Ok(StatusCode::OK)
-    } else {
-        Err(no_node().into())
-    }
+    if requests.nodes.any_ready() { Ok(StatusCode::OK) } else { Err(no_node().into()) }
 }

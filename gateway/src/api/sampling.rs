@@ -3,10 +3,7 @@
 use serde_json::Value;
 
 use super::fields::{Fields, found};
-use crate::{
-    refusal::Refusal,
-    request::Wishes,
-};
+use crate::{refusal::Refusal, request::Wishes};
 
 /// Fields of either API that change the answer and are not offered: name, whether a value is
 /// harmless, and what to tell the client otherwise.

@@ -25,15 +25,14 @@ impl Streaming {
         let on = fields.flag("stream")?.unwrap_or(false);
         let options = fields.object("stream_options")?;
         match (on, options) {
-            (false, Some(_)) => Err(Refusal::unsupported(
-                "stream_options",
-                "only allowed when `stream` is true",
-            )),
+            (false, Some(_)) => {
+                Err(Refusal::unsupported("stream_options", "only allowed when `stream` is true"))
+            }
             (false, None) => Ok(Self::Off),
             (true, None) => Ok(Self::On { usage: false }),
-            (true, Some(mut options)) => Ok(Self::On {
-                usage: options.flag("include_usage")?.unwrap_or(false),
-            }),
+            (true, Some(mut options)) => {
+                Ok(Self::On { usage: options.flag("include_usage")?.unwrap_or(false) })
+            }
         }
     }
 }
@@ -92,13 +91,7 @@ impl<C: Chunks> State<C> {
 
 /// The response. Dropping it, as the server does when the client has left, cancels the request.
 pub(super) fn respond(running: Running, chunks: impl Chunks, usage: bool) -> Response {
-    let state = State {
-        running,
-        chunks,
-        usage,
-        queue: VecDeque::new(),
-        over: false,
-    };
+    let state = State { running, chunks, usage, queue: VecDeque::new(), over: false };
     let events = futures::stream::unfold(state, async |mut state| {
         let data = state.next().await?;
         Some((Ok::<_, Infallible>(Event::default().data(data)), state))

@@ -21,10 +21,7 @@ pub(super) struct Found {
 pub(super) fn find(folder: &Path, file: Option<&Path>) -> Result<Found, LoadError> {
     let config_path = folder.join("tokenizer_config.json");
     let config = read_if_present(&config_path)?.unwrap_or(Value::Null);
-    let mut found = Found {
-        special_tokens: special_tokens(&config),
-        ..Found::default()
-    };
+    let mut found = Found { special_tokens: special_tokens(&config), ..Found::default() };
     let jinja = folder.join("chat_template.jinja");
     let json = folder.join("chat_template.json");
     if let Some(path) = file {
@@ -40,18 +37,12 @@ pub(super) fn find(folder: &Path, file: Option<&Path>) -> Result<Found, LoadErro
 }
 
 fn read(path: &Path) -> Result<String, LoadError> {
-    std::fs::read_to_string(path).map_err(|error| LoadError::Read {
-        path: path.to_path_buf(),
-        error,
-    })
+    std::fs::read_to_string(path)
+        .map_err(|error| LoadError::Read { path: path.to_path_buf(), error })
 }
 
 fn read_if_present(path: &PathBuf) -> Result<Option<Value>, LoadError> {
-    if path.is_file() {
-        read_json(path).map(Some)
-    } else {
-        Ok(None)
-    }
+    if path.is_file() { read_json(path).map(Some) } else { Ok(None) }
 }
 
 /// `chat_template`: absent, a string, or a list of `{name, template}` with one named `default`.

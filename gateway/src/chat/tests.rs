@@ -160,9 +160,7 @@ fn qwen3_takes_its_own_variables_and_tools() {
     let mut conversation = conversation(json!([{"role": "user", "content": "Hi"}]));
     conversation.tools =
         vec![json!({"type": "function", "function": {"name": "f", "description": "<&'é>"}})];
-    conversation
-        .variables
-        .insert("enable_thinking".into(), false.into());
+    conversation.variables.insert("enable_thinking".into(), false.into());
     // Neither can be replaced by a variable of the client's.
     conversation.variables.insert("messages".into(), json!([]));
     assert_eq!(
@@ -192,10 +190,7 @@ fn mixtral_alternates_and_says_so() {
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "More"},
     ]);
-    assert_eq!(
-        render(MIXTRAL, messages),
-        "<s>[INST] Hi [/INST]Hello</s>[INST] More [/INST]"
-    );
+    assert_eq!(render(MIXTRAL, messages), "<s>[INST] Hi [/INST]Hello</s>[INST] More [/INST]");
     let wrong = conversation(json!([{"role": "assistant", "content": "Hello"}]));
     let refusal = template(MIXTRAL).render(wrong).unwrap_err();
     assert_eq!(
@@ -229,9 +224,7 @@ fn llama3_trims_and_dates() {
     let mut conversation = conversation(messages);
     let now = template(LLAMA3).render(conversation.clone()).unwrap();
     assert!(now.contains(&crate::clock::strftime("%b %Y", crate::clock::unix_s())), "{now}");
-    conversation
-        .variables
-        .insert("date_string".into(), "1 Jan 2025".into());
+    conversation.variables.insert("date_string".into(), "1 Jan 2025".into());
     assert_eq!(
         template(LLAMA3).render(conversation).unwrap(),
         "<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: 1 Jan 2025\n\nBe brief.\
@@ -245,10 +238,7 @@ fn blocks_are_trimmed_and_values_print_as_in_python() {
     let source = "{% for m in messages %}\n    {% if loop.first %}\n{{ m.role }}\n    {% continue %}\n\
                   {% endif %}\n{% endfor %}\n{{ true }} {{ none }} {{ [1, 'a']|tojson(indent=2) }}";
     let messages = json!([{"role": "user", "content": ""}]);
-    assert_eq!(
-        render(source, messages),
-        "user\nTrue None [\n  1,\n  \"a\"\n]"
-    );
+    assert_eq!(render(source, messages), "user\nTrue None [\n  1,\n  \"a\"\n]");
 }
 
 #[test]

@@ -12,10 +12,8 @@ use crate::{
 #[tokio::test]
 async fn a_prompt_gets_text_usage_and_an_ending() {
     let gateway = start(saying(" said unto him")).await;
-    let reply = gateway
-        .client
-        .post("/v1/completions", json!({"model": "demo", "prompt": "And God"}))
-        .await;
+    let reply =
+        gateway.client.post("/v1/completions", json!({"model": "demo", "prompt": "And God"})).await;
     let answer = reply.ok();
     assert_eq!(answer["object"], "text_completion");
     assert!(answer["id"].as_str().unwrap().starts_with("cmpl-"));

@@ -25,14 +25,44 @@ fn cases() -> Vec<Case> {
         (COMPLETIONS, json!({"prompt": ""}), 400, json!("prompt"), "at least one token"),
         (COMPLETIONS, json!({"prompt": ["a", 1]}), 400, json!("prompt"), "an array with 1"),
         (COMPLETIONS, json!({"prompt": [1, "a"]}), 400, json!("prompt"), "an array with a string"),
-        (COMPLETIONS, json!({"prompt": [2048]}), 400, json!("prompt"), "below the vocabulary's size 2048, found 2048"),
+        (
+            COMPLETIONS,
+            json!({"prompt": [2048]}),
+            400,
+            json!("prompt"),
+            "below the vocabulary's size 2048, found 2048",
+        ),
         (COMPLETIONS, json!({"prompt": long}), 400, Value::Null, "longest sequence has 1024"),
         (COMPLETIONS, json!({"max_tokens": 1023}), 400, Value::Null, "1023 more are asked for"),
         (COMPLETIONS, json!({"max_tokens": 0}), 400, json!("max_tokens"), "at least 1, found 0"),
-        (COMPLETIONS, json!({"max_tokens": "5"}), 400, json!("max_tokens"), "an integer, found a string"),
-        (COMPLETIONS, json!({"max_tokens": 1.5}), 400, json!("max_tokens"), "an integer, found 1.5"),
-        (COMPLETIONS, json!({"temperature": -1}), 400, json!("temperature"), "at least 0, found -1"),
-        (COMPLETIONS, json!({"temperature": "hot"}), 400, json!("temperature"), "a number, found a string"),
+        (
+            COMPLETIONS,
+            json!({"max_tokens": "5"}),
+            400,
+            json!("max_tokens"),
+            "an integer, found a string",
+        ),
+        (
+            COMPLETIONS,
+            json!({"max_tokens": 1.5}),
+            400,
+            json!("max_tokens"),
+            "an integer, found 1.5",
+        ),
+        (
+            COMPLETIONS,
+            json!({"temperature": -1}),
+            400,
+            json!("temperature"),
+            "at least 0, found -1",
+        ),
+        (
+            COMPLETIONS,
+            json!({"temperature": "hot"}),
+            400,
+            json!("temperature"),
+            "a number, found a string",
+        ),
         (COMPLETIONS, json!({"top_p": 1.1}), 400, json!("top_p"), "up to 1, found 1.1"),
         (COMPLETIONS, json!({"seed": 1.5}), 400, json!("seed"), "a 64-bit integer, found 1.5"),
         (COMPLETIONS, json!({"n": 129}), 400, json!("n"), "from 1 to 128"),
@@ -42,14 +72,32 @@ fn cases() -> Vec<Case> {
         (COMPLETIONS, json!({"logprobs": 1, "echo": true}), 400, json!("echo"), "not together"),
         (COMPLETIONS, json!({"suffix": "end"}), 400, json!("suffix"), "not offered"),
         (COMPLETIONS, json!({"stream": "yes"}), 400, json!("stream"), "true or false"),
-        (COMPLETIONS, json!({"stream_options": {}}), 400, json!("stream_options"), "when `stream` is true"),
+        (
+            COMPLETIONS,
+            json!({"stream_options": {}}),
+            400,
+            json!("stream_options"),
+            "when `stream` is true",
+        ),
         (COMPLETIONS, json!({"stop": [1]}), 400, json!("stop"), "an array with 1"),
         (COMPLETIONS, json!({"stop": ""}), 400, json!("stop"), "1 to 1024 bytes"),
         (CHAT, json!({"messages": []}), 400, json!("messages"), "at least one message"),
         (CHAT, json!({"messages": "Hi"}), 400, json!("messages"), "an array, found a string"),
         (CHAT, json!({"messages": ["Hi"]}), 400, json!("messages[0]"), "an object, found a string"),
-        (CHAT, json!({"messages": [{"content": "Hi"}]}), 400, json!("messages[0].role"), "found null"),
-        (CHAT, json!({"messages": [{"role": "user"}]}), 400, json!("messages[0].content"), "found null"),
+        (
+            CHAT,
+            json!({"messages": [{"content": "Hi"}]}),
+            400,
+            json!("messages[0].role"),
+            "found null",
+        ),
+        (
+            CHAT,
+            json!({"messages": [{"role": "user"}]}),
+            400,
+            json!("messages[0].content"),
+            "found null",
+        ),
         (
             CHAT,
             json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
@@ -57,9 +105,27 @@ fn cases() -> Vec<Case> {
             json!("messages[0].content"),
             "a part of type `image_url`",
         ),
-        (CHAT, json!({"messages": hi(), "tool_choice": "required"}), 400, json!("tool_choice"), "cannot be forced"),
-        (CHAT, json!({"messages": hi(), "tools": [{}]}), 400, json!("tools"), "does not render tools"),
-        (CHAT, json!({"messages": hi(), "top_logprobs": 2}), 400, json!("top_logprobs"), "when `logprobs` is true"),
+        (
+            CHAT,
+            json!({"messages": hi(), "tool_choice": "required"}),
+            400,
+            json!("tool_choice"),
+            "cannot be forced",
+        ),
+        (
+            CHAT,
+            json!({"messages": hi(), "tools": [{}]}),
+            400,
+            json!("tools"),
+            "does not render tools",
+        ),
+        (
+            CHAT,
+            json!({"messages": hi(), "top_logprobs": 2}),
+            400,
+            json!("top_logprobs"),
+            "when `logprobs` is true",
+        ),
         (
             CHAT,
             json!({"messages": hi(), "logprobs": true, "top_logprobs": 21}),
@@ -126,11 +192,17 @@ async fn wrong_paths_methods_and_sizes_have_their_own_status() {
     let gateway = start_with(vec![saying("x")], |config| config.server.body_bytes_max = 1000).await;
     let client = &gateway.client;
     let missing = client.get("/v1/nothing").await;
-    assert_eq!((missing.status.as_u16(), &missing.json()["error"]["code"]), (404, &json!("unknown_url")));
+    assert_eq!(
+        (missing.status.as_u16(), &missing.json()["error"]["code"]),
+        (404, &json!("unknown_url"))
+    );
     let method = client.get(COMPLETIONS).await;
     assert_eq!(method.status, 405);
     let model = client.get("/v1/models/other").await;
-    assert_eq!((model.status.as_u16(), &model.json()["error"]["code"]), (404, &json!("model_not_found")));
+    assert_eq!(
+        (model.status.as_u16(), &model.json()["error"]["code"]),
+        (404, &json!("model_not_found"))
+    );
     let large = client.post(COMPLETIONS, json!({"prompt": "x".repeat(1000)})).await;
     assert_eq!(large.status, 413, "{}", large.text);
     assert!(large.text.contains("at most 1000 bytes"), "{}", large.text);

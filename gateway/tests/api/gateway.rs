@@ -38,10 +38,7 @@ pub(crate) async fn start_with(scripts: Vec<Script>, change: impl FnOnce(&mut Co
     let folder = model_folder();
     let mut config = config(folder.path());
     change(&mut config);
-    let mut nodes = Vec::new();
-    for script in scripts {
-        nodes.push(Node::start(script).await);
-    }
+    let nodes: Vec<_> = scripts.into_iter().map(Node::start).collect();
     let addresses: Vec<_> = nodes.iter().map(|node| node.address.clone()).collect();
     let (view, views) = watch::channel(Arc::new(view_of(&addresses)));
     let process = Process {
@@ -104,5 +101,9 @@ pub(crate) fn view_of(addresses: &[String]) -> ClusterView {
         health: Health::Ready,
         load: Load { kv_blocks: 1000 - nth, kv_blocks_free: 1000 - nth, ..Load::default() },
     };
-    ClusterView { version: 1, members: (0..).zip(addresses).map(member).collect(), ..ClusterView::default() }
+    ClusterView {
+        version: 1,
+        members: (0..).zip(addresses).map(member).collect(),
+        ..ClusterView::default()
+    }
 }

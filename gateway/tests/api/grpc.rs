@@ -2,16 +2,18 @@
 
 use futures::StreamExt;
 use proto::v1::{
-    self as wire, FinishReason, GenerateRequest, SamplingParams,
-    generate_request::Prompt, inference_client::InferenceClient,
+    self as wire, FinishReason, GenerateRequest, SamplingParams, generate_request::Prompt,
+    inference_client::InferenceClient,
 };
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_reflection::pb::{
-    v1::{ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse},
+    v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    },
     v1alpha,
 };
 
@@ -169,12 +171,11 @@ async fn health_and_reflection_answer() {
     assert!(names.contains(&"amoe.v1.Inference"), "{names:?}");
     assert!(names.contains(&"grpc.health.v1.Health"), "{names:?}");
 
-    let mut older =
-        v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let mut older = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
     let ask = v1alpha::ServerReflectionRequest {
-        message_request: Some(
-            v1alpha::server_reflection_request::MessageRequest::ListServices(String::new()),
-        ),
+        message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(
+            String::new(),
+        )),
         ..v1alpha::ServerReflectionRequest::default()
     };
     let mut answers =

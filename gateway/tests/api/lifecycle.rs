@@ -104,13 +104,12 @@ async fn a_silent_node_is_a_lost_node() {
 #[tokio::test]
 async fn the_only_node_is_tried_again_when_it_comes_back() {
     let calls = AtomicU32::new(0);
-    let script = Arc::new(move |request: &SequenceRequest| {
-        match calls.fetch_add(1, Ordering::Relaxed) {
+    let script =
+        Arc::new(move |request: &SequenceRequest| match calls.fetch_add(1, Ordering::Relaxed) {
             0 => [say(request, TEXT).remove(0), Act::Fail(Code::Unavailable)].to_vec(),
             1 => vec![Act::Fail(Code::Unavailable)],
             _ => say(request, TEXT),
-        }
-    });
+        });
     let gateway = start(script).await;
     assert_eq!(whole(&gateway.client).await, TEXT);
     assert_eq!(gateway.nodes[0].requests().len(), 3);

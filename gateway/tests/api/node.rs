@@ -11,7 +11,7 @@ use proto::internal::{
     self as wire,
     sequences_server::{Sequences, SequencesServer},
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status};
 
@@ -89,7 +89,8 @@ pub(crate) fn saying(text: &'static str) -> Script {
 pub(crate) struct Node {
     pub(crate) address: String,
     state: Arc<State>,
-    server: JoinHandle<()>,
+    /// Its own, so that it can die with all its connections.
+    runtime: Mutex<Option<Runtime>>,
 }
 
 struct State {
@@ -99,23 +100,27 @@ struct State {
 }
 
 impl Node {
-    pub(crate) async fn start(script: Script) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub(crate) fn start(script: Script) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let state = Arc::new(State {
-            script,
-            requests: Mutex::default(),
-            live: watch::Sender::new(0),
-        });
+        let state =
+            Arc::new(State { script, requests: Mutex::default(), live: watch::Sender::new(0) });
         let service = SequencesServer::new(Service(Arc::clone(&state)));
-        let server = tokio::spawn(async move {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
             tonic::transport::Server::builder()
                 .add_service(service)
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
                 .unwrap();
         });
-        Self { address, state, server }
+        Self { address, state, runtime: Mutex::new(Some(runtime)) }
     }
 
     /// What it was asked so far.
@@ -131,7 +136,15 @@ impl Node {
 
     /// The process is gone, with its port and connections.
     pub(crate) fn kill(&self) {
-        self.server.abort();
+        if let Some(runtime) = self.runtime.lock().unwrap().take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -178,7 +191,10 @@ impl Sequences for Service {
                     }
                     Act::Fail(code) => {
                         acts.clear();
-                        return Some((Err(Status::new(code, "broken by the script")), (acts, held)));
+                        return Some((
+                            Err(Status::new(code, "broken by the script")),
+                            (acts, held),
+                        ));
                     }
                     Act::Hang => std::future::pending::<()>().await,
                     Act::Gate(mut gate) => {
