@@ -13,6 +13,7 @@ mod amx;
 mod fma;
 mod softmax;
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -54,7 +55,7 @@ impl fmt::Debug for AttentionScratch {
 /// `len` query vectors of a span from vector `first` on (vector = row x group + head in group).
 #[derive(Clone, Copy)]
 struct Task {
-    cost: u64,
+    span_cost: usize,
     span: u32,
     head: u32,
     first: u32,
@@ -174,7 +175,8 @@ pub fn attend(
     }
 }
 
-/// Cuts spans into tasks, the costliest first.
+/// Cuts spans into tasks: the costliest span first, and in it the tasks of a head together, so that they find its
+/// keys in the cache; the later rows of a span, which see more, before the earlier ones.
 fn plan(
     tasks: &mut Vec<Task>,
     spans: &[Span<'_>],
@@ -190,13 +192,12 @@ fn plan(
     let unit = if group > TILE && enough { large } else { TILE };
     for (i, span) in spans.iter().enumerate() {
         let vectors = span.rows.len() * group;
+        // Reading a key costs about as much as eight vectors' use of it.
+        let span_cost = (span.first_position + span.rows.len()) * (vectors + 8);
         for first in (0..vectors).step_by(unit) {
             let len = unit.min(vectors - first);
-            let context = span.first_position + (first + len).div_ceil(group);
-            // Reading a key costs about as much as four vectors' use of it.
-            let cost = context as u64 * (len as u64 + 4);
             tasks.extend((0..layout.kv_heads).map(|head| Task {
-                cost,
+                span_cost,
                 span: narrow(i),
                 head: narrow(head),
                 first: narrow(first),
@@ -204,7 +205,9 @@ fn plan(
             }));
         }
     }
-    tasks.sort_unstable_by_key(|task| (std::cmp::Reverse(task.cost), task.span, task.head));
+    tasks.sort_unstable_by_key(|task| {
+        (Reverse(task.span_cost), task.span, task.head, Reverse(task.first))
+    });
 }
 
 fn narrow(x: usize) -> u32 {

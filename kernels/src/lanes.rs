@@ -15,8 +15,14 @@ use crate::Isa;
 pub(crate) const LANES: usize = 16;
 
 /// `2^f = 1 + f * Q(f)` on [-0.5, 0.5]; Q is interpolated at the Chebyshev nodes, relative error 9e-9.
-const EXP2_Q: [f32; 6] =
-    [0.693_147_2, 0.240_226_5, 0.055_503_57, 0.009_618_082, 0.001_339_091, 0.000_154_532_03];
+const EXP2_Q: [f32; 6] = [
+    std::f32::consts::LN_2,
+    0.240_226_5,
+    0.055_503_57,
+    0.009_618_082,
+    0.001_339_091,
+    0.000_154_532_03,
+];
 
 /// Below this power of two a weight is rounding noise; it also keeps denormals out of the sums.
 const EXP2_MIN: f32 = -126.0;

@@ -91,20 +91,16 @@ pub fn top_k_route(cpu: &Cpu, spec: &RouterSpec, logits: &[f32], out: &mut Routi
     // Choosing costs several times what reading a logit does.
     for_each_chunk(cpu, rows, 8 * spec.experts, |rows| {
         let chosen = rows.start * spec.top_k..rows.end * spec.top_k;
-        let chunk = Chunk {
-            spec,
-            logits: &logits[rows.start * spec.experts..rows.end * spec.experts],
-            // SAFETY (both): rows belong to one task.
-            experts: unsafe { experts.part(chosen.clone()) },
-            weights: unsafe { weights.part(chosen) },
-        };
-        lanes::run(cpu.isa(), chunk);
+        let logits = &logits[rows.start * spec.experts..rows.end * spec.experts];
+        // SAFETY: rows belong to one task.
+        let (experts, weights) = unsafe { (experts.part(chosen.clone()), weights.part(chosen)) };
+        lanes::run(cpu.isa(), Chunk { spec, logits, experts, weights });
     });
 }
 
 /// The most experts a layer may have: scores of one row live on the stack.
 const EXPERTS_MAX: usize = 1024;
-/// The most experts a token may have.
+/// The most experts a token may have, and the most groups.
 const TOP_K_MAX: usize = 64;
 
 fn check(spec: &RouterSpec) {
@@ -114,6 +110,7 @@ fn check(spec: &RouterSpec) {
     let mut eligible = experts;
     if let Some(Groups { count, kept }) = spec.groups {
         assert!(count > 0 && experts.is_multiple_of(count), "{experts} experts in {count} groups");
+        assert!(count <= TOP_K_MAX, "{count} groups: up to {TOP_K_MAX} fit");
         assert!(experts / count >= 2 && (1..=count).contains(&kept), "{kept} of {count} groups");
         eligible = experts / count * kept;
     }
@@ -162,13 +159,14 @@ unsafe fn route<L: Lanes>(
     let scores = &mut scores[..spec.experts];
     let mut choice = [0.0; EXPERTS_MAX];
     let choice = &mut choice[..spec.experts];
-    // SAFETY (both): the caller's promise.
     let total = match &spec.scoring {
         Scoring::Softmax => {
             choice.copy_from_slice(logits);
+            // SAFETY: the caller's promise.
             unsafe { exponentials::<L>(logits, scores) }
         }
         Scoring::Sigmoid { bias } => {
+            // SAFETY: the caller's promise.
             unsafe { sigmoids::<L>(logits, scores) };
             choice.copy_from_slice(scores);
             for (choice, bias) in choice.iter_mut().zip(bias) {
@@ -201,7 +199,7 @@ unsafe fn route<L: Lanes>(
 /// The processor has the instruction set of `L`.
 #[inline(always)]
 unsafe fn exponentials<L: Lanes>(x: &[f32], out: &mut [f32]) -> f32 {
-    // SAFETY (all): the caller's promise; chunks are at most 16 long.
+    // SAFETY: the caller's promise; chunks are at most 16 long.
     unsafe {
         let mut largest = L::splat(f32::NEG_INFINITY);
         for chunk in x.chunks(LANES) {
@@ -211,7 +209,8 @@ unsafe fn exponentials<L: Lanes>(x: &[f32], out: &mut [f32]) -> f32 {
         let (zero, log2_e) = (L::splat(0.0), L::splat(std::f32::consts::LOG2_E));
         let mut sum = zero;
         for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
-            let e = lanes::load_or::<L>(x, 0.0).sub(max).mul(log2_e).exp2().first(x.len(), zero);
+            let power = lanes::load_or::<L>(x, f32::NEG_INFINITY).sub(max).mul(log2_e);
+            let e = power.exp2().first(x.len(), zero);
             sum = sum.add(e);
             out.copy_from_slice(&e.array()[..x.len()]);
         }
@@ -225,7 +224,7 @@ unsafe fn exponentials<L: Lanes>(x: &[f32], out: &mut [f32]) -> f32 {
 /// The processor has the instruction set of `L`.
 #[inline(always)]
 unsafe fn sigmoids<L: Lanes>(x: &[f32], out: &mut [f32]) {
-    // SAFETY (all): the caller's promise; chunks are at most 16 long.
+    // SAFETY: the caller's promise; chunks are at most 16 long.
     unsafe {
         let (one, minus_log2_e) = (L::splat(1.0), L::splat(-std::f32::consts::LOG2_E));
         // Beyond 2^126 the sigmoid is zero for every purpose; the bound keeps the exponent in range.
@@ -256,7 +255,7 @@ fn best(choice: &[f32], chosen: &mut [u32]) {
 #[inline(always)]
 fn best_in_groups(choice: &[f32], groups: Groups, chosen: &mut [u32]) {
     let size = choice.len() / groups.count;
-    let mut kept = Top::<EXPERTS_MAX>::new(groups.kept);
+    let mut kept = Top::<TOP_K_MAX>::new(groups.kept);
     for (group, choice) in (0..).zip(choice.chunks_exact(size)) {
         let mut two = Top::<2>::new(2);
         for (expert, &score) in (0..).zip(choice) {

@@ -127,13 +127,15 @@ pub fn sample(
     let answers = DisjointMut::new(out);
     let logits = DisjointMut::new(logits);
     cpu.for_each(draws.len(), |row, worker| {
-        // SAFETY (all): a row belongs to one task, and a worker number to one thread at a time.
-        let job = Row {
-            draw: draws[row],
-            logits: unsafe { logits.part(row * vocabulary..(row + 1) * vocabulary) },
-            worker: unsafe { &mut workers.part(worker..worker + 1)[0] },
+        // SAFETY: a row belongs to one task, and a worker number to one thread at a time.
+        let (logits, worker, answer) = unsafe {
+            (
+                logits.part(row * vocabulary..(row + 1) * vocabulary),
+                &mut workers.part(worker..worker + 1)[0],
+                &mut answers.part(row..row + 1)[0],
+            )
         };
-        unsafe { answers.part(row..row + 1)[0] = lanes::run(cpu.isa(), job) };
+        *answer = lanes::run(cpu.isa(), Row { draw: draws[row], logits, worker });
     });
 }
 
@@ -150,12 +152,15 @@ impl Kernel for Row<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) -> Sampled {
         let Self { draw, logits, worker } = self;
-        // SAFETY (all): the caller vouches for the instruction set.
-        let raw = draw.spec.logprobs.map(|alternatives| unsafe {
-            let normalizer = scan::log_sum_exp::<L>(logits);
-            (normalizer, worker.scan.largest::<L>(logits, alternatives).to_vec())
+        let raw = draw.spec.logprobs.map(|alternatives| {
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe {
+                let normalizer = scan::log_sum_exp::<L>(logits);
+                (normalizer, worker.scan.largest::<L>(logits, alternatives).to_vec())
+            }
         });
         change(&draw, logits, &mut worker.changed);
+        // SAFETY: as above.
         let token = unsafe { choose::<L>(&draw, logits, worker) };
         for (id, old) in worker.changed.drain(..).rev() {
             logits[id as usize] = old;
@@ -211,7 +216,7 @@ fn change(draw: &Draw<'_>, logits: &mut [f32], changed: &mut Vec<(u32, f32)>) {
 #[inline(always)]
 unsafe fn choose<L: Lanes>(draw: &Draw<'_>, logits: &[f32], worker: &mut Worker) -> u32 {
     let spec = draw.spec;
-    // SAFETY (all): the caller's promise.
+    // SAFETY: the caller's promise.
     let (best, max) = unsafe { worker.scan.best::<L>(logits) };
     // A row without a finite maximum has no distribution; its best token is at least well defined.
     if spec.temperature < GREEDY_BELOW || !max.is_finite() {
@@ -219,6 +224,7 @@ unsafe fn choose<L: Lanes>(draw: &Draw<'_>, logits: &[f32], worker: &mut Worker)
     }
     let mut lowest = f32::NEG_INFINITY;
     if spec.top_k > 0 && spec.top_k < logits.len() {
+        // SAFETY: the caller's promise.
         let kept = unsafe { worker.scan.largest::<L>(logits, spec.top_k) };
         lowest = kept.last().map_or(lowest, |&(_, logit)| logit);
     }
@@ -226,6 +232,7 @@ unsafe fn choose<L: Lanes>(draw: &Draw<'_>, logits: &[f32], worker: &mut Worker)
     let weights = &mut worker.weights[..];
     let scale = std::f32::consts::LOG2_E / spec.temperature;
     let mut cut = spec.min_p;
+    // SAFETY: the caller's promise.
     unsafe {
         scan::weights::<L>(logits, (max, scale, lowest), weights);
         if spec.top_p < 1.0 {

@@ -94,6 +94,13 @@ fn bf16_lines(lines: &mut [Line]) -> &mut [[u16; STEP]] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len()) }
 }
 
+/// As [`round_bf16`] for what lies in [0, 1].
+#[inline(always)]
+fn round_weight(weight: f32) -> u16 {
+    let bits = weight.to_bits();
+    ((bits.wrapping_add(0x7fff) + ((bits >> 16) & 1)) >> 16) as u16
+}
+
 /// Rounds weights to `[block][row][position]`.
 #[inline(always)]
 fn round_weights(worker: &mut Worker, blocks: usize, rows: usize) {
@@ -103,7 +110,7 @@ fn round_weights(worker: &mut Worker, blocks: usize, rows: usize) {
         let scores = scores[row * SCORES_STRIDE..][..blocks * BLOCK_TOKENS].as_chunks::<STEP>().0;
         for (block, scores) in scores.iter().enumerate() {
             for (to, &x) in weights[block * rows + row].iter_mut().zip(scores) {
-                *to = round_bf16(x);
+                *to = round_weight(x);
             }
         }
     }

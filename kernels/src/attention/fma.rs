@@ -75,22 +75,23 @@ unsafe fn climb<L: Lanes>(rows: usize, step: &mut impl Step) {
 /// # Safety
 /// The processor has the instruction set of `L`; `a` has M rows of `stride` floats; each of `b` has `16 * deep`.
 #[inline(always)]
-unsafe fn accumulate<L: Lanes, T: Pairs, const M: usize, const N: usize>(
+unsafe fn accumulate<L: Lanes, T: Pairs, const M: usize>(
     (a, stride): (*const f32, usize),
-    b: [*const T; N],
+    b: [*const T; 2],
     deep: usize,
-    sums: &mut [[L; N]; M],
+    sums: &mut [[L; 2]; M],
 ) {
     for step in (0..deep).step_by(2) {
         // SAFETY: step < deep, and the caller vouches for the extents.
         unsafe {
-            let b = b.map(|b| T::load::<L>(b.add(step * WIDE)));
+            // No closures here: one that is not inlined loses the instruction set.
+            let left = T::load::<L>(b[0].add(step * WIDE));
+            let right = T::load::<L>(b[1].add(step * WIDE));
             for (m, sums) in sums.iter_mut().enumerate() {
                 let a = a.add(m * stride + step);
                 let (first, second) = (L::splat(*a), L::splat(*a.add(1)));
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = second.mul_add(b[1], first.mul_add(b[0], *sum));
-                }
+                sums[0] = second.mul_add(left[1], first.mul_add(left[0], sums[0]));
+                sums[1] = second.mul_add(right[1], first.mul_add(right[0], sums[1]));
             }
         }
     }
@@ -99,16 +100,14 @@ unsafe fn accumulate<L: Lanes, T: Pairs, const M: usize, const N: usize>(
 /// Stores `sums` to rows of `stride` floats.
 ///
 /// # Safety
-/// `to` has M rows with room for `16 * N` floats.
+/// `to` has M rows with room for 32 floats.
 #[inline(always)]
-unsafe fn store<L: Lanes, const M: usize, const N: usize>(
-    (to, stride): (*mut f32, usize),
-    sums: [[L; N]; M],
-) {
-    for (m, row) in sums.into_iter().enumerate() {
-        for (n, sum) in row.into_iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { sum.store(to.add(m * stride + n * LANES)) };
+unsafe fn store<L: Lanes, const M: usize>((to, stride): (*mut f32, usize), sums: &[[L; 2]; M]) {
+    for (m, [left, right]) in sums.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            left.store(to.add(m * stride));
+            right.store(to.add(m * stride + LANES));
         }
     }
 }
@@ -131,7 +130,7 @@ impl<L: Lanes, T: Pairs> Step for Scores<L, T> {
             let mut sums = [[L::splat(0.0); 2]; M];
             let halves = [self.keys, self.keys.add(stored * WIDE)];
             accumulate((self.queries.add(row * stored), stored), halves, used, &mut sums);
-            store((self.to.add(row * SCORES_STRIDE), SCORES_STRIDE), sums);
+            store((self.to.add(row * SCORES_STRIDE), SCORES_STRIDE), &sums);
         }
     }
 }
@@ -157,7 +156,7 @@ impl<L: Lanes, T: Pairs> Step for Values<'_, L, T> {
                 let tiles = [block.add(self.offset), block.add(self.offset + VALUE_TILE)];
                 accumulate((weights, SCORES_STRIDE), tiles, BLOCK_TOKENS, &mut sums);
             }
-            store((self.to.add(row * self.stride), self.stride), sums);
+            store((self.to.add(row * self.stride), self.stride), &sums);
         }
     }
 }

@@ -31,23 +31,31 @@ pub(super) unsafe fn weigh<L: Lanes>(
     }
     // SAFETY: the caller vouches for the instruction set; chunks have 16 floats.
     unsafe {
-        let lowest = L::splat(f32::NEG_INFINITY);
-        let mut largest = lowest;
-        for (i, chunk) in scores.chunks_exact(LANES).enumerate().take(visible.div_ceil(LANES)) {
-            let score = L::load(chunk.as_ptr()).first(visible - i * LANES, lowest);
-            largest = largest.max(score);
+        let (whole, rest) = (visible / LANES * LANES, visible % LANES);
+        let mut largest = L::splat(f32::NEG_INFINITY);
+        for chunk in scores[..whole].chunks_exact(LANES) {
+            largest = largest.max(L::load(chunk.as_ptr()));
+        }
+        if rest > 0 {
+            largest = largest.max(L::load(scores[whole..].as_ptr()).first(rest, largest));
         }
         let max = largest.largest();
-        let (max_lanes, zero) = (L::splat(max), L::splat(0.0));
-        let scale = L::splat(scale);
+        let (max_lanes, scale, zero) = (L::splat(max), L::splat(scale), L::splat(0.0));
         let mut sum = zero;
-        for (i, chunk) in scores.chunks_exact_mut(LANES).enumerate() {
-            let seen = visible.saturating_sub(i * LANES);
-            let score = L::load(chunk.as_ptr());
-            let weight = score.sub(max_lanes).mul(scale).exp2().first(seen, zero);
+        for chunk in scores[..whole].chunks_exact_mut(LANES) {
+            let weight = L::load(chunk.as_ptr()).sub(max_lanes).mul(scale).exp2();
             weight.store(chunk.as_mut_ptr());
             sum = sum.add(weight);
         }
+        let mut hidden = whole;
+        if rest > 0 {
+            let last = &mut scores[whole..whole + LANES];
+            let weight = L::load(last.as_ptr()).sub(max_lanes).mul(scale).exp2().first(rest, zero);
+            weight.store(last.as_mut_ptr());
+            sum = sum.add(weight);
+            hidden += LANES;
+        }
+        scores[hidden..].fill(0.0);
         Some((max, sum.sum()))
     }
 }

@@ -95,9 +95,9 @@ impl Lanes for Portable {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "n is whole and its biased exponent is 1..=254"
+            reason = "n is whole and its biased exponent is 1..=254, or the lane is masked off"
         )]
-        self.zip(n, |x, n| x * f32::from_bits(((n as i32 + 127) as u32) << 23))
+        self.zip(n, |x, n| x * f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
     }
 
     #[inline(always)]

@@ -102,7 +102,7 @@ fn id(at: usize) -> u32 {
 /// The processor has the instruction set of `L`.
 #[inline(always)]
 pub(super) unsafe fn log_sum_exp<L: Lanes>(logits: &[f32]) -> f32 {
-    // SAFETY (all): the caller's promise.
+    // SAFETY: the caller's promise.
     unsafe {
         let mut largest = L::splat(f32::NEG_INFINITY);
         for part in logits.chunks(LANES) {
@@ -148,15 +148,17 @@ pub(super) unsafe fn weights<L: Lanes>(
 /// The processor has the instruction set of `L`.
 #[inline(always)]
 pub(super) unsafe fn mass_from<L: Lanes>(weights: &[f32], cut: f32) -> f32 {
-    // SAFETY (all): the caller's promise.
-    let mut sums = [unsafe { L::splat(0.0) }; 4];
-    for wide in weights.chunks(4 * LANES) {
-        for (sum, part) in sums.iter_mut().zip(wide.chunks(LANES)) {
-            let weight = unsafe { lanes::load_or::<L>(part, 0.0) };
-            *sum = sum.add(weight.zero_below(unsafe { L::splat(cut) }));
+    // SAFETY: the caller's promise.
+    unsafe {
+        let cut = L::splat(cut);
+        let mut sums = [L::splat(0.0); 4];
+        for wide in weights.chunks(4 * LANES) {
+            for (sum, part) in sums.iter_mut().zip(wide.chunks(LANES)) {
+                *sum = sum.add(lanes::load_or::<L>(part, 0.0).zero_below(cut));
+            }
         }
+        sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
     }
-    sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
 }
 
 /// The largest cut, at least `lowest`, that leaves a mass of `wanted`; found by bisection over the ordered bits of
@@ -189,7 +191,10 @@ pub(super) unsafe fn at_fraction<L: Lanes>(
     cut: f32,
     fraction: f64,
 ) -> Option<u32> {
-    let mass = |chunk: &[f32]| f64::from(unsafe { mass_from::<L>(chunk, cut) });
+    let mass = |chunk: &[f32]| {
+        // SAFETY: the caller's promise.
+        f64::from(unsafe { mass_from::<L>(chunk, cut) })
+    };
     let total: f64 = weights.chunks(CHUNK).map(mass).sum();
     let mut left = total * fraction;
     let mut last = None;
@@ -199,10 +204,10 @@ pub(super) unsafe fn at_fraction<L: Lanes>(
             continue;
         }
         // Rounding may leave a little at the end of a chunk: then its last token is the one.
-        let kept = chunk.iter().enumerate().filter(|&(_, &x)| x > 0.0 && x >= cut);
+        let mut kept = chunk.iter().enumerate().filter(|&(_, &x)| x > 0.0 && x >= cut);
         if left >= here {
             left -= here;
-            last = kept.last().map(|(j, _)| id(i * CHUNK + j));
+            last = kept.next_back().map(|(j, _)| id(i * CHUNK + j));
             continue;
         }
         for (j, &weight) in kept {
