@@ -4,6 +4,7 @@
 
 mod arrows;
 mod lints;
+mod metrics;
 mod sources;
 mod workspace;
 

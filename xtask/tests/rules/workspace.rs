@@ -65,6 +65,11 @@ pub(crate) fn rust_files(folder: impl AsRef<Path>) -> Vec<(String, String)> {
     files
 }
 
+/// A file's text up to its inline tests.
+pub(crate) fn without_tests(text: &str) -> &str {
+    text.find("\n#[cfg(test)]\nmod tests {").map_or(text, |tests| &text[..tests])
+}
+
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let entries =
         fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
