@@ -1,6 +1,6 @@
 //! The state of the cluster under one leader, apart from all I/O: events and time in, effects out.
 //!
-//! What the state store has to remember runs ahead of what it does remember: [`Cluster::to_save`]
+//! What the state store has to remember runs ahead of what it does remember: [`Cluster::pending_save`]
 //! gives the difference and [`Cluster::saved`] says that it is stored. Nodes see a number or a plan
 //! only when it is stored, so that no coordinator ever takes one back.
 
@@ -83,7 +83,7 @@ pub(crate) struct Cluster {
     /// The numbers of the stored nodes.
     numbers: BTreeSet<NodeId>,
     published: Published,
-    /// Whether something durable may have changed since [`Cluster::to_save`] last looked.
+    /// Whether something durable may have changed since [`Cluster::pending_save`] last looked.
     unsaved: bool,
     /// Sessions of nodes whose number is not stored yet.
     parked: Vec<(SessionId, NodeId)>,
@@ -157,7 +157,7 @@ impl Cluster {
     }
 
     /// The durable state if it differs from what is stored.
-    pub(crate) fn to_save(&mut self) -> Option<Save> {
+    pub(crate) fn pending_save(&mut self) -> Option<Save> {
         if !std::mem::take(&mut self.unsaved) {
             return None;
         }
@@ -202,7 +202,7 @@ impl Cluster {
         admitted.into_iter().map(admit).collect()
     }
 
-    /// A save was not stored; the next [`Cluster::to_save`] tries again.
+    /// A save was not stored; the next [`Cluster::pending_save`] tries again.
     pub(crate) fn not_saved(&mut self) {
         self.unsaved = true;
     }

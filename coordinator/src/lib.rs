@@ -16,6 +16,7 @@ mod term;
 use std::{sync::Arc, time::Duration};
 
 use chassis::{Readiness, role::Process};
+use futures::{FutureExt, TryFutureExt};
 use proto::internal::control_server::ControlServer;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -135,9 +136,9 @@ impl Coordinator {
             shutdown: self.process.shutdown,
         };
         tokio::try_join!(
-            async { Ok::<_, RunError>(transport::serve(self.listener, router, stop).await?) },
-            async { Ok(election.run().await?) },
-            async { Ok(announce(watched, reporter, self.process.readiness).await) },
+            transport::serve(self.listener, router, stop).map_err(RunError::from),
+            election.run().map_err(RunError::from),
+            announce(watched, reporter, self.process.readiness).map(Ok),
         )?;
         Ok(())
     }

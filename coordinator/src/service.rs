@@ -189,7 +189,7 @@ async fn read_beats(mut reader: Reader) {
             () = reader.open.cancelled() => break,
         };
         let Ok(Some(message)) = message else { break };
-        match beat(message) {
+        match beat(message.kind.as_ref()) {
             Ok(beat) => {
                 let event = Event::Beat { session, id, beat };
                 if reader.inbox.send(Message::Event(event)).await.is_err() {
@@ -208,9 +208,9 @@ async fn read_beats(mut reader: Reader) {
     let _ = reader.inbox.send(Message::Event(Event::Left { session, id })).await;
 }
 
-fn beat(message: wire::NodeMessage) -> Result<Beat, Invalid> {
-    match message.kind {
-        Some(FromNode::Heartbeat(beat)) => Beat::try_from(beat),
+fn beat(kind: Option<&FromNode>) -> Result<Beat, Invalid> {
+    match kind {
+        Some(FromNode::Heartbeat(beat)) => Beat::try_from(*beat),
         _ => Err(Invalid::new("heartbeat", "is missing")),
     }
 }

@@ -268,7 +268,7 @@ impl Term {
         if self.saving.is_some() || Instant::now() < self.save_after {
             return;
         }
-        let Some(save) = self.cluster.to_save() else {
+        let Some(save) = self.cluster.pending_save() else {
             return;
         };
         let commit = writes(&save).map(|then| self.candidate.fenced(then));

@@ -92,7 +92,7 @@ impl World {
     }
 
     fn store(&mut self) -> Vec<Effect> {
-        let Some(save) = self.cluster.to_save() else {
+        let Some(save) = self.cluster.pending_save() else {
             return Vec::new();
         };
         if self.store_away {
@@ -402,7 +402,7 @@ fn loads_are_not_stored_and_can_wait() {
     };
     world.cluster.on(world.now, Event::Beat { session, id, beat });
     assert_eq!(world.cluster.stale(), Stale::Loads);
-    assert_eq!(world.cluster.to_save(), None::<Save>);
+    assert_eq!(world.cluster.pending_save(), None::<Save>);
     assert_eq!(world.cluster.view(2).member(id).unwrap().load.running, 3);
 }
 

@@ -1,5 +1,7 @@
 //! The coordinator from outside: its stores, its sessions, and several of it over one etcd.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "etcd")]

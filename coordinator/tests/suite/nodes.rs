@@ -59,13 +59,17 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(config: Config) -> Self {
+        Self::start_in(config, &Hub::new()).await
+    }
+
+    pub(crate) async fn start_in(config: Config, hub: &Hub) -> Self {
         let process = Process {
             registry: prometheus::Registry::new(),
             readiness: chassis::Readiness::default(),
             shutdown: Shutdown::new(PATIENCE),
             pages: chassis::admin::Pages::default(),
         };
-        let coordinator = Coordinator::bind(config, &Hub::new(), process.clone()).await.unwrap();
+        let coordinator = Coordinator::bind(config, hub, process.clone()).await.unwrap();
         let address = coordinator.address().to_owned();
         let served = tokio::spawn(coordinator.serve());
         Self { address, process, served }

@@ -4,15 +4,19 @@ use std::time::Duration;
 
 use crate::nodes::{Node, PATIENCE, Running, Session, config, registration, serving};
 use coordinator::StoreConfig;
-use domain::{Epoch, Health, NodeId, Role};
+use domain::{Epoch, Health, Load, NodeId, Role};
 use proto::{
-    control::Registration,
-    internal::{self as wire, control_client::ControlClient},
+    control::{Beat, Registration},
+    internal::{self as wire, control_client},
 };
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
-use transport::{Hub, KeepAlive};
+use transport::{
+    Hub, KeepAlive,
+    control::{ControlClient, ControlSettings},
+};
 
 const ATTENTION: [&str; 2] = ["attention-0", "attention-1"];
 const EXPERTS: [&str; 3] = ["expert-0", "expert-1", "expert-2"];
@@ -105,7 +109,7 @@ async fn what_is_no_registration_and_no_heartbeat_ends_the_session() {
         transport::channel(&coordinator.address, &Hub::new(), KeepAlive::default()).unwrap();
     let (sender, messages) = tokio::sync::mpsc::channel(1);
     sender.send(wire::NodeMessage { kind: None }).await.unwrap();
-    let mut client = ControlClient::new(channel);
+    let mut client = control_client::ControlClient::new(channel);
     let status = client.session(ReceiverStream::new(messages)).await.unwrap_err();
     assert_eq!(status.message(), "the first message of a session must be a registration");
 
@@ -180,6 +184,30 @@ async fn a_cluster_whose_store_was_lost_goes_on_with_later_epochs() {
         }
     };
     assert_eq!(serving, Epoch(7));
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_nodes_own_client_joins_within_the_process() {
+    let (hub, mut config) = (Hub::new(), config(1));
+    config.control.listen = "inproc:coordinator".to_owned();
+    let coordinator = Running::start_in(config, &hub).await;
+    let beat = |epoch_ready| Beat {
+        health: Health::Joining,
+        load: Load::default(),
+        epoch_ready: Epoch(epoch_ready),
+    };
+    let (beats, watched) = watch::channel(beat(0));
+    let settings = ControlSettings::new(vec![coordinator.address.clone()]);
+    let client =
+        ControlClient::start(settings, registration("expert-0"), watched, hub.clone()).unwrap();
+    let mut view = client.view();
+    let target = view.wait_for(|view| view.target.is_some());
+    let target = tokio::time::timeout(PATIENCE, target).await.unwrap().unwrap().target.clone();
+    beats.send_replace(beat(1));
+    let serving = view.wait_for(|view| view.serving.is_some());
+    let serving = tokio::time::timeout(PATIENCE, serving).await.unwrap().unwrap().serving.clone();
+    assert_eq!(serving, target);
     coordinator.stop().await;
 }
 
