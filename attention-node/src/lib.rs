@@ -66,7 +66,7 @@ impl AttentionNode {
     /// # Errors
     /// The checkpoint or the addresses cannot be used.
     pub async fn join(config: Config, site: &Site) -> Result<Option<Self>> {
-        site.process.readiness.set(EXPERTS_LINKED, false);
+        site.process.readiness.part(&config.node.name).set(EXPERTS_LINKED, false);
         let checkpoint = Checkpoint::open(&config.model.path)?;
         let model_fingerprint = checkpoint.fingerprint_on(&site.cpu);
         let half = AttentionHalf::load(&checkpoint, Arc::clone(&site.cpu))?;
@@ -137,7 +137,7 @@ fn assemble(
         views: membership.views.clone(),
         beats: membership.beats.clone(),
         shutdown: site.process.shutdown.clone(),
-        readiness: site.process.readiness.clone(),
+        readiness: site.process.readiness.part(&config.node.name),
         metrics: Metrics::register(registry, &config.node.name, half.spec().hidden)?,
     };
     let door = Door::new(commands, shape.vocab, bounds.positions_max);

@@ -58,12 +58,6 @@ impl Process {
         })
     }
 
-    /// This process for one of several roles in it, which names its readiness apart from theirs.
-    #[must_use]
-    pub fn part(&self, name: &str) -> Self {
-        Self { readiness: self.readiness.part(name), ..self.clone() }
-    }
-
     /// `/metrics`, `/health`, `/livez` and `/readyz` of this process.
     pub fn routes(&self) -> Router {
         admin::routes(self.registry.clone(), self.readiness.clone(), self.shutdown.clone())

@@ -63,7 +63,7 @@ impl ExpertNode {
     /// # Errors
     /// The checkpoint or the addresses cannot be used.
     pub async fn join(config: Config, site: &Site) -> Result<Option<Self>> {
-        site.process.readiness.set(EXPERTS_LOADED, false);
+        site.process.readiness.part(&config.node.name).set(EXPERTS_LOADED, false);
         let checkpoint = Checkpoint::open(&config.model.path)?;
         let model_fingerprint = checkpoint.fingerprint_on(&site.cpu);
         let half = ExpertHalf::new(Arc::new(checkpoint), Arc::clone(&site.cpu));
@@ -109,7 +109,7 @@ impl ExpertNode {
             views: membership.views.clone(),
             beats: membership.beats.clone(),
             shutdown: site.process.shutdown.clone(),
-            readiness: site.process.readiness.clone(),
+            readiness: site.process.readiness.part(&config.node.name),
             metrics: Metrics::register(&site.process.registry, &config.node.name)?,
         };
         let schedule = match config.node.schedule {
