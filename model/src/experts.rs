@@ -79,13 +79,10 @@ impl ExpertHalf {
     /// # Errors
     /// If the processor cannot be opened.
     pub fn loader(&self) -> Result<ExpertLoader, ModelError> {
-        let cpu = Cpu::new(&CpuOptions {
-            threads: 1,
-            compute: self.loader.cpu.compute(),
-            isa: Some(self.loader.cpu.isa()),
-            pin: false,
-        })?;
-        Ok(ExpertLoader { checkpoint: Arc::clone(&self.loader.checkpoint), cpu: Arc::new(cpu) })
+        Ok(ExpertLoader {
+            checkpoint: Arc::clone(&self.loader.checkpoint),
+            cpu: Arc::new(single_thread(&self.loader.cpu)?),
+        })
     }
 
     /// Takes an expert that a [`loader`](Self::loader) has read.
@@ -184,4 +181,10 @@ impl ExpertLoader {
         )?;
         Ok(LoadedExpert { layer, expert, weights })
     }
+}
+
+/// A processor of one thread that computes the bits of `cpu`.
+pub(crate) fn single_thread(cpu: &Cpu) -> Result<Cpu, ModelError> {
+    let (compute, isa) = (cpu.compute(), Some(cpu.isa()));
+    Ok(Cpu::new(&CpuOptions { threads: 1, compute, isa, pin: false })?)
 }

@@ -9,6 +9,7 @@ mod experts;
 mod fingerprint;
 mod reference;
 mod rope;
+mod rows;
 mod safetensors;
 mod spec;
 mod synth;

@@ -168,12 +168,11 @@ impl Reference {
             .collect();
         self.outputs.resize(routed.rows() * top_k * row_bytes, 0);
         self.experts.run(layer, &work, &mut self.outputs)?;
-        let hidden = self.attention.spec().hidden;
-        for (row, outputs) in
-            residual.chunks_exact_mut(hidden).zip(self.outputs.chunks_exact(top_k * row_bytes))
-        {
-            self.attention.absorb(outputs.chunks_exact(row_bytes), row);
-        }
+        let outputs = &self.outputs;
+        self.attention.absorb_rows(
+            |row| outputs[row * top_k * row_bytes..][..top_k * row_bytes].chunks_exact(row_bytes),
+            residual,
+        );
         Ok(())
     }
 }

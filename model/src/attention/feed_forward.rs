@@ -6,6 +6,7 @@ use kernels::{
 };
 
 use super::{AttentionHalf, Scratch, scratch::sized};
+use crate::rows::for_each_row;
 
 #[derive(Debug)]
 pub(super) enum FeedForward {
@@ -121,7 +122,10 @@ impl FeedForward {
         top_k_route(cpu, &self.routed().router, &scratch.gate, &mut into.routing);
         into.row_bytes = cpu.compute().row_bytes(half.spec.hidden);
         into.wire.resize(into.routing.rows() * into.row_bytes, 0);
-        encode_rows(cpu.compute(), &scratch.normed, &mut into.wire);
+        let hidden = half.spec.hidden;
+        for_each_row(cpu, &mut into.wire, into.row_bytes, |row, wire| {
+            encode_rows(cpu.compute(), &scratch.normed[row * hidden..][..hidden], wire);
+        });
     }
 
     pub(super) fn replace_gate(&mut self, gate: Linear) {

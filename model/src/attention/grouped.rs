@@ -5,7 +5,7 @@ use kernels::{
 };
 
 use super::{AttentionHalf, Scratch, scratch::sized};
-use crate::GroupedSpec;
+use crate::{GroupedSpec, rows::for_each_row};
 
 /// The weights of one layer's grouped attention, but for the output projection.
 #[derive(Debug)]
@@ -46,9 +46,11 @@ impl Grouped {
             }
         }
         if let Some(clip) = self.spec.clip {
-            for value in qkv.iter_mut() {
-                *value = value.clamp(-clip, clip);
-            }
+            for_each_row(cpu, qkv, width, |_, row| {
+                for value in row {
+                    *value = value.clamp(-clip, clip);
+                }
+            });
         }
         for columns in [&queries, &keys] {
             let part = ColumnsMut::part(qkv, width, columns.clone());

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     AttentionSpec, Checkpoint, GroupedSpec, LatentSpec, LayerKind, ModelError, ModelSpec, QkNorm,
     Scoring,
+    experts::single_thread,
     weights::{Part, Weights},
 };
 
@@ -39,7 +40,12 @@ impl AttentionHalf {
             })
             .collect::<Result<_, _>>()?;
         let norm = model.vector("model.norm.weight", spec.hidden)?;
-        Ok(Self { rope: Rope::new(&spec.rope), spec, embedding, layers, norm, head, cpu })
+        let workers = match spec.attention {
+            AttentionSpec::Grouped(_) => 0,
+            AttentionSpec::Latent(_) => cpu.threads(),
+        };
+        let workers = (0..workers).map(|_| single_thread(&cpu)).collect::<Result<_, _>>()?;
+        Ok(Self { workers, rope: Rope::new(&spec.rope), spec, embedding, layers, norm, head, cpu })
     }
 }
 

@@ -16,7 +16,7 @@ use kernels::{
 
 use self::{feed_forward::FeedForward, grouped::Grouped, latent::Latent};
 pub use self::{feed_forward::Routed, scratch::Scratch};
-use crate::{LayerKind, ModelError, ModelSpec, weights::widen};
+use crate::{LayerKind, ModelError, ModelSpec, rows::for_each_row, weights::widen};
 
 /// Elements that are summed at a time when outputs of experts are absorbed; fits the first-level cache.
 const ABSORB: usize = 512;
@@ -31,6 +31,8 @@ const ABSORB: usize = 512;
 #[derive(Debug)]
 pub struct AttentionHalf {
     cpu: Arc<Cpu>,
+    /// For latent attention, one processor of one thread for every thread of `cpu`: heads are computed side by side.
+    workers: Vec<Cpu>,
     spec: ModelSpec,
     embedding: Embedding,
     layers: Vec<DecoderLayer>,
@@ -116,10 +118,10 @@ impl AttentionHalf {
         let hidden = self.spec.hidden;
         assert_eq!(residual.len(), tokens.len() * hidden, "one row per token");
         let row_bytes = hidden * self.embedding.dtype.bytes();
-        for (row, &token) in residual.chunks_exact_mut(hidden).zip(tokens) {
-            let stored = &self.embedding.bytes[token as usize * row_bytes..][..row_bytes];
-            widen(self.embedding.dtype, stored, row);
-        }
+        for_each_row(&self.cpu, residual, hidden, |row, values| {
+            let stored = &self.embedding.bytes[tokens[row] as usize * row_bytes..][..row_bytes];
+            widen(self.embedding.dtype, stored, values);
+        });
     }
 
     /// The attention part of a layer: norm, projections, RoPE, KV write, attention, output, residual.
@@ -226,6 +228,19 @@ impl AttentionHalf {
                 *residual += *sum;
             }
         }
+    }
+
+    /// The same for every row of `residual`, on all threads; `outputs` gives a row's outputs.
+    ///
+    /// # Panics
+    /// As [`absorb`](Self::absorb).
+    pub fn absorb_rows<'a, I>(&self, outputs: impl Fn(usize) -> I + Sync, residual: &mut [f32])
+    where
+        I: IntoIterator<Item = &'a [u8]> + Clone,
+    {
+        for_each_row(&self.cpu, residual, self.spec.hidden, |row, residual| {
+            self.absorb(outputs(row), residual);
+        });
     }
 
     /// The logits of `residual`, `[rows, hidden]`, after the last layer: replaces `out` by `[rows, vocab]`.

@@ -17,9 +17,8 @@ pub struct Scratch {
     pub(super) queries: Vec<f32>,
     /// Latent attention: the compressed query, then absorbed queries, `[rows, heads * (kv_rank + rope)]`.
     pub(super) absorbed: Vec<f32>,
-    /// Latent attention: one head's rows next to each other, in and out of its own projection.
-    pub(super) head_in: Vec<f32>,
-    pub(super) head_out: Vec<f32>,
+    /// Latent attention: inputs and outputs of the heads' own projections, head after head.
+    pub(super) by_head: Vec<f32>,
     /// Latent attention: what the heads saw, `[rows, heads * kv_rank]`.
     pub(super) latents: Vec<f32>,
     /// What attention gives to the output projection, `[rows, heads * value width]`.
