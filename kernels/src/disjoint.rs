@@ -35,4 +35,10 @@ impl<'a, T> DisjointMut<'a, T> {
         // SAFETY: in bounds (checked), exclusive (the caller's promise), borrowed for 'a.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
+
+    /// The place of the element at `index`, bounds checked.
+    pub(crate) fn at(&self, index: usize) -> *mut T {
+        assert!(index < self.len, "element out of range");
+        self.start.wrapping_add(index)
+    }
 }

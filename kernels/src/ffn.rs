@@ -1,36 +1,15 @@
 //! Expert FFNs: `down(silu(gate x) * up x)`, many experts in one launch.
 
 mod grouped;
+mod halves;
 
 pub(crate) use grouped::FfnScratch;
 pub use grouped::grouped_ffn;
 
-use crate::activation::{clamped_swish, silu};
+use crate::activation::Activation;
 use crate::cpu::Cpu;
 use crate::gemm::{LANES, Packed};
 use crate::matrix::{MatrixError, MatrixView};
-
-/// What stands between gate/up and down.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Activation {
-    /// `silu(gate) * up`.
-    Silu,
-    /// `(up + 1) * gate * sigmoid(alpha * gate)`, with gate at most `limit` and up within
-    /// `±limit` (gpt-oss).
-    ClampedSwish { alpha: f32, limit: f32 },
-}
-
-impl Activation {
-    #[inline]
-    pub(crate) fn apply(self, gate: &[f32; LANES], up: &[f32; LANES]) -> [f32; LANES] {
-        match self {
-            Self::Silu => std::array::from_fn(|i| silu(gate[i]) * up[i]),
-            Self::ClampedSwish { alpha, limit } => std::array::from_fn(|i| {
-                clamped_swish(gate[i].min(limit), alpha) * (up[i].clamp(-limit, limit) + 1.0)
-            }),
-        }
-    }
-}
 
 /// Packed weights of one expert (or one dense gated MLP).
 #[derive(Debug)]

@@ -10,6 +10,7 @@ mod avx512;
 mod portable;
 
 use crate::Isa;
+use crate::wire::{round_bf16, widen_bf16};
 
 /// Number of f32 lanes.
 pub(crate) const LANES: usize = 16;
@@ -52,6 +53,29 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// The processor has this instruction set and 32 values are readable at `from`.
     unsafe fn load_bf16_pairs(from: *const u16) -> [Self; 2];
+
+    /// Sixteen bf16 from any alignment.
+    ///
+    /// # Safety
+    /// The processor has this instruction set and 16 values are readable at `from`.
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller vouches for both.
+        unsafe {
+            let wide = from.cast::<[u16; LANES]>().read_unaligned().map(widen_bf16);
+            Self::load(wide.as_ptr())
+        }
+    }
+
+    /// Writes sixteen bf16 to any alignment, each rounded to the nearest (ties to even).
+    ///
+    /// # Safety
+    /// 16 values are writable at `to`.
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        // SAFETY: the caller vouches for 16 places.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(self.array().map(round_bf16)) };
+    }
 
     /// Writes sixteen floats to any alignment.
     ///

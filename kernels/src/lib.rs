@@ -29,10 +29,11 @@ mod router;
 mod sampling;
 mod wire;
 
+pub use activation::Activation;
 pub use attention::{AttentionScratch, attend};
 pub use columns::{Columns, ColumnsMut};
 pub use cpu::{Compute, Cpu, CpuError, CpuOptions};
-pub use ffn::{Activation, ExpertWeights, FfnJob, FfnRow, grouped_ffn, swiglu};
+pub use ffn::{ExpertWeights, FfnJob, FfnRow, grouped_ffn, swiglu};
 pub use filemap::FileMap;
 pub use isa::Isa;
 pub use kv::{BLOCK_TOKENS, KvCache, KvError, KvLayout, Span, write_kv};

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::cpu::{Compute, Cpu};
 use crate::disjoint::DisjointMut;
-use crate::gemm::{Acts, LANES, Packed, Split, kernel_for, multiply, tile_tokens};
+use crate::gemm::{Acts, LANES, Packed, Row, Split, kernel_for, multiply, tile_tokens};
+use crate::lanes::{self, Kernel, Lanes};
 use crate::matrix::{MatrixError, MatrixView};
 
 /// Packed weights of one linear layer, with an optional bias.
@@ -80,7 +81,7 @@ impl Linear {
 /// # Panics
 /// When the lengths of `x` and `y` are not the same number of whole rows.
 pub fn linear(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
-    apply(cpu, w, x, y, |y, value| *y = value);
+    apply::<false>(cpu, w, x, y);
 }
 
 /// `y += x Wᵀ + b`, with `x` `[rows, inputs]` and `y` `[rows, outputs]`.
@@ -88,10 +89,10 @@ pub fn linear(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
 /// # Panics
 /// As [`linear`].
 pub fn linear_add(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
-    apply(cpu, w, x, y, |y, value| *y += value);
+    apply::<true>(cpu, w, x, y);
 }
 
-fn apply(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32], set: impl Fn(&mut f32, f32) + Sync) {
+fn apply<const ADD: bool>(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
     let (inputs, outputs) = (w.inputs(), w.outputs());
     if inputs == 0 || outputs == 0 {
         return;
@@ -112,18 +113,55 @@ fn apply(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32], set: impl Fn(&mut f32,
     cpu.for_each(split.tasks(), |task, _| {
         let (panels, tokens) = split.task(task);
         multiply([&w.weights], panels, &acts, tokens, |panel, first, [sums]| {
-            let columns = columns(panel, outputs);
-            for (row, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
-                let start = (first + row) * outputs;
-                // SAFETY: tasks differ in panel or tokens, so no two write the same outputs.
-                let y = unsafe { y.part(start + columns.start..start + columns.end) };
-                let bias = w.bias.as_ref().map(|bias| &bias[columns.clone()]);
-                for (column, y) in y.iter_mut().enumerate() {
-                    set(y, sums[column] + bias.map_or(0.0, |bias| bias[column]));
-                }
-            }
+            let columns = panel * LANES..outputs.min((panel + 1) * LANES);
+            let bias = w.bias.as_ref().map(|bias| &bias[columns.clone()]);
+            let sums = sums.as_chunks().0;
+            let y = &y;
+            lanes::run(kernel, Finish::<ADD> { sums, bias, y, first, columns, outputs });
         });
     });
+}
+
+/// Sums of one panel, on their way into `y`.
+struct Finish<'a, const ADD: bool> {
+    sums: &'a [[f32; LANES]],
+    bias: Option<&'a [f32]>,
+    y: &'a DisjointMut<'a, f32>,
+    first: usize,
+    columns: Range<usize>,
+    outputs: usize,
+}
+
+impl<const ADD: bool> Kernel for Finish<'_, ADD> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        for (row, sums) in self.sums.iter().enumerate() {
+            let start = (self.first + row) * self.outputs;
+            let part = start + self.columns.start..start + self.columns.end;
+            // SAFETY: tasks differ in panel or tokens, so no two write the same outputs.
+            let y = unsafe { self.y.part(part) };
+            if let Some(y) = y.first_chunk_mut::<LANES>() {
+                // SAFETY: the caller vouches for the instruction set; all three have 16 floats.
+                unsafe {
+                    let mut sums = L::load(sums.as_ptr());
+                    if let Some(bias) = self.bias {
+                        sums = sums.add(L::load(bias[..LANES].as_ptr()));
+                    }
+                    if ADD {
+                        sums = L::load(y.as_ptr()).add(sums);
+                    }
+                    sums.store(y.as_mut_ptr());
+                }
+                continue;
+            }
+            for (column, y) in y.iter_mut().enumerate() {
+                let sum = sums[column] + self.bias.map_or(0.0, |bias| bias[column]);
+                *y = if ADD { *y + sum } else { sum };
+            }
+        }
+    }
 }
 
 /// Packs the rows of `x`, in parallel when there are many.
@@ -132,11 +170,7 @@ fn pack_rows(cpu: &Cpu, acts: &Acts<'_>, x: &[f32], inputs: usize) {
         for row in rows {
             let from = &x[row * inputs..(row + 1) * inputs];
             // SAFETY: each row belongs to one call, and nobody reads before all are done.
-            unsafe {
-                acts.put_row(row, inputs, |first, out| {
-                    out.copy_from_slice(&from[first..first + out.len()]);
-                });
-            }
+            unsafe { acts.put_row(row, Row::F32(from)) };
         }
     };
     let rows = acts.rows();
@@ -148,9 +182,4 @@ fn pack_rows(cpu: &Cpu, acts: &Acts<'_>, x: &[f32], inputs: usize) {
     cpu.for_each(rows.div_ceil(unit), |tile, _| {
         pack(tile * unit..rows.min((tile + 1) * unit));
     });
-}
-
-/// Columns of the output that a panel covers.
-fn columns(panel: usize, outputs: usize) -> Range<usize> {
-    panel * LANES..outputs.min((panel + 1) * LANES)
 }

@@ -3,15 +3,19 @@
 use crate::cpu::Compute;
 
 /// The bf16 bits nearest to `value` (ties to even); NaN stays NaN.
-#[inline]
+///
+/// Without a branch, so that loops over it become vector code.
+#[inline(always)]
 pub(crate) fn round_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    if value.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded as u16 }
+    let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let quiet = bits | 0x40_0000;
+    let nan = 0u32.wrapping_sub(u32::from(bits & 0x7fff_ffff > 0x7f80_0000));
+    (((nearest & !nan) | (quiet & nan)) >> 16) as u16
 }
 
 /// The value of bf16 bits.
-#[inline]
+#[inline(always)]
 pub(crate) fn widen_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }

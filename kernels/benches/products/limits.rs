@@ -26,7 +26,9 @@ impl Limits {
         let (read_p50, read) = read(cpu);
         let (multiply_p50, multiply) = multiply(cpu);
         println!("reads 2 MiB pages, 4 streams   p50 {read_p50:6.1}  p90 {read:6.1} GB/s");
-        println!("multiplies registers           p50 {multiply_p50:6.0}  p90 {multiply:6.0} GFLOP/s");
+        println!(
+            "multiplies registers           p50 {multiply_p50:6.0}  p90 {multiply:6.0} GFLOP/s"
+        );
         Self { read, multiply }
     }
 }

@@ -49,9 +49,8 @@ pub(crate) fn linear_layers(cpu: &Cpu, limits: &Limits) -> Result<(), MatrixErro
         println!(" rows   us p50   us p90   GB/s p90  of read   GFLOP/s p50    p90  of peak");
         let bytes = numbers.weights(outputs * inputs);
         let view = MatrixView::new(&bytes, Dtype::Bf16, outputs, inputs)?;
-        let copies = (0..COPIES)
-            .map(|_| Linear::pack(cpu, &[view], None))
-            .collect::<Result<Vec<_>, _>>()?;
+        let copies =
+            (0..COPIES).map(|_| Linear::pack(cpu, &[view], None)).collect::<Result<Vec<_>, _>>()?;
         for rows in [1, 4, 16, 32, 64, 128, 512] {
             let x = numbers.floats(rows * inputs);
             let mut y = vec![0.0; rows * outputs];

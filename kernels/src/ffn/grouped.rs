@@ -8,12 +8,13 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::halves::{Output, down, gate_up};
 use super::{ExpertWeights, FfnJob};
 use crate::cpu::{Compute, Cpu};
 use crate::disjoint::DisjointMut;
-use crate::gemm::{Acts, Buffer, LANES, Packed, Split, kernel_for, multiply, tile_tokens};
+use crate::gemm::{Acts, Buffer, Packed, Row, Split, kernel_for, tile_tokens};
 use crate::isa::Isa;
-use crate::wire::{decode_rows, round_bf16};
+use crate::lanes::{LANES, Lanes};
 
 /// Polls of an unfinished dependency before the thread sleeps, and for how long it then does. A
 /// thread that waits this long waits for one that lost its core: sleeping offers it this one.
@@ -74,36 +75,59 @@ pub fn grouped_ffn(cpu: &Cpu, jobs: &[FfnJob<'_>], out: &mut [u8]) {
     let mut scratch = cpu.scratch();
     let scratch = &mut scratch.ffn;
     scratch.check_outputs(jobs, hidden, row_bytes, out.len() / row_bytes);
-    let size = compute.row_bytes(1);
-    let out = DisjointMut::new(out);
+    let output = WireRows { jobs, compute, row_bytes, out: DisjointMut::new(out) };
     launch(
         cpu,
         scratch,
         jobs.iter().map(|job| job.rows.len()),
         |job| jobs[job].expert,
-        |job, row, first, x| {
-            let at = first * size;
-            decode_rows(compute, &jobs[job].rows[row].input[at..at + x.len() * size], x);
-        },
-        |job, row, first, y| {
-            let row = &jobs[job].rows[row];
-            let at = row.output * row_bytes + first * size;
-            // SAFETY: output rows are distinct (checked), and so are the panels of one row.
-            let out = unsafe { out.part(at..at + y.len() * size) };
-            match compute {
-                Compute::Bf16 => {
-                    for (out, y) in out.as_chunks_mut::<2>().0.iter_mut().zip(y) {
-                        *out = round_bf16(y * row.weight).to_le_bytes();
-                    }
-                }
-                Compute::F32 => {
-                    for (out, y) in out.as_chunks_mut::<4>().0.iter_mut().zip(y) {
-                        *out = (y * row.weight).to_le_bytes();
-                    }
-                }
-            }
-        },
+        |job, row| Row::Wire(compute, jobs[job].rows[row].input),
+        &output,
     );
+}
+
+/// Rows of a launch in wire form, each scaled by its weight.
+struct WireRows<'a> {
+    jobs: &'a [FfnJob<'a>],
+    compute: Compute,
+    row_bytes: usize,
+    out: DisjointMut<'a, u8>,
+}
+
+impl Output for WireRows<'_> {
+    #[inline(always)]
+    unsafe fn take<L: Lanes>(&self, job: usize, row: usize, first: usize, sums: L, count: usize) {
+        let row = &self.jobs[job].rows[row];
+        let size = self.compute.row_bytes(1);
+        let at = row.output * self.row_bytes + first * size;
+        // SAFETY: output rows are distinct (`check_outputs`), these outputs of one are the caller's.
+        let out = unsafe { self.out.part(at..at + count * size) };
+        // SAFETY: the caller vouches for the instruction set; the arrays have 16 places.
+        unsafe {
+            let scaled = sums.mul(L::splat(row.weight));
+            let mut bytes = [0; LANES * 4];
+            match self.compute {
+                Compute::Bf16 => scaled.store_bf16(bytes.as_mut_ptr().cast()),
+                Compute::F32 => scaled.store(bytes.as_mut_ptr().cast()),
+            }
+            if cfg!(target_endian = "big") {
+                bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+            }
+            copy(&bytes, out);
+        }
+    }
+}
+
+/// Fills `out` with the first of `bytes`; whole rows of lanes without a loop.
+#[inline(always)]
+fn copy(bytes: &[u8; LANES * 4], out: &mut [u8]) {
+    if let Ok(out) = <&mut [u8; LANES * 2]>::try_from(&mut *out) {
+        out.copy_from_slice(&bytes[..LANES * 2]);
+    } else if let Ok(out) = <&mut [u8; LANES * 4]>::try_from(&mut *out) {
+        *out = *bytes;
+    } else {
+        out.copy_from_slice(&bytes[..out.len()]);
+    }
 }
 
 /// See [`super::swiglu`].
@@ -113,37 +137,47 @@ pub(super) fn dense(cpu: &Cpu, w: &ExpertWeights, x: &[f32], scale: Option<&[f32
     assert_eq!(x.len(), rows * hidden, "x is not whole rows of {hidden}");
     assert_eq!(y.len(), x.len(), "y has another length than x");
     assert!(scale.is_none_or(|scale| scale.len() == rows), "not one scale for each of {rows} rows");
-    let y = DisjointMut::new(y);
+    let output = Residual { hidden, scale, y: DisjointMut::new(y) };
     launch(
         cpu,
         &mut cpu.scratch().ffn,
         std::iter::once(rows),
         |_| w,
-        |_, row, first, out| {
-            let at = row * hidden + first;
-            out.copy_from_slice(&x[at..at + out.len()]);
-        },
-        |_, row, first, sums| {
-            let at = row * hidden + first;
-            let scale = scale.map_or(1.0, |scale| scale[row]);
-            // SAFETY: each row and panel is written by one task.
-            let y = unsafe { y.part(at..at + sums.len()) };
-            for (y, sum) in y.iter_mut().zip(sums) {
-                *y += scale * sum;
-            }
-        },
+        |_, row| Row::F32(&x[row * hidden..(row + 1) * hidden]),
+        &output,
     );
 }
 
-/// Runs jobs of the given numbers of rows, each with its expert: `read(job, row, first input, x)` gives a piece of
-/// an input row, `write(job, row, first output, y)` takes a piece of an output row.
+/// Rows that are added to what is there, each scaled.
+struct Residual<'a> {
+    hidden: usize,
+    scale: Option<&'a [f32]>,
+    y: DisjointMut<'a, f32>,
+}
+
+impl Output for Residual<'_> {
+    #[inline(always)]
+    unsafe fn take<L: Lanes>(&self, _job: usize, row: usize, first: usize, sums: L, count: usize) {
+        let at = row * self.hidden + first;
+        // SAFETY: these outputs are the caller's.
+        let y = unsafe { self.y.part(at..at + count) };
+        // SAFETY: the caller vouches for the instruction set.
+        let scale = unsafe { L::splat(self.scale.map_or(1.0, |scale| scale[row])) };
+        for (y, sum) in y.iter_mut().zip(sums.mul(scale).array()) {
+            *y += sum;
+        }
+    }
+}
+
+/// Runs jobs of the given numbers of rows, each with its expert: `read(job, row)` gives an input
+/// row, `output` takes the results.
 fn launch<'a>(
     cpu: &Cpu,
     scratch: &mut FfnScratch,
     jobs: impl Iterator<Item = usize>,
     expert: impl Fn(usize) -> &'a ExpertWeights + Sync,
-    read: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
-    write: impl Fn(usize, usize, usize, &[f32]) + Sync,
+    read: impl Fn(usize, usize) -> Row<'a> + Sync,
+    output: &impl Output,
 ) {
     let kernel = kernel_for(cpu.isa(), cpu.compute());
     let (inputs_bytes, hidden_bytes) = scratch.plan(cpu.threads(), kernel, jobs, &expert);
@@ -153,6 +187,7 @@ fn launch<'a>(
     cpu.for_each(tasks.len(), |task, _| {
         let task = &tasks[task];
         let stage = &stages[task.stage];
+        let (panels, tokens) = (task.panels.clone(), task.tokens.clone());
         let expert = expert(stage.job);
         let acts =
             |bytes, at, length| Acts::new(bytes, at, kernel, cpu.compute(), stage.rows, length);
@@ -161,77 +196,24 @@ fn launch<'a>(
         match task.kind {
             Kind::Pack => {
                 let _done = CountDown(&stage.unpacked);
-                for row in task.tokens.clone() {
+                for row in tokens {
                     // SAFETY: each row belongs to one task; readers wait for `unpacked`.
-                    unsafe {
-                        x.put_row(row, expert.hidden(), |first, out| {
-                            read(stage.job, row, first, out);
-                        });
-                    }
+                    unsafe { x.put_row(row, read(stage.job, row)) };
                 }
             }
             Kind::GateUp => {
                 let _done = CountDown(&stage.gate_up_left);
                 wait_for(&stage.unpacked);
                 // SAFETY: each panel of a row belongs to one task; readers wait for `gate_up_left`.
-                unsafe { gate_up(expert, task, &x, &h) };
+                unsafe { gate_up(expert, panels, tokens, &x, &h) };
             }
             Kind::Down => {
                 wait_for(&stage.gate_up_left);
-                down(expert, task, &h, |row, first, y| write(stage.job, row, first, y));
+                // SAFETY: each panel of a row belongs to one task.
+                unsafe { down(expert, panels, tokens, &h, stage.job, output) };
             }
         }
     });
-}
-
-/// Gate, up and activation of the task's panels, stored as the input of down.
-///
-/// # Safety
-/// Nobody else may store or read these panels' segments of `h` at the same time.
-unsafe fn gate_up(expert: &ExpertWeights, task: &Task, x: &Acts<'_>, h: &Acts<'_>) {
-    let (panels, tokens) = (task.panels.clone(), task.tokens.clone());
-    let last = expert.gate.panels() - 1;
-    multiply([&expert.gate, &expert.up], panels, x, tokens, |panel, first, [gate, up]| {
-        let rows = gate.as_chunks::<LANES>().0.iter().zip(up.as_chunks::<LANES>().0);
-        for (row, (gate, up)) in rows.enumerate() {
-            let (mut gate, mut up) = (*gate, *up);
-            if let Some(bias) = &expert.bias {
-                add(&mut gate, &bias.gate[panel * LANES..]);
-                add(&mut up, &bias.up[panel * LANES..]);
-            }
-            let product = expert.activation.apply(&gate, &up);
-            // SAFETY: the caller's promise; the padding behind the last panel goes with it.
-            unsafe {
-                h.put(first + row, panel, &product);
-                if panel == last {
-                    for padding in panel + 1..h.segments() {
-                        h.put(first + row, padding, &[0.0; LANES]);
-                    }
-                }
-            }
-        }
-    });
-}
-
-fn down(expert: &ExpertWeights, task: &Task, h: &Acts<'_>, write: impl Fn(usize, usize, &[f32])) {
-    let (panels, tokens) = (task.panels.clone(), task.tokens.clone());
-    multiply([&expert.down], panels, h, tokens, |panel, first, [sums]| {
-        let start = panel * LANES;
-        let columns = LANES.min(expert.hidden() - start);
-        for (row, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
-            let mut sums = *sums;
-            if let Some(bias) = &expert.bias {
-                add(&mut sums, &bias.down[start..]);
-            }
-            write(first + row, start, &sums[..columns]);
-        }
-    });
-}
-
-fn add(sums: &mut [f32; LANES], bias: &[f32]) {
-    for (sum, bias) in sums.iter_mut().zip(bias) {
-        *sum += bias;
-    }
 }
 
 impl FfnScratch {

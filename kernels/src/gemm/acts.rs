@@ -4,7 +4,7 @@ use super::{LANES, STEP};
 use crate::cpu::Compute;
 use crate::disjoint::DisjointMut;
 use crate::isa::Isa;
-use crate::wire::{round_bf16, widen_bf16};
+use crate::lanes::{self, Kernel, Lanes};
 
 /// The rows of one product, `[tile][step][token][STEP]` bf16 for tiles, `[tile][input][token]` f32
 /// for vectors. Several tasks may fill different segments at once.
@@ -16,6 +16,15 @@ pub(crate) struct Acts<'a> {
     compute: Compute,
     rows: usize,
     steps: usize,
+}
+
+/// A row to be packed.
+#[derive(Clone, Copy)]
+pub(crate) enum Row<'a> {
+    /// As it is between operators.
+    F32(&'a [f32]),
+    /// As it travels, in this precision.
+    Wire(Compute, &'a [u8]),
 }
 
 impl<'a> Acts<'a> {
@@ -67,7 +76,8 @@ impl<'a> Acts<'a> {
     ///
     /// # Safety
     /// No other thread may store the same segment or read the tile at the same time.
-    pub(crate) unsafe fn put(&self, row: usize, segment: usize, values: &[f32; LANES]) {
+    #[inline(always)]
+    pub(crate) unsafe fn put<L: Lanes>(&self, row: usize, segment: usize, values: L) {
         let unit = tile_tokens(self.kernel);
         let first = row / unit * unit;
         let tokens = unit.min(self.rows - first);
@@ -76,46 +86,97 @@ impl<'a> Acts<'a> {
         let input = segment * LANES;
         if self.kernel == Isa::Amx {
             let at = tile + (input / STEP * tokens + token) * STEP + input % STEP;
-            // SAFETY: this row's segment, which only the caller stores now.
-            let out =
-                unsafe { self.bytes.part(self.start + at * 2..self.start + (at + LANES) * 2) };
-            for (out, &value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                *out = round_bf16(value).to_ne_bytes();
-            }
+            let last = self.bytes.at(self.start + (at + LANES) * 2 - 1);
+            // SAFETY: 16 values up to the checked last byte, which only the caller stores now.
+            unsafe { values.store_bf16(last.wrapping_sub(LANES * 2 - 1).cast()) };
             return;
         }
-        for (i, &value) in values.iter().enumerate() {
-            let value = match self.compute {
-                Compute::Bf16 => widen_bf16(round_bf16(value)),
-                Compute::F32 => value,
-            };
-            let at = self.start + (tile + (input + i) * tokens + token) * 4;
-            // SAFETY: one element of this row's segment.
-            unsafe { self.bytes.part(at..at + 4) }.copy_from_slice(&value.to_ne_bytes());
+        let mut values = values;
+        if self.compute == Compute::Bf16 {
+            let mut bits = [0; LANES];
+            // SAFETY: the array has 16 places, and a value exists.
+            unsafe {
+                values.store_bf16(bits.as_mut_ptr());
+                values = L::load_bf16(bits.as_ptr());
+            }
+        }
+        for (i, value) in values.array().into_iter().enumerate() {
+            let at = tile + (input + i) * tokens + token;
+            let last = self.bytes.at(self.start + at * 4 + 3);
+            // SAFETY: one element of this segment, up to the checked last byte.
+            unsafe { last.wrapping_sub(3).cast::<f32>().write(value) };
         }
     }
 
-    /// Stores a whole row; `read(first input, out)` fills up to [`LANES`] inputs at a time.
+    /// Stores a whole row of at most the padded inputs; what it lacks becomes zero.
     ///
     /// # Safety
     /// No other thread may store the same row or read the tile at the same time.
-    pub(crate) unsafe fn put_row(
-        &self,
-        row: usize,
-        inputs: usize,
-        mut read: impl FnMut(usize, &mut [f32]),
-    ) {
-        for segment in 0..self.segments() {
-            let first = segment * LANES;
-            let mut values = [0.0; LANES];
-            let count = inputs.saturating_sub(first).min(LANES);
-            if count > 0 {
-                read(first, &mut values[..count]);
-            }
-            // SAFETY: the caller's promise.
-            unsafe { self.put(row, segment, &values) };
+    pub(crate) unsafe fn put_row(&self, row: usize, from: Row<'_>) {
+        lanes::run(self.kernel, PutRow { acts: self, row, from });
+    }
+}
+
+/// [`Acts::put_row`], compiled for each instruction set.
+struct PutRow<'a> {
+    acts: &'a Acts<'a>,
+    row: usize,
+    from: Row<'a>,
+}
+
+impl PutRow<'_> {
+    #[inline(always)]
+    fn segments<L: Lanes>(self, read: impl Fn(usize) -> L) {
+        for segment in 0..self.acts.segments() {
+            // SAFETY: the promise of the caller of `put_row`.
+            unsafe { self.acts.put(self.row, segment, read(segment * LANES)) };
         }
     }
+}
+
+impl Kernel for PutRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        match self.from {
+            Row::F32(row) => self.segments(|first| {
+                // SAFETY: the caller vouches for the instruction set.
+                unsafe { lanes::load_or::<L>(row.get(first..).unwrap_or(&[]), 0.0) }
+            }),
+            Row::Wire(Compute::Bf16, row) => {
+                let row = row.as_chunks::<2>().0;
+                self.segments(|first| {
+                    let values = padded(row, first);
+                    // SAFETY: as above; 16 elements are there.
+                    unsafe { L::load_bf16(values.as_ptr().cast()) }
+                });
+            }
+            Row::Wire(Compute::F32, row) => {
+                let row = row.as_chunks::<4>().0;
+                self.segments(|first| {
+                    let values = padded(row, first);
+                    // SAFETY: as above; 16 elements are there.
+                    unsafe { L::load(values.as_ptr().cast()) }
+                });
+            }
+        }
+    }
+}
+
+/// [`LANES`] little-endian elements from `first` on in native order, zero past the end of the row.
+#[inline(always)]
+fn padded<const SIZE: usize>(row: &[[u8; SIZE]], first: usize) -> [[u8; SIZE]; LANES] {
+    let rest = row.get(first..).unwrap_or(&[]);
+    let mut values = [[0; SIZE]; LANES];
+    match rest.first_chunk::<LANES>() {
+        Some(full) => values = *full,
+        None => values[..rest.len()].copy_from_slice(rest),
+    }
+    if cfg!(target_endian = "big") {
+        values.iter_mut().for_each(|value| value.reverse());
+    }
+    values
 }
 
 /// Tokens of a full tile.

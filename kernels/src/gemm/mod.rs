@@ -7,22 +7,20 @@
 
 mod acts;
 mod amx;
-mod avx2;
-mod avx512;
-mod fma;
 mod pack;
-mod portable;
 mod split;
+mod vector;
 
 use std::ops::Range;
 
-pub(crate) use acts::{Acts, tile_tokens};
+pub(crate) use acts::{Acts, Row, tile_tokens};
 pub(crate) use pack::Packed;
 pub(crate) use split::Split;
 
 use crate::cpu::Compute;
 use crate::ffn::FfnScratch;
 use crate::isa::Isa;
+use crate::lanes;
 use crate::memory::Region;
 
 /// Outputs of one panel: the lanes of a 512-bit register and the columns of a tile.
@@ -87,7 +85,6 @@ fn block_shape(kernel: Isa, rows: usize) -> (usize, usize) {
         Isa::Amx => (2, TOKENS_MAX),
         Isa::Avx512 if rows <= 4 => (4, 4),
         Isa::Avx512 => (2, 8),
-        Isa::Avx2 if rows <= 2 => (2, 2),
         Isa::Avx2 | Isa::Portable => (1, 4),
     }
 }
@@ -175,15 +172,11 @@ fn run(kernel: Isa, block: &Block, sums: &mut [f32; SUMS]) {
     assert!(block.count <= PANELS_MAX && block.tokens <= TOKENS_MAX);
     assert!(block.count * block.tokens * LANES <= SUMS);
     let sums = sums.as_mut_ptr();
-    match kernel {
-        // SAFETY: the operands are whole panels and a whole activation tile of `steps` steps
-        // (`multiply` took them from Packed and Acts), and `sums` has room (checked above).
-        Isa::Portable => unsafe { portable::block(block, sums) },
-        // SAFETY: as above; an Acts for this kernel exists only if the instructions do.
-        Isa::Avx2 => unsafe { avx2::block(block, sums) },
-        // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512::block(block, sums) },
-        // SAFETY: as above; tiles get bf16 storage and bf16 activations only (`kernel_for`).
-        Isa::Amx => unsafe { amx::block(block, sums) },
+    if kernel == Isa::Amx {
+        // SAFETY: the operands are whole panels and whole bf16 tiles of `steps` steps (`multiply`
+        // took them from Packed and Acts), and `sums` has room (checked above).
+        return unsafe { amx::block(block, sums) };
     }
+    // SAFETY: as above, with f32 tiles.
+    lanes::run(kernel, unsafe { vector::Product::new(block, sums) });
 }
