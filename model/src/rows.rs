@@ -44,3 +44,23 @@ pub(crate) fn for_each_part<T: Send>(
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use kernels::CpuOptions;
+
+    use super::*;
+
+    #[test]
+    fn every_row_is_visited_once() {
+        let cpu = Cpu::new(&CpuOptions { threads: 3, ..CpuOptions::default() }).unwrap();
+        for (rows, width) in [(0, 8), (1, 8), (7, 5), (ALONE, 2), (101, 1000)] {
+            let mut data = vec![0_usize; rows * width];
+            for_each_row(&cpu, &mut data, width, |row, elements| {
+                elements.iter_mut().for_each(|element| *element += row + 1);
+            });
+            let expected = (0..rows).flat_map(|row| std::iter::repeat_n(row + 1, width));
+            assert!(data.into_iter().eq(expected), "{rows} rows of {width}");
+        }
+    }
+}

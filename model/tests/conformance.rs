@@ -8,7 +8,7 @@
 mod golden;
 
 use golden::Golden;
-use model::{Compute, Isa};
+use model::{Compute, Isa, Span};
 
 /// Of the standard deviation of the reference's logits.
 const F32_TOLERANCE: f32 = 2e-4;
@@ -25,6 +25,11 @@ macro_rules! conformance {
             #[test]
             fn f32_logits_are_those_of_the_reference() {
                 f32_logits(&Golden::open(stringify!($name)));
+            }
+
+            #[test]
+            fn neighbours_change_no_bit() {
+                neighbours(&Golden::open(stringify!($name)));
             }
 
             #[test]
@@ -131,6 +136,43 @@ fn cuts(golden: &Golden) {
                     golden.name
                 );
             }
+        }
+    }
+}
+
+/// Three sequences in two mixed batches, one of prefill and decode, against each by itself.
+fn neighbours(golden: &Golden) {
+    for compute in [Compute::F32, Compute::Bf16] {
+        let mut model = golden.load(compute, None);
+        let vocab = model.spec().vocab;
+        let tokens = |seed: u32, len: u32| -> Vec<u32> {
+            (0..len).map(|i| (i * 7919 + seed * 104_729) % vocab as u32).collect()
+        };
+        let sequences = [tokens(1, 250), tokens(2, 256), tokens(3, 199)];
+        let blocks: Vec<Vec<u32>> =
+            [0, 1, 2].map(|s| (0..8).map(|b| 23 - 3 * b - s).collect()).into();
+        let mut batched = vec![Vec::new(); 3];
+        let mut logits = Vec::new();
+        for cuts in [[0..249, 0..128, 0..0], [249..250, 128..256, 0..199]] {
+            let (mut rows, mut spans, mut fed) = (0, Vec::new(), Vec::new());
+            for (sequence, cut) in cuts.iter().enumerate() {
+                fed.extend_from_slice(&sequences[sequence][cut.clone()]);
+                spans.push(Span {
+                    rows: rows..rows + cut.len(),
+                    first_position: cut.start,
+                    blocks: &blocks[sequence],
+                });
+                rows += cut.len();
+            }
+            model.step(&spans, &fed, &mut logits).unwrap();
+            for (span, batched) in spans.iter().zip(&mut batched) {
+                batched.extend_from_slice(&logits[span.rows.start * vocab..span.rows.end * vocab]);
+            }
+        }
+        for (tokens, batched) in sequences.iter().zip(&batched) {
+            let alone = model.logits(tokens, 100).unwrap();
+            let differing = alone.iter().zip(batched).filter(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(differing.count(), 0, "{}: {compute}", golden.name);
         }
     }
 }

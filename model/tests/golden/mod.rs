@@ -44,7 +44,7 @@ impl Golden {
     pub(crate) fn load(&self, compute: Compute, isa: Option<Isa>) -> Reference {
         let options = CpuOptions { threads: 2, compute, isa, pin: false };
         let cpu = Arc::new(Cpu::new(&options).unwrap());
-        Reference::load(&self.checkpoint, &cpu, 16).unwrap()
+        Reference::load(&self.checkpoint, &cpu, 32).unwrap()
     }
 }
 
