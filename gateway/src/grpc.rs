@@ -53,7 +53,7 @@ impl Inference {
         let served = &self.requests.model;
         let model = if call.model.is_empty() { served.name().to_string() } else { call.model };
         served.check_name(&model)?;
-        let id = request_id(call.request_id, header)?;
+        let id = request_id(&call.request_id, header)?;
         let wishes = wishes(call.sampling.unwrap_or_default(), call.stop);
         let logprobs = wishes.logprobs.is_some();
         let sampling = wishes.check(served.vocab)?;
@@ -84,11 +84,11 @@ impl Inference {
 }
 
 /// The message's own id goes over the one of the metadata.
-fn request_id(stated: String, header: Option<String>) -> Result<String, Refusal> {
+fn request_id(stated: &str, header: Option<String>) -> Result<String, Refusal> {
     if stated.is_empty() {
         return Ok(header.unwrap_or_else(crate::random::request_id));
     }
-    match RequestId::accept(&stated) {
+    match RequestId::accept(stated) {
         Some(RequestId(id)) => Ok(id),
         None => Err(Refusal::field(
             "request_id",

@@ -38,24 +38,34 @@ pub(crate) struct Metrics {
     pub(crate) nodes_ready: IntGauge,
     pub(crate) prompt_tokens: IntCounter,
     generation_tokens: IntCounter,
-    finished_stop: IntCounter,
-    finished_length: IntCounter,
-    finished_abort: IntCounter,
-    finished_error: IntCounter,
+    /// By reason.
+    finished: IntCounterVec,
+    times: Times,
+    pub(crate) sizes: Sizes,
+    pub(crate) tokenize: Histogram,
+    pub(crate) resumed: IntCounter,
+    refused: IntCounterVec,
+    pub(crate) responses: IntCounterVec,
+}
+
+/// How long things took, in seconds.
+#[derive(Debug)]
+struct Times {
     first_token: Histogram,
     between_tokens: Histogram,
     per_output_token: Histogram,
     request: Histogram,
     decode: Histogram,
-    pub(crate) request_prompt_tokens: Histogram,
-    request_generation_tokens: Histogram,
-    request_tokens_longest: Histogram,
+}
+
+/// How much was asked for and how much came, in tokens and choices.
+#[derive(Debug)]
+pub(crate) struct Sizes {
+    pub(crate) prompt: Histogram,
+    generation: Histogram,
+    longest: Histogram,
     pub(crate) choices: Histogram,
     pub(crate) tokens_max: Histogram,
-    pub(crate) tokenize: Histogram,
-    pub(crate) resumed: IntCounter,
-    refused: IntCounterVec,
-    pub(crate) responses: IntCounterVec,
 }
 
 /// How a sequence ended, for the counters.
@@ -65,6 +75,24 @@ pub(crate) enum Outcome {
     /// The client went away.
     Abort,
     Error,
+}
+
+impl Outcome {
+    const ALL: [Self; 4] = [
+        Self::Finished(FinishReason::Stop),
+        Self::Finished(FinishReason::Length),
+        Self::Abort,
+        Self::Error,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Finished(FinishReason::Stop) => "stop",
+            Self::Finished(FinishReason::Length) => "length",
+            Self::Abort => "abort",
+            Self::Error => "error",
+        }
+    }
 }
 
 struct Names<'a> {
@@ -113,47 +141,9 @@ fn token_counts(positions_max: u32) -> Vec<f64> {
         .collect()
 }
 
-impl Metrics {
-    /// Registers everything, under the model's served name.
-    pub(crate) fn register(
-        registry: &Registry,
-        model: &str,
-        positions_max: u32,
-    ) -> prometheus::Result<Self> {
-        let names = Names { registry, model };
-        let lengths = token_counts(positions_max);
-        let finished = names.counters(
-            "vllm:request_success_total",
-            "Sequences that ended, by reason",
-            &["finished_reason"],
-        )?;
-        let refused = names.counters(
-            "amoe_gateway_refused_total",
-            "Requests that were refused or failed, by kind",
-            &["kind"],
-        )?;
-        for kind in Kind::ALL {
-            refused.with_label_values(&[kind.label()]);
-        }
+impl Times {
+    fn register(names: &Names<'_>) -> prometheus::Result<Self> {
         Ok(Self {
-            running: names.gauge(
-                "vllm:num_requests_running",
-                "Sequences with a first token that have not ended",
-            )?,
-            waiting: names
-                .gauge("vllm:num_requests_waiting", "Sequences that have no first token yet")?,
-            kv_cache_used: names.keep(Gauge::with_opts(names.opts(
-                "vllm:kv_cache_usage_perc",
-                "Share of the ready attention nodes' KV blocks that are in use, 0 to 1",
-            )))?,
-            nodes_ready: names
-                .gauge("amoe_gateway_attention_nodes_ready", "Attention nodes that take work")?,
-            prompt_tokens: names.counter("vllm:prompt_tokens_total", "Prompt tokens taken in")?,
-            generation_tokens: names.counter("vllm:generation_tokens_total", "Tokens generated")?,
-            finished_stop: finished.with_label_values(&["stop"]),
-            finished_length: finished.with_label_values(&["length"]),
-            finished_abort: finished.with_label_values(&["abort"]),
-            finished_error: finished.with_label_values(&["error"]),
             first_token: names.histogram(
                 "vllm:time_to_first_token_seconds",
                 "From the request's arrival to a sequence's first token",
@@ -179,17 +169,25 @@ impl Metrics {
                 "From a sequence's first token to its last",
                 REQUEST_S,
             )?,
-            request_prompt_tokens: names.histogram(
+        })
+    }
+}
+
+impl Sizes {
+    fn register(names: &Names<'_>, positions_max: u32) -> prometheus::Result<Self> {
+        let lengths = token_counts(positions_max);
+        Ok(Self {
+            prompt: names.histogram(
                 "vllm:request_prompt_tokens",
                 "Tokens of a prompt",
                 &lengths,
             )?,
-            request_generation_tokens: names.histogram(
+            generation: names.histogram(
                 "vllm:request_generation_tokens",
                 "Tokens that a sequence generated",
                 &lengths,
             )?,
-            request_tokens_longest: names.histogram(
+            longest: names.histogram(
                 "vllm:request_max_num_generation_tokens",
                 "Tokens of a request's longest choice",
                 &lengths,
@@ -200,6 +198,40 @@ impl Metrics {
                 "Most tokens asked for",
                 &lengths,
             )?,
+        })
+    }
+}
+
+impl Metrics {
+    /// Registers everything, under the model's served name.
+    pub(crate) fn register(
+        registry: &Registry,
+        model: &str,
+        positions_max: u32,
+    ) -> prometheus::Result<Self> {
+        let names = Names { registry, model };
+        let metrics = Self {
+            running: names.gauge(
+                "vllm:num_requests_running",
+                "Sequences with a first token that have not ended",
+            )?,
+            waiting: names
+                .gauge("vllm:num_requests_waiting", "Sequences that have no first token yet")?,
+            kv_cache_used: names.keep(Gauge::with_opts(names.opts(
+                "vllm:kv_cache_usage_perc",
+                "Share of the ready attention nodes' KV blocks that are in use, 0 to 1",
+            )))?,
+            nodes_ready: names
+                .gauge("amoe_gateway_attention_nodes_ready", "Attention nodes that take work")?,
+            prompt_tokens: names.counter("vllm:prompt_tokens_total", "Prompt tokens taken in")?,
+            generation_tokens: names.counter("vllm:generation_tokens_total", "Tokens generated")?,
+            finished: names.counters(
+                "vllm:request_success_total",
+                "Sequences that ended, by reason",
+                &["finished_reason"],
+            )?,
+            times: Times::register(&names)?,
+            sizes: Sizes::register(&names, positions_max)?,
             tokenize: names.histogram(
                 "amoe_gateway_tokenize_seconds",
                 "Time to render and tokenize the prompts of a request",
@@ -209,13 +241,29 @@ impl Metrics {
                 "amoe_gateway_sequences_resumed_total",
                 "Sequences that went on at another place after their attention node was lost",
             )?,
-            refused,
+            refused: names.counters(
+                "amoe_gateway_refused_total",
+                "Requests that were refused or failed, by kind",
+                &["kind"],
+            )?,
             responses: names.counters(
                 "amoe_gateway_responses_total",
                 "Responses by route and status; a gRPC call that was answered counts as 200",
                 &["route", "status"],
             )?,
-        })
+        };
+        metrics.begin();
+        Ok(metrics)
+    }
+
+    /// Makes the series of known labels, so that a rate is there from the first event on.
+    fn begin(&self) {
+        for outcome in Outcome::ALL {
+            self.finished.with_label_values(&[outcome.label()]);
+        }
+        for kind in Kind::ALL {
+            self.refused.with_label_values(&[kind.label()]);
+        }
     }
 
     pub(crate) fn refused(&self, kind: Kind) {
@@ -226,35 +274,29 @@ impl Metrics {
     pub(crate) fn tokens(&self, count: usize, since_arrival: Duration, gap: Option<Duration>) {
         self.generation_tokens.inc_by(count as u64);
         match gap {
-            None => self.first_token.observe(since_arrival.as_secs_f64()),
-            Some(gap) => self.between_tokens.observe(gap.as_secs_f64()),
+            None => self.times.first_token.observe(since_arrival.as_secs_f64()),
+            Some(gap) => self.times.between_tokens.observe(gap.as_secs_f64()),
         }
     }
 
     /// A sequence's end. `decode` is the time from its first token to its last.
     pub(crate) fn ended(&self, outcome: Outcome, tokens: usize, whole: Duration, decode: Duration) {
-        let counter = match outcome {
-            Outcome::Finished(FinishReason::Stop) => &self.finished_stop,
-            Outcome::Finished(FinishReason::Length) => &self.finished_length,
-            Outcome::Abort => &self.finished_abort,
-            Outcome::Error => &self.finished_error,
-        };
-        counter.inc();
+        self.finished.with_label_values(&[outcome.label()]).inc();
         if !matches!(outcome, Outcome::Finished(_)) {
             return;
         }
-        self.request.observe(whole.as_secs_f64());
-        self.decode.observe(decode.as_secs_f64());
-        self.request_generation_tokens.observe(tokens as f64);
+        self.times.request.observe(whole.as_secs_f64());
+        self.times.decode.observe(decode.as_secs_f64());
+        self.sizes.generation.observe(tokens as f64);
         if tokens > 1 {
             let gaps = (tokens - 1) as f64;
-            self.per_output_token.observe(decode.as_secs_f64() / gaps);
+            self.times.per_output_token.observe(decode.as_secs_f64() / gaps);
         }
     }
 
     /// The length of a request's longest choice, when all have ended.
     pub(crate) fn longest(&self, tokens: usize) {
-        self.request_tokens_longest.observe(tokens as f64);
+        self.sizes.longest.observe(tokens as f64);
     }
 }
 

@@ -64,87 +64,42 @@ impl Kind {
     ];
 
     fn form(self) -> Form {
-        let form = |http, grpc, kind, code, label| Form { http, grpc, kind, code, label };
-        const ASKED_WRONG: &str = "invalid_request_error";
+        const ASKED: &str = "invalid_request_error";
+        const LATER: &str = "rate_limit_error";
         const OURS: &str = "server_error";
-        match self {
-            Self::Invalid => {
-                form(StatusCode::BAD_REQUEST, Code::InvalidArgument, ASKED_WRONG, None, "invalid")
+        let (http, grpc, kind, code, label) = match self {
+            Self::Invalid => (400, Code::InvalidArgument, ASKED, None, "invalid"),
+            Self::TooLong => {
+                let code = Some("context_length_exceeded");
+                (400, Code::InvalidArgument, ASKED, code, "too_long")
             }
-            Self::TooLong => form(
-                StatusCode::BAD_REQUEST,
-                Code::InvalidArgument,
-                ASKED_WRONG,
-                Some("context_length_exceeded"),
-                "too_long",
-            ),
-            Self::UnknownModel => form(
-                StatusCode::NOT_FOUND,
-                Code::NotFound,
-                ASKED_WRONG,
-                Some("model_not_found"),
-                "unknown_model",
-            ),
-            Self::UnknownPath => form(
-                StatusCode::NOT_FOUND,
-                Code::Unimplemented,
-                ASKED_WRONG,
-                Some("unknown_url"),
-                "unknown_path",
-            ),
-            Self::WrongMethod => form(
-                StatusCode::METHOD_NOT_ALLOWED,
-                Code::Unimplemented,
-                ASKED_WRONG,
-                Some("method_not_allowed"),
-                "wrong_method",
-            ),
-            Self::Unauthorized => form(
-                StatusCode::UNAUTHORIZED,
-                Code::Unauthenticated,
-                ASKED_WRONG,
-                Some("invalid_api_key"),
-                "unauthorized",
-            ),
-            Self::BodyTooLarge => form(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                Code::ResourceExhausted,
-                ASKED_WRONG,
-                Some("body_too_large"),
-                "body_too_large",
-            ),
-            Self::QueueFull => form(
-                StatusCode::TOO_MANY_REQUESTS,
-                Code::ResourceExhausted,
-                "rate_limit_error",
-                Some("queue_full"),
-                "queue_full",
-            ),
-            Self::NoNode => form(
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::Unavailable,
-                OURS,
-                Some("no_attention_node"),
-                "no_node",
-            ),
-            Self::NodeLost => form(
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::Unavailable,
-                OURS,
-                Some("attention_node_lost"),
-                "node_lost",
-            ),
-            Self::Deadline => form(
-                StatusCode::GATEWAY_TIMEOUT,
-                Code::DeadlineExceeded,
-                OURS,
-                Some("timeout"),
-                "deadline",
-            ),
-            Self::Internal => {
-                form(StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, OURS, None, "internal")
+            Self::UnknownModel => {
+                (404, Code::NotFound, ASKED, Some("model_not_found"), "unknown_model")
             }
-        }
+            Self::UnknownPath => {
+                (404, Code::Unimplemented, ASKED, Some("unknown_url"), "unknown_path")
+            }
+            Self::WrongMethod => {
+                (405, Code::Unimplemented, ASKED, Some("method_not_allowed"), "wrong_method")
+            }
+            Self::Unauthorized => {
+                (401, Code::Unauthenticated, ASKED, Some("invalid_api_key"), "unauthorized")
+            }
+            Self::BodyTooLarge => {
+                (413, Code::ResourceExhausted, ASKED, Some("body_too_large"), "body_too_large")
+            }
+            Self::QueueFull => {
+                (429, Code::ResourceExhausted, LATER, Some("queue_full"), "queue_full")
+            }
+            Self::NoNode => (503, Code::Unavailable, OURS, Some("no_attention_node"), "no_node"),
+            Self::NodeLost => {
+                (503, Code::Unavailable, OURS, Some("attention_node_lost"), "node_lost")
+            }
+            Self::Deadline => (504, Code::DeadlineExceeded, OURS, Some("timeout"), "deadline"),
+            Self::Internal => (500, Code::Internal, OURS, None, "internal"),
+        };
+        let http = StatusCode::from_u16(http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Form { http, grpc, kind, code, label }
     }
 
     /// The HTTP status.

@@ -159,10 +159,10 @@ impl Requests {
     fn count(&self, prompts: &[Vec<u32>], n: u32, tokens_max: u32) {
         for prompt in prompts {
             self.metrics.prompt_tokens.inc_by(prompt.len() as u64);
-            self.metrics.request_prompt_tokens.observe(prompt.len() as f64);
+            self.metrics.sizes.prompt.observe(prompt.len() as f64);
         }
-        self.metrics.choices.observe(n.into());
-        self.metrics.tokens_max.observe(tokens_max.into());
+        self.metrics.sizes.choices.observe(n.into());
+        self.metrics.sizes.tokens_max.observe(tokens_max.into());
     }
 
     /// The tokens of every prompt, none of them empty.

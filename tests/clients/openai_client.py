@@ -99,7 +99,7 @@ def refused(kind, call, *words):
 def errors(client, model):
     create = client.completions.create
     refused(openai.NotFoundError, lambda: create(model="nothing", prompt="x"), "nothing", model)
-    refused(openai.NotFoundError, lambda: client.models.retrieve("nothing"), "model_not_found")
+    refused(openai.NotFoundError, lambda: client.models.retrieve("nothing"), "nothing", model)
     refused(openai.BadRequestError, lambda: create(model=model, prompt="x", temperature=-1), "temperature")
     refused(openai.BadRequestError, lambda: create(model=model, prompt="x", max_tokens=0), "max_tokens")
     long = "And God said. " * 100_000

@@ -161,7 +161,7 @@ struct Writer {
 impl Writer {
     fn new(head: Head, options: Options, running: &Running, tokenizer: Arc<Tokenizer>) -> Self {
         let echo = |prompt: &Vec<u32>| {
-            let text = options.echo.then(|| tokenizer.decode(prompt)).unwrap_or_default();
+            let text = if options.echo { tokenizer.decode(prompt) } else { String::new() };
             vec![text; running.n as usize]
         };
         let before: Vec<String> = running.prompts.iter().flat_map(echo).collect();

@@ -50,7 +50,7 @@ fn message(at: usize, item: Value) -> Result<Value, Refusal> {
             message.insert("content".into(), content);
         }
         Value::Array(parts) => {
-            message.insert("content".into(), text_of(at, parts)?.into());
+            message.insert("content".into(), text_of(at, &parts)?.into());
         }
         other => {
             return Err(Refusal::field(
@@ -67,7 +67,7 @@ fn message(at: usize, item: Value) -> Result<Value, Refusal> {
 }
 
 /// The text of parts such as `{"type": "text", "text": "…"}`, one per line.
-fn text_of(at: usize, parts: Vec<Value>) -> Result<String, Refusal> {
+fn text_of(at: usize, parts: &[Value]) -> Result<String, Refusal> {
     let text = |part: &Value| match part {
         Value::String(text) => Some(text.clone()),
         Value::Object(part) if part.get("type").is_some_and(|kind| kind == "text") => {

@@ -1,7 +1,5 @@
 //! Reads fields out of a JSON body, with one sentence for each way in which one can be wrong.
 
-use std::borrow::Cow;
-
 use serde_json::{Map, Value};
 
 use crate::refusal::{Kind, Refusal};
@@ -148,13 +146,10 @@ fn whole(value: &Value) -> Option<i64> {
 }
 
 /// An array of integers. `name` is shown to the client.
-pub(super) fn integers(
-    name: impl Into<Cow<'static, str>> + Clone,
-    items: &[Value],
-) -> Result<Vec<i64>, Refusal> {
+pub(super) fn integers(name: &'static str, items: &[Value]) -> Result<Vec<i64>, Refusal> {
     let wrong = |item: &Value| {
         let expected = "an array of integers";
-        Refusal::field(name.clone(), expected, format!("an array with {}", found(item)))
+        Refusal::field(name, expected, format!("an array with {}", found(item)))
     };
     let integer = |item: &Value| whole(item).ok_or_else(|| wrong(item));
     items.iter().map(integer).collect()

@@ -51,6 +51,7 @@ pub(super) fn is_raised(error: &Error) -> bool {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
+#[expect(clippy::needless_pass_by_value, reason = "a filter's arguments are handed over")]
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     // Accepted because templates state it; the default order is kept anyway.

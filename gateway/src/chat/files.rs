@@ -1,6 +1,6 @@
 //! Finds a chat template and the special tokens' texts among a model's files.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ fn read(path: &Path) -> Result<String, LoadError> {
         .map_err(|error| LoadError::Read { path: path.to_path_buf(), error })
 }
 
-fn read_if_present(path: &PathBuf) -> Result<Option<Value>, LoadError> {
+fn read_if_present(path: &Path) -> Result<Option<Value>, LoadError> {
     if path.is_file() { read_json(path).map(Some) } else { Ok(None) }
 }
 

@@ -128,11 +128,8 @@ fn template(source: &str) -> ChatTemplate {
 }
 
 fn conversation(messages: serde_json::Value) -> Conversation {
-    Conversation {
-        messages: messages.as_array().unwrap().clone(),
-        add_generation_prompt: true,
-        ..Conversation::default()
-    }
+    let serde_json::Value::Array(messages) = messages else { panic!("{messages}") };
+    Conversation { messages, add_generation_prompt: true, ..Conversation::default() }
 }
 
 fn render(source: &str, messages: serde_json::Value) -> String {

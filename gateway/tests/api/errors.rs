@@ -14,8 +14,7 @@ const CHAT: &str = "/v1/chat/completions";
 /// Path, fields on top of a good request, status, `param`, and a part of the sentence.
 type Case = (&'static str, Value, u16, Value, &'static str);
 
-fn cases() -> Vec<Case> {
-    let hi = || json!([{"role": "user", "content": "Hi"}]);
+fn prompts() -> Vec<Case> {
     let long = "And God said. ".repeat(1000);
     vec![
         (COMPLETIONS, json!({"model": "other"}), 404, json!("model"), "served: demo, demo-2"),
@@ -34,6 +33,11 @@ fn cases() -> Vec<Case> {
         ),
         (COMPLETIONS, json!({"prompt": long}), 400, Value::Null, "longest sequence has 1024"),
         (COMPLETIONS, json!({"max_tokens": 1023}), 400, Value::Null, "1023 more are asked for"),
+    ]
+}
+
+fn numbers() -> Vec<Case> {
+    vec![
         (COMPLETIONS, json!({"max_tokens": 0}), 400, json!("max_tokens"), "at least 1, found 0"),
         (
             COMPLETIONS,
@@ -81,6 +85,12 @@ fn cases() -> Vec<Case> {
         ),
         (COMPLETIONS, json!({"stop": [1]}), 400, json!("stop"), "an array with 1"),
         (COMPLETIONS, json!({"stop": ""}), 400, json!("stop"), "1 to 1024 bytes"),
+    ]
+}
+
+fn conversations() -> Vec<Case> {
+    let hi = || json!([{"role": "user", "content": "Hi"}]);
+    vec![
         (CHAT, json!({"messages": []}), 400, json!("messages"), "at least one message"),
         (CHAT, json!({"messages": "Hi"}), 400, json!("messages"), "an array, found a string"),
         (CHAT, json!({"messages": ["Hi"]}), 400, json!("messages[0]"), "an object, found a string"),
@@ -148,7 +158,8 @@ fn cases() -> Vec<Case> {
 #[tokio::test]
 async fn bad_requests_get_a_sentence_and_disturb_nobody() {
     let gateway = start(saying("x")).await;
-    for (path, change, status, param, sentence) in cases() {
+    for (path, change, status, param, sentence) in [prompts(), numbers(), conversations()].concat()
+    {
         let mut body = json!({"model": "demo"});
         if path != CHAT {
             body["prompt"] = json!("And God");
