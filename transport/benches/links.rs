@@ -56,9 +56,10 @@ fn end(node: NodeId, hub: &Hub) -> End {
 }
 
 impl End {
-    /// As a device thread does: look, spin a little, sleep.
+    /// As a device thread does: look, spin a little, sleep. Long spins only keep the connection's
+    /// tasks off the core on a small machine.
     fn next(&mut self) -> LinkEventKind {
-        const SPIN: Duration = Duration::from_micros(50);
+        const SPIN: Duration = Duration::from_micros(10);
         loop {
             if let Some(event) = self.mailbox.try_recv() {
                 return event.kind;

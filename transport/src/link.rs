@@ -204,7 +204,8 @@ impl LinkSettings {
 
     /// Messages an engine's mailbox has to hold: all frames in flight on all links, and their ends.
     fn inbox_capacity(&self) -> usize {
-        self.links_max.max(1) * (credit::frames_max(self.credit_bytes) + 2)
+        let events = credit::frames_max(self.credit_bytes) + 2;
+        self.links_max.max(1).saturating_mul(events).min(Semaphore::MAX_PERMITS)
     }
 }
 
@@ -221,7 +222,7 @@ impl Links {
         bell: Doorbell,
     ) -> (Self, Mailbox<LinkEvent>) {
         let (inbox, mailbox) = mailbox::bounded(settings.inbox_capacity(), bell);
-        let seats = Arc::new(Semaphore::new(settings.links_max));
+        let seats = Arc::new(Semaphore::new(settings.links_max.min(Semaphore::MAX_PERMITS)));
         let dialers = Mutex::default();
         let end = LocalEnd { identity, settings, inbox, seats, metrics, dialers };
         let end = Arc::new(end);
