@@ -1,6 +1,6 @@
 //! The coordinator's configuration file.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use policy::{
     liveness::Terms,
@@ -127,6 +127,7 @@ pub struct ConfigError {
 impl Config {
     pub(crate) fn rules(&self) -> Result<Rules, ConfigError> {
         let ClusterConfig { expert_nodes_min, heartbeat_ms, lease_ms, members_max } = self.cluster;
+        self.can_be_found()?;
         at_least("cluster.expert_nodes_min", expert_nodes_min as u64, 1)?;
         at_least("cluster.heartbeat_ms", heartbeat_ms, 10)?;
         at_least("cluster.members_max", members_max as u64, 1)?;
@@ -151,6 +152,26 @@ impl Config {
                 spare: if self.placement.fill_spare_slots { Spare::Fill } else { Spare::Leave },
                 hosts_min: expert_nodes_min,
             },
+        })
+    }
+}
+
+impl Config {
+    /// Coordinators that share a store send nodes to each other's addresses.
+    fn can_be_found(&self) -> Result<(), ConfigError> {
+        let listen: Option<SocketAddr> = self.control.listen.parse().ok();
+        let nowhere = listen.is_some_and(|listen| listen.ip().is_unspecified());
+        let shared = matches!(self.store, StoreConfig::Etcd { .. });
+        if !shared || !nowhere || self.control.advertise.is_some() {
+            return Ok(());
+        }
+        Err(ConfigError {
+            key: "control.advertise",
+            found: "missing".to_owned(),
+            expected: format!(
+                "the address where others reach this coordinator, which {} does not say",
+                self.control.listen
+            ),
         })
     }
 }
@@ -224,6 +245,11 @@ mod tests {
             (
                 "[control]\nleader_lease_ms = 5",
                 "key `control.leader_lease_ms` is 5, expected at least 1000",
+            ),
+            (
+                "[control]\nlisten = \"0.0.0.0:7400\"\n[store]\nkind = \"etcd\"\nendpoints = []",
+                "key `control.advertise` is missing, expected the address where others reach this \
+                 coordinator, which 0.0.0.0:7400 does not say",
             ),
         ] {
             let error = read(text).unwrap_err();

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis::Shutdown;
+use domain::ClusterView;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     metrics::Metrics,
     service::Standing,
     store::{Store, StoreError},
-    term::{End, INBOX_MAX, Term},
+    term::{Desk, End, INBOX_MAX, Term},
 };
 
 /// Pause before the election is entered again after a term or a failure.
@@ -28,6 +29,8 @@ pub(crate) struct Election {
     pub(crate) address: String,
     /// Told whether this coordinator leads and who does.
     pub(crate) standing: watch::Sender<Standing>,
+    /// What nodes are told while this coordinator leads.
+    pub(crate) views: watch::Sender<Arc<ClusterView>>,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -67,7 +70,8 @@ impl Election {
         };
         let follow = |leader: String| {
             tracing::info!(leader, "another coordinator leads");
-            let leader = Some(leader);
+            // What this one left behind when it was last killed leads nobody anywhere.
+            let leader = (leader != self.address).then_some(leader);
             self.standing.send_replace(Standing::Following { leader });
         };
         tokio::select! {
@@ -77,8 +81,13 @@ impl Election {
                 return Ok(None);
             }
         }
-        let (store, metrics) = (self.store.clone(), self.metrics.clone());
-        Term::take_over(self.rules, store, candidate, metrics).await.map(Some)
+        let desk = Desk {
+            rules: self.rules,
+            store: self.store.clone(),
+            metrics: self.metrics.clone(),
+            views: self.views.clone(),
+        };
+        Term::take_over(desk, candidate).await.map(Some)
     }
 
     async fn lead(&self, term: Term) -> End {

@@ -7,6 +7,7 @@ mod election;
 mod leader;
 mod metrics;
 mod nodes;
+mod page;
 mod reconcile;
 mod record;
 mod service;
@@ -118,6 +119,8 @@ impl Coordinator {
     /// As [`run`].
     pub async fn serve(self) -> Result<(), RunError> {
         let (standing, watched) = watch::channel(Standing::Following { leader: None });
+        let (views, viewed) = watch::channel(Arc::default());
+        self.process.pages.add(page::routes(watched.clone(), viewed));
         let sessions_max = self.rules.members_max.saturating_mul(SESSIONS_PER_MEMBER);
         let control = ControlService::new(watched.clone(), sessions_max);
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -133,6 +136,7 @@ impl Coordinator {
             metrics: self.metrics,
             address: self.advertise,
             standing,
+            views,
             shutdown: self.process.shutdown,
         };
         tokio::try_join!(

@@ -52,7 +52,7 @@ pub(crate) struct Node {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Role", rename_all = "lowercase")]
-enum RoleName {
+pub(crate) enum RoleName {
     Attention,
     Expert,
     Gateway,
@@ -60,7 +60,7 @@ enum RoleName {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Health", rename_all = "lowercase")]
-enum HealthName {
+pub(crate) enum HealthName {
     Joining,
     Ready,
     Draining,

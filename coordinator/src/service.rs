@@ -279,3 +279,53 @@ fn refused(refusal: &Refusal) -> Status {
         Refusal::Full { .. } => Status::resource_exhausted(sentence),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, sync::Arc};
+
+    use domain::ClusterView;
+    use futures::StreamExt;
+    use proto::internal::{self as wire, coordinator_message::Kind as ToNode};
+    use tokio::sync::{Semaphore, mpsc, watch};
+    use tokio_util::sync::CancellationToken;
+    use tonic::Status;
+
+    use super::{Writer, views};
+
+    fn version(message: Option<Result<wire::CoordinatorMessage, Status>>) -> u64 {
+        match message.unwrap().unwrap().kind {
+            Some(ToNode::View(view)) => view.version,
+            other => panic!("expected a view, got {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_node_gets_the_newest_view_only_and_then_the_reason_of_the_end() {
+        let (sender, receiver) = watch::channel(Arc::default());
+        let (end, ended) = mpsc::channel(1);
+        let open = CancellationToken::new();
+        let sessions = Arc::new(Semaphore::new(1));
+        let writer = Writer {
+            views: receiver,
+            ended,
+            open: open.clone(),
+            _closes: open.clone().drop_guard(),
+            _permit: sessions.clone().try_acquire_owned().unwrap(),
+        };
+        let mut stream = Box::pin(views(writer));
+        assert_eq!(version(stream.next().await), 0);
+        for version in 1..=1000 {
+            sender.send_replace(Arc::new(ClusterView { version, ..ClusterView::default() }));
+        }
+        assert_eq!(version(stream.next().await), 1000);
+        let mut next = pin!(stream.next());
+        assert!(futures::poll!(&mut next).is_pending(), "there is no second copy");
+        end.try_send(Status::aborted("enough")).unwrap();
+        assert_eq!(next.await.unwrap().unwrap_err().message(), "enough");
+        assert!(stream.next().await.is_none());
+        drop(stream);
+        assert!(open.is_cancelled(), "the other direction ends too");
+        assert_eq!(sessions.available_permits(), 1);
+    }
+}

@@ -41,17 +41,24 @@ pub(crate) enum End {
     Stopped,
 }
 
+/// What every leader finds on its desk.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) rules: Rules,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) metrics: Metrics,
+    /// Where sessions read the newest view.
+    pub(crate) views: watch::Sender<Arc<ClusterView>>,
+}
+
 /// The leader's state and its connections to the outside.
 pub(crate) struct Term {
-    rules: Rules,
-    store: Arc<dyn Store>,
+    desk: Desk,
     candidate: Candidate,
-    metrics: Metrics,
     cluster: Cluster,
     started: Instant,
     sessions: HashMap<SessionId, Session>,
     waiting: HashMap<SessionId, Waiting>,
-    views: watch::Sender<Arc<ClusterView>>,
     version: u64,
     saving: Option<Saving>,
     save_after: Instant,
@@ -70,39 +77,32 @@ type Saving = BoxFuture<'static, (Save, Result<Outcome, StoreError>)>;
 
 impl Term {
     /// Reads what is stored and puts this leader's mark on it.
-    pub(crate) async fn take_over(
-        rules: Rules,
-        store: Arc<dyn Store>,
-        candidate: Candidate,
-        metrics: Metrics,
-    ) -> Result<Self, StoreError> {
-        let (mut record, published, obsolete) = read(&*store).await?;
+    pub(crate) async fn take_over(desk: Desk, candidate: Candidate) -> Result<Self, StoreError> {
+        let (mut record, published, obsolete) = read(&*desk.store).await?;
         record.term = (record.term + 1).max(clock_seconds());
         let mut then = vec![put_json(record::CLUSTER.to_owned(), &record)?];
         then.extend(obsolete.into_iter().map(|key| Write::Delete { key }));
-        if store.commit(candidate.fenced(then)).await? == Outcome::Conflict {
+        if desk.store.commit(candidate.fenced(then)).await? == Outcome::Conflict {
             return Err(StoreError::LeaseGone);
         }
         let started = Instant::now();
         // Views of a later leader are newer than all of an earlier one.
         let version = record.term << 32;
-        let mut cluster = Cluster::restore(rules, record, published, Duration::ZERO);
-        let (views, _) = watch::channel(Arc::new(cluster.view(version)));
-        metrics.leads(true);
-        Ok(Self {
-            rules,
-            store,
+        let cluster = Cluster::restore(desk.rules, record, published, Duration::ZERO);
+        desk.metrics.leads(true);
+        let mut term = Self {
+            desk,
             candidate,
-            metrics,
             cluster,
             started,
             sessions: HashMap::new(),
             waiting: HashMap::new(),
-            views,
             version,
             saving: None,
             save_after: started,
-        })
+        };
+        term.publish(false);
+        Ok(term)
     }
 
     /// Leads until the end.
@@ -111,7 +111,7 @@ impl Term {
         mut inbox: mpsc::Receiver<Message>,
         stop: impl Future<Output = ()>,
     ) -> End {
-        let mut ticks = tokio::time::interval(self.rules.terms.heartbeat / 2);
+        let mut ticks = tokio::time::interval(self.desk.rules.terms.heartbeat / 2);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stop = std::pin::pin!(stop);
         let mut messages = Vec::with_capacity(BATCH_MAX);
@@ -130,7 +130,7 @@ impl Term {
                 _ = ticks.tick() => {
                     let effects = self.cluster.tick(self.now());
                     self.carry_out(effects);
-                    self.metrics.members_silent(self.cluster.registry().silent(self.now()));
+                    self.desk.metrics.members_silent(self.cluster.registry().silent(self.now()));
                     ticked = true;
                 }
                 Some((save, outcome)) = OptionFuture::from(self.saving.as_mut()) => {
@@ -145,7 +145,7 @@ impl Term {
             self.start_saving();
             let loads = ticked && Instant::now() >= loads_due;
             if loads {
-                loads_due = Instant::now() + self.rules.terms.heartbeat;
+                loads_due = Instant::now() + self.desk.rules.terms.heartbeat;
             }
             self.publish(loads);
         };
@@ -184,7 +184,7 @@ impl Term {
                 }
                 Effect::Lost(lost) => {
                     tracing::warn!(node = lost.name, role = %lost.role, "a node is lost");
-                    self.metrics.member_lost(lost.role);
+                    self.desk.metrics.member_lost(lost.role);
                     if let Some(session) = lost.session {
                         self.close(session, "no heartbeat came before the lease ran out");
                     }
@@ -192,21 +192,21 @@ impl Term {
                 Effect::Plans(step) => self.log(&step),
             }
         }
-        self.metrics.sessions(self.sessions.len());
+        self.desk.metrics.sessions(self.sessions.len());
     }
 
     fn admit(&mut self, session: SessionId, id: NodeId) {
         let Some(Waiting { admitted, end }) = self.waiting.remove(&session) else {
             return;
         };
-        let terms = self.rules.terms;
+        let terms = self.desk.rules.terms;
         let admission = Admission {
             welcome: Welcome {
                 node_id: id,
                 lease_ms: millis(terms.lease),
                 heartbeat_ms: millis(terms.heartbeat),
             },
-            views: self.views.subscribe(),
+            views: self.desk.views.subscribe(),
         };
         if admitted.send(Ok(admission)).is_ok() {
             let name = self.cluster.registry().name(id);
@@ -221,7 +221,7 @@ impl Term {
 
     fn refuse(&mut self, session: SessionId, refusal: Refusal) {
         tracing::warn!(%refusal, "a registration was refused");
-        self.metrics.refused(refusal.reason());
+        self.desk.metrics.refused(refusal.reason());
         if let Some(waiting) = self.waiting.remove(&session) {
             // Whoever did not wait for the answer needs none.
             let _ = waiting.admitted.send(Err(refusal));
@@ -261,7 +261,7 @@ impl Term {
                 "refused"
             }
         };
-        self.metrics.planned(outcome);
+        self.desk.metrics.planned(outcome);
     }
 
     fn start_saving(&mut self) {
@@ -272,7 +272,7 @@ impl Term {
             return;
         };
         let commit = writes(&save).map(|then| self.candidate.fenced(then));
-        let store = self.store.clone();
+        let store = self.desk.store.clone();
         self.saving = Some(
             async move {
                 let outcome = match commit {
@@ -295,9 +295,12 @@ impl Term {
             }
             Ok(Outcome::Conflict) => true,
             Err(error) => {
-                tracing::debug!(%error, "the cluster's state was not stored and will be tried again");
+                // That the store is away was said when it went.
+                if !matches!(error, StoreError::Unavailable(_)) {
+                    tracing::error!(%error, "the cluster's state cannot be stored");
+                }
                 self.cluster.not_saved();
-                self.save_after = Instant::now() + self.rules.terms.heartbeat;
+                self.save_after = Instant::now() + self.desk.rules.terms.heartbeat;
                 false
             }
         }
@@ -314,9 +317,9 @@ impl Term {
         }
         self.version += 1;
         let view = self.cluster.view(self.version);
-        self.metrics.members(&view.members);
-        self.metrics.published(self.cluster.published());
-        self.views.send_replace(Arc::new(view));
+        self.desk.metrics.members(&view.members);
+        self.desk.metrics.published(self.cluster.published());
+        self.desk.views.send_replace(Arc::new(view));
     }
 
     /// Ends all sessions, so that nodes look for the next leader, and gives the lease back.
@@ -329,7 +332,7 @@ impl Term {
             // A session that is ending already has its reason.
             let _ = session.end.try_send(Status::unavailable(why));
         }
-        self.metrics.leads(false);
+        self.desk.metrics.leads(false);
         self.candidate.resign().await;
     }
 }

@@ -71,7 +71,7 @@ async fn a_deposed_leader_can_write_nothing_any_more() {
     let etcd = Etcd::start().await;
     let store = etcd.store("amoe/").await;
     let zombie = start_coordinator(&etcd, 1).await;
-    let nodes = start_nodes(&[zombie.address.clone()], &["expert-0"]);
+    let nodes = start_nodes(std::slice::from_ref(&zombie.address), &["expert-0"]);
     nodes[0].sees_serving(1).await;
     // Somebody else's hand takes its leadership away without it knowing, and writes.
     let leaders = store.range("leader/").await.unwrap().entries;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chassis::{Shutdown, role::Process};
+use chassis::{Shutdown, admin::AdminConfig, role::Process};
 use coordinator::{Config, Coordinator, LEADER_METADATA};
 use domain::{ClusterView, Epoch, Health, Layer, Load, ModelShape, Plan, Role};
 use proto::{
@@ -13,6 +13,8 @@ use proto::{
     },
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
@@ -85,6 +87,20 @@ impl Running {
     pub(crate) async fn kill(self) {
         self.served.abort();
         let _ = self.served.await;
+    }
+
+    /// A page of its admin door.
+    pub(crate) async fn page(&self, path: &str) -> serde_json::Value {
+        let config = AdminConfig { address: ([127, 0, 0, 1], 0).into() };
+        let door = self.process.open_admin(&config).await.unwrap();
+        let mut stream = TcpStream::connect(door.address()).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        serde_json::from_str(body).unwrap()
     }
 
     /// The sum of a metric's samples whose labels contain `label`.

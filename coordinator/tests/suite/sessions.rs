@@ -9,6 +9,7 @@ use proto::{
     control::{Beat, Registration},
     internal::{self as wire, control_client},
 };
+use serde_json::json;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -42,6 +43,9 @@ async fn a_cluster_comes_up_grows_and_loses_a_node() {
     coordinator.metric_reaches("amoe_coordinator_members{", "role=\"expert\"", 2.0).await;
     coordinator.metric_reaches("amoe_coordinator_plan_epoch", "serving", 1.0).await;
     coordinator.metric_reaches("amoe_coordinator_sessions", "", 4.0).await;
+    let page = coordinator.page("/plan").await;
+    assert_eq!((&page["leads"], &page["view"]["serving"]["epoch"]), (&json!(true), &json!(1)));
+    assert_eq!(page["view"]["members"][0]["health"], "ready");
 
     experts.extend(start_nodes(&coordinator, &EXPERTS[2..]));
     let plan = attention[1].sees_serving(2).await;
