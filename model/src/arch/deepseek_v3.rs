@@ -13,7 +13,7 @@ use crate::{
 pub(super) const NAME: &str = "DeepseekV3ForCausalLM";
 
 pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
-    let trunk = Trunk::read(config)?;
+    let trunk = Trunk::read(config, 1e-6)?;
     refuse_other_gates(config)?;
     let rope = RopeConfig::find(config, 1e4, trunk.positions_max)?;
     let latent = LatentSpec {

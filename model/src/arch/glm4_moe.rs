@@ -13,7 +13,7 @@ use crate::{
 pub(super) const NAME: &str = "Glm4MoeForCausalLM";
 
 pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
-    let trunk = Trunk::read(config)?;
+    let trunk = Trunk::read(config, 1e-5)?;
     let rope = RopeConfig::find(config, 1e4, trunk.positions_max)?;
     let partial = rope.partial(config, 0.5)?;
     let attention = GroupedSpec {

@@ -11,7 +11,7 @@ use crate::{
 pub(super) const NAME: &str = "MixtralForCausalLM";
 
 pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
-    let trunk = Trunk::read(config)?;
+    let trunk = Trunk::read(config, 1e-5)?;
     refuse_window(config, trunk.positions_max, true)?;
     let rope = RopeConfig::find(config, 1e6, trunk.positions_max)?;
     let experts = config.count(&["num_local_experts", "num_experts"], &EXPERTS)?;

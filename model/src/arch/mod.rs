@@ -89,13 +89,14 @@ struct Trunk {
 }
 
 impl Trunk {
-    fn read(config: &Config) -> Result<Self, ModelError> {
+    /// `norm_eps` is what the architecture's own library takes if the file says nothing.
+    fn read(config: &Config, norm_eps: f64) -> Result<Self, ModelError> {
         Ok(Self {
             hidden: config.count(&["hidden_size"], &WIDTHS)?,
             layers: config.count(&["num_hidden_layers"], &LAYERS)?,
             vocab: config.count(&["vocab_size"], &VOCAB)?,
             positions_max: config.count(&["max_position_embeddings"], &(1..=POSITIONS_MAX))?,
-            norm_eps: config.positive_or("rms_norm_eps", 1e-6)? as f32,
+            norm_eps: config.positive_or("rms_norm_eps", norm_eps)? as f32,
             tied: config.flag_or("tie_word_embeddings", false)?,
             top_k: config.count(&["num_experts_per_tok"], &TOP_K)?,
             heads: config.count(&["num_attention_heads"], &HEADS)?,

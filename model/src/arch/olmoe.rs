@@ -11,7 +11,7 @@ use crate::{
 pub(super) const NAME: &str = "OlmoeForCausalLM";
 
 pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
-    let trunk = Trunk::read(config)?;
+    let trunk = Trunk::read(config, 1e-5)?;
     let rope = RopeConfig::find(config, 1e4, trunk.positions_max)?;
     let bias = config.flag_or("attention_bias", false)?;
     let attention = GroupedSpec {

@@ -11,7 +11,7 @@ use crate::{
 pub(super) const NAME: &str = "Qwen2MoeForCausalLM";
 
 pub(super) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
-    let trunk = Trunk::read(config)?;
+    let trunk = Trunk::read(config, 1e-6)?;
     let windowed = config.flag_or("use_sliding_window", false)?;
     refuse_window(config, trunk.positions_max, windowed)?;
     let rope = RopeConfig::find(config, 1e4, trunk.positions_max)?;
