@@ -59,9 +59,23 @@ impl Readiness {
 
     /// Waits until the process is ready.
     pub async fn ready(&self) {
+        self.becomes(true).await;
+    }
+
+    /// Logs when the process becomes ready and when it stops being so. Never returns.
+    pub async fn log(&self) {
+        loop {
+            self.becomes(true).await;
+            tracing::info!("ready");
+            self.becomes(false).await;
+            tracing::info!(waiting_for = self.unmet().join(", "), "not ready any more");
+        }
+    }
+
+    async fn becomes(&self, ready: bool) {
         let mut receiver = self.conditions.subscribe();
         // The sender lives in `self`, so the channel cannot close while this waits.
-        let _ = receiver.wait_for(all_met).await;
+        let _ = receiver.wait_for(|conditions| all_met(conditions) == ready).await;
     }
 }
 

@@ -50,9 +50,12 @@ impl Process {
         role: &str,
         shutdown: &ShutdownConfig,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let readiness = Readiness::default();
+        let logged = readiness.clone();
+        tokio::spawn(async move { logged.log().await });
         Ok(Self {
             registry: metrics::registry(role)?,
-            readiness: Readiness::default(),
+            readiness,
             shutdown: Shutdown::on_signals(shutdown)?,
             pages: Pages::default(),
         })

@@ -1,5 +1,7 @@
 //! Sets up the log of a process: one line per event on standard error, as text or as JSON.
 
+use std::io::IsTerminal;
+
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
@@ -43,7 +45,10 @@ pub enum TelemetryError {
 /// Starts logging for the whole process; call once, from `main`.
 pub fn init(config: &TelemetryConfig) -> Result<(), TelemetryError> {
     let filter = filter(config)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match config.format {
         Format::Text => builder.try_init(),
         Format::Json => builder.json().try_init(),
