@@ -9,11 +9,10 @@
 
 use std::ops::Range;
 
-use half::bf16;
-
 use crate::columns::Columns;
 use crate::disjoint::DisjointMut;
 use crate::memory::Region;
+use crate::wire::round_bf16;
 use crate::{Compute, Cpu};
 
 /// Positions in one block.
@@ -21,6 +20,9 @@ pub const BLOCK_TOKENS: usize = 32;
 
 /// Results that one load serves: positions of a key half, dims of a value tile.
 pub(crate) const WIDE: usize = 16;
+
+/// Elements of a pair of steps.
+const PAIR: usize = 2 * WIDE;
 
 /// Elements of one value tile: 16 dims of a whole block.
 pub(crate) const VALUE_TILE: usize = WIDE * BLOCK_TOKENS;
@@ -177,27 +179,24 @@ impl KvCache {
 }
 
 /// A stored element: f32, or the bits of a bf16.
-pub(crate) trait Element: Copy + Send + Sync {
+pub(crate) trait Element: Copy + Default + Send + Sync {
     const COMPUTE: Compute;
+
     fn from_f32(x: f32) -> Self;
-    /// Offset of (result `wide` of 16, step `deep`) inside a run of pairs.
-    fn offset(wide: usize, deep: usize) -> usize;
-    fn zero() -> Self;
+
+    /// Place of step `deep` (0 or 1) of result `wide` (below 16) in the 32 elements of a pair of steps.
+    fn place(wide: usize, deep: usize) -> usize;
 }
 
 impl Element for u16 {
     const COMPUTE: Compute = Compute::Bf16;
 
     fn from_f32(x: f32) -> Self {
-        bf16::from_f32(x).to_bits()
+        round_bf16(x)
     }
 
-    fn offset(wide: usize, deep: usize) -> usize {
-        (deep / 2 * WIDE + wide) * 2 + deep % 2
-    }
-
-    fn zero() -> Self {
-        0
+    fn place(wide: usize, deep: usize) -> usize {
+        wide % WIDE * 2 + deep % 2
     }
 }
 
@@ -208,12 +207,8 @@ impl Element for f32 {
         x
     }
 
-    fn offset(wide: usize, deep: usize) -> usize {
-        deep * WIDE + wide
-    }
-
-    fn zero() -> Self {
-        0.0
+    fn place(wide: usize, deep: usize) -> usize {
+        deep % 2 * WIDE + wide % WIDE
     }
 }
 
@@ -282,18 +277,35 @@ fn write_token<T: Element>(
     value: &[f32],
 ) {
     if at == 0 {
-        place.fill(T::zero());
+        place.fill(T::default());
     }
     let (keys, values) = place.split_at_mut(BLOCK_TOKENS * layout.stored_k_dim());
     let half = &mut keys[at / WIDE * WIDE * layout.stored_k_dim()..];
-    for (d, &x) in key.iter().enumerate() {
-        half[T::offset(at % WIDE, d)] = T::from_f32(x);
-    }
-    for (tile, dims) in values.chunks_exact_mut(VALUE_TILE).zip(value.chunks(WIDE)) {
-        for (d, &x) in dims.iter().enumerate() {
-            tile[T::offset(d, at)] = T::from_f32(x);
+    // Rounded in runs, which vectorises, and then spread.
+    let pairs = half.as_chunks_mut::<PAIR>().0;
+    for (pairs, dims) in pairs.chunks_mut(WIDE).zip(key.chunks(PAIR)) {
+        let rounded = round::<T>(dims);
+        for (pair, dims) in pairs.iter_mut().zip(rounded.as_chunks::<2>().0) {
+            pair[T::place(at, 0)] = dims[0];
+            pair[T::place(at, 1)] = dims[1];
         }
     }
+    for (tile, dims) in values.as_chunks_mut::<VALUE_TILE>().0.iter_mut().zip(value.chunks(WIDE)) {
+        let rounded = round::<T>(dims);
+        let pair = &mut tile.as_chunks_mut::<PAIR>().0[at / 2];
+        for (d, &x) in rounded[..WIDE].iter().enumerate() {
+            pair[T::place(d, at)] = x;
+        }
+    }
+}
+
+/// Up to 32 floats as stored, zeros behind them.
+fn round<T: Element>(x: &[f32]) -> [T; PAIR] {
+    let mut out = [T::default(); PAIR];
+    for (to, &x) in out.iter_mut().zip(x) {
+        *to = T::from_f32(x);
+    }
+    out
 }
 
 /// Finds the elements of a (block, head) of one layer.

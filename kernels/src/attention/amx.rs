@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{Line, Products, SCORES_STRIDE, TILE, Worker, floats};
 use crate::kv::{BLOCK_TOKENS, KvLayout, VALUE_TILE};
-use crate::lanes::Lanes;
+use crate::lanes::{LANES, Lanes};
 use crate::wire::round_bf16;
 
 /// Rows of one tile.
@@ -69,7 +69,8 @@ impl Products for Tiles {
         blocks: &[*const u16],
         rows: usize,
     ) {
-        round_weights(worker, blocks.len(), rows);
+        // SAFETY: the caller's promise.
+        unsafe { round_weights::<L>(worker, blocks.len(), rows) };
         let dims = layout.stored_v_dim();
         let weights = worker.weights.as_ptr();
         let part = worker.part.as_mut_ptr().cast::<f32>();
@@ -94,23 +95,21 @@ fn bf16_lines(lines: &mut [Line]) -> &mut [[u16; STEP]] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len()) }
 }
 
-/// As [`round_bf16`] for what lies in [0, 1].
-#[inline(always)]
-fn round_weight(weight: f32) -> u16 {
-    let bits = weight.to_bits();
-    ((bits.wrapping_add(0x7fff) + ((bits >> 16) & 1)) >> 16) as u16
-}
-
 /// Rounds weights to `[block][row][position]`.
+///
+/// # Safety
+/// The processor has the instruction set of `L`.
 #[inline(always)]
-fn round_weights(worker: &mut Worker, blocks: usize, rows: usize) {
-    let scores = floats(&mut worker.scores);
+unsafe fn round_weights<L: Lanes>(worker: &mut Worker, blocks: usize, rows: usize) {
     let weights = bf16_lines(&mut worker.weights);
     for row in 0..rows {
-        let scores = scores[row * SCORES_STRIDE..][..blocks * BLOCK_TOKENS].as_chunks::<STEP>().0;
-        for (block, scores) in scores.iter().enumerate() {
-            for (to, &x) in weights[block * rows + row].iter_mut().zip(scores) {
-                *to = round_weight(x);
+        let scores = &floats(&mut worker.scores)[row * SCORES_STRIDE..][..blocks * BLOCK_TOKENS];
+        for (block, scores) in scores.as_chunks::<STEP>().0.iter().enumerate() {
+            let (left, right) = weights[block * rows + row].split_at_mut(LANES);
+            // SAFETY: the caller's promise; each half has 16 elements.
+            unsafe {
+                L::load(scores.as_ptr()).store_bf16(left.as_mut_ptr());
+                L::load(scores[LANES..].as_ptr()).store_bf16(right.as_mut_ptr());
             }
         }
     }
