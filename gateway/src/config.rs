@@ -62,8 +62,8 @@ pub struct ServerConfig {
     pub body_bytes_max: usize,
     /// Connections at once; more wait until one closes.
     pub connections_max: usize,
-    /// How long a client may take to send a request's headers.
-    pub header_timeout_s: u64,
+    /// How long a client may take to send a request's headers, and then its body.
+    pub receive_timeout_s: u64,
 }
 
 impl fmt::Debug for ServerConfig {
@@ -84,7 +84,7 @@ impl Default for ServerConfig {
             api_keys: Vec::new(),
             body_bytes_max: 16 << 20,
             connections_max: 8192,
-            header_timeout_s: 30,
+            receive_timeout_s: 60,
         }
     }
 }
@@ -152,8 +152,10 @@ impl Config {
                 "keys that are not empty",
             ),
             (
-                self.server.body_bytes_max > 0 && self.server.connections_max > 0,
-                "server.body_bytes_max, server.connections_max",
+                self.server.body_bytes_max > 0
+                    && self.server.connections_max > 0
+                    && self.server.receive_timeout_s > 0,
+                "server.body_bytes_max, server.connections_max, server.receive_timeout_s",
                 "at least 1",
             ),
             (

@@ -22,6 +22,8 @@ pub(crate) enum Kind {
     Unauthorized,
     /// The body is larger than the limit.
     BodyTooLarge,
+    /// The body did not come in time.
+    BodyTooSlow,
     /// A bound on queued or running sequences is reached, here or on all attention nodes.
     QueueFull,
     /// No attention node takes work.
@@ -48,7 +50,7 @@ struct Form {
 
 impl Kind {
     /// All kinds, for metrics that list them from the start.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Invalid,
         Self::TooLong,
         Self::UnknownModel,
@@ -56,6 +58,7 @@ impl Kind {
         Self::WrongMethod,
         Self::Unauthorized,
         Self::BodyTooLarge,
+        Self::BodyTooSlow,
         Self::QueueFull,
         Self::NoNode,
         Self::NodeLost,
@@ -87,6 +90,9 @@ impl Kind {
             }
             Self::BodyTooLarge => {
                 (413, Code::ResourceExhausted, ASKED, Some("body_too_large"), "body_too_large")
+            }
+            Self::BodyTooSlow => {
+                (408, Code::DeadlineExceeded, ASKED, Some("body_too_slow"), "body_too_slow")
             }
             Self::QueueFull => {
                 (429, Code::ResourceExhausted, LATER, Some("queue_full"), "queue_full")

@@ -32,8 +32,6 @@ pub(crate) struct Requests {
     pub(crate) model: Arc<ServedModel>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) nodes: Arc<Nodes>,
-    /// Largest body of a request.
-    pub(crate) body_bytes_max: usize,
     door: Arc<Door>,
     patience: PatienceConfig,
 }
@@ -67,7 +65,6 @@ impl Requests {
             nodes,
             door: Door::new(bounds, Arc::clone(&metrics)),
             metrics,
-            body_bytes_max: config.server.body_bytes_max,
             patience: config.patience,
         }
     }

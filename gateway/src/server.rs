@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{DefaultBodyLimit, FromRequest, MatchedPath, Request, State},
     http::{HeaderValue, header},
     middleware::{self, Next},
@@ -15,7 +15,7 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tonic::{Status, service::Routes};
 
 use crate::{
@@ -49,34 +49,41 @@ impl RequestId {
     }
 }
 
-/// A request's body, within the limit.
+/// A request's body, within its bounds.
 #[derive(Debug)]
 pub(crate) struct Body(pub(crate) Bytes);
 
-impl FromRequest<Arc<crate::requests::Requests>> for Body {
+/// How large a body may be, and how long it may take to come.
+#[derive(Clone, Copy, Debug)]
+struct BodyBounds {
+    bytes_max: usize,
+    timeout_s: u64,
+}
+
+impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Problem;
 
-    async fn from_request(
-        request: Request,
-        state: &Arc<crate::requests::Requests>,
-    ) -> Result<Self, Problem> {
-        match Bytes::from_request(request, state).await {
-            Ok(body) => Ok(Self(body)),
-            Err(rejection) => {
-                let refusal = if rejection.status() == Kind::BodyTooLarge.http_status() {
-                    Refusal::new(
-                        Kind::BodyTooLarge,
-                        format!(
-                            "the body is too large: at most {} bytes are accepted",
-                            state.body_bytes_max
-                        ),
-                    )
-                } else {
-                    Refusal::new(Kind::Invalid, format!("the body: {}", rejection.body_text()))
-                };
-                Err(Problem(refusal))
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let Some(&bounds) = request.extensions().get::<BodyBounds>() else {
+            return Err(Problem(Refusal::new(Kind::Internal, "no bounds on bodies are set")));
+        };
+        let body = Bytes::from_request(request, state);
+        let refusal = match timeout(Duration::from_secs(bounds.timeout_s), body).await {
+            Ok(Ok(body)) => return Ok(Self(body)),
+            Ok(Err(rejection)) if rejection.status() == Kind::BodyTooLarge.http_status() => {
+                let max = bounds.bytes_max;
+                let message = format!("the body is too large: at most {max} bytes are accepted");
+                Refusal::new(Kind::BodyTooLarge, message)
             }
-        }
+            Ok(Err(rejection)) => {
+                Refusal::new(Kind::Invalid, format!("the body: {}", rejection.body_text()))
+            }
+            Err(_) => {
+                let message = format!("the body did not come within {} s", bounds.timeout_s);
+                Refusal::new(Kind::BodyTooSlow, message)
+            }
+        };
+        Err(Problem(refusal))
     }
 }
 
@@ -95,10 +102,13 @@ pub(crate) fn router(
     metrics: Arc<Metrics>,
 ) -> Router {
     let gate = Arc::new(Gate { api_keys: config.api_keys.clone(), metrics });
+    let bounds =
+        BodyBounds { bytes_max: config.body_bytes_max, timeout_s: config.receive_timeout_s };
     http.merge(grpc.into_axum_router().reset_fallback())
         .fallback(nothing_here)
         .method_not_allowed_fallback(api::wrong_method)
-        .layer(DefaultBodyLimit::max(config.body_bytes_max))
+        .layer(DefaultBodyLimit::max(bounds.bytes_max))
+        .layer(Extension(bounds))
         .layer(middleware::from_fn_with_state(Arc::clone(&gate), check_key))
         .layer(middleware::from_fn(name_request))
         .layer(middleware::from_fn_with_state(gate, count))
@@ -192,7 +202,7 @@ pub(crate) async fn serve(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(config.header_timeout_s));
+        .header_read_timeout(Duration::from_secs(config.receive_timeout_s));
     builder
         .http2()
         .timer(TokioTimer::new())

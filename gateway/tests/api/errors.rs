@@ -2,6 +2,10 @@
 
 use axum::http::Method;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     gateway::{start, start_with},
@@ -217,6 +221,18 @@ async fn wrong_paths_methods_and_sizes_have_their_own_status() {
     let large = client.post(COMPLETIONS, json!({"prompt": "x".repeat(1000)})).await;
     assert_eq!(large.status, 413, "{}", large.text);
     assert!(large.text.contains("at most 1000 bytes"), "{}", large.text);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let impatient = |config: &mut ::gateway::Config| config.server.receive_timeout_s = 1;
+    let gateway = start_with(vec![saying("x")], impatient).await;
+    let mut stream = TcpStream::connect(gateway.authority()).await.unwrap();
+    let half = "POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\n{";
+    stream.write_all(half.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 408");
 }
 
 #[tokio::test]

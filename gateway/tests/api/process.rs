@@ -95,3 +95,23 @@ async fn a_start_that_cannot_be_is_one_sentence() {
         assert!(message.contains(sentence), "{message}");
     }
 }
+
+#[test]
+fn the_documented_configuration_is_the_default_one() {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("```toml\n").unwrap();
+    let (toml, _) = rest.split_once("```").unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), toml).unwrap();
+    let documented: Config = chassis::config::load(Some(file.path())).unwrap();
+    documented.check().unwrap();
+    let ::gateway::config::ServerConfig { address, body_bytes_max, connections_max, .. } =
+        ::gateway::config::ServerConfig::default();
+    assert_eq!(documented.server.address, address);
+    assert_eq!(documented.server.body_bytes_max, body_bytes_max);
+    assert_eq!(documented.server.connections_max, connections_max);
+    let patience = ::gateway::config::PatienceConfig::default();
+    assert_eq!(format!("{:?}", documented.patience), format!("{patience:?}"));
+    let bounds = ::gateway::config::BoundsConfig::default();
+    assert_eq!(format!("{:?}", documented.bounds), format!("{bounds:?}"));
+}
