@@ -1,0 +1,231 @@
+//! A whole cluster in one process: gateway, coordinator, one attention node and expert nodes on one device.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::{Context, Result};
+use attention_node::AttentionNode;
+use chassis::role::Process;
+use clap::{Args, ValueEnum};
+use coordinator::Coordinator;
+use expert_node::ExpertNode;
+use gateway::{Gateway, Membership};
+use model::{Compute, CpuOptions, Isa};
+use node::{
+    Site,
+    config::{ClusterConfig, LinksConfig, ModelConfig, Schedule},
+};
+use policy::batching::Tuning;
+use transport::Hub;
+
+/// Where the coordinator is reached within the process.
+const COORDINATOR: &str = "inproc:coordinator";
+
+/// What a local cluster is made of.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LocalFlags {
+    /// Folder of the checkpoint, in Hugging Face's layout.
+    pub model: PathBuf,
+    /// Expert nodes.
+    #[arg(long, default_value_t = 1, value_name = "N", env = "AMOE_EXPERTS")]
+    pub experts: u16,
+    /// Threads that compute; all cores by default.
+    #[arg(long, value_name = "N", env = "AMOE_THREADS")]
+    pub threads: Option<usize>,
+    /// Precision of products, links and KV cache.
+    #[arg(long, default_value = "bf16", env = "AMOE_COMPUTE")]
+    pub compute: ComputeName,
+    /// Instruction set; the strongest of the machine by default.
+    #[arg(long, env = "AMOE_ISA")]
+    pub isa: Option<Isa>,
+    /// When a layer may run.
+    #[arg(long, default_value = "async", env = "AMOE_SCHEDULE")]
+    pub schedule: ScheduleName,
+    /// Longest sequence; by default what the model was made for.
+    #[arg(long, value_name = "TOKENS", env = "AMOE_MAX_MODEL_LEN")]
+    pub max_model_len: Option<u32>,
+    /// Sequences that run at once.
+    #[arg(long, default_value_t = 256, value_name = "N", env = "AMOE_MAX_NUM_SEQS")]
+    pub max_num_seqs: usize,
+    /// Memory of the KV cache; it becomes resident as it is used.
+    #[arg(long, default_value_t = 2 << 30, value_name = "BYTES", env = "AMOE_KV_CACHE_BYTES")]
+    pub kv_cache_bytes: u64,
+}
+
+/// Precisions by their names.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ComputeName {
+    /// bf16 operands, f32 sums.
+    Bf16,
+    /// f32 everywhere: the exact reference.
+    F32,
+}
+
+/// Schedules by their names.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ScheduleName {
+    /// Every token goes on alone.
+    Async,
+    /// Ordinary expert parallelism, the baseline.
+    Lockstep,
+}
+
+/// The cluster, listening and not serving yet.
+#[derive(Debug)]
+pub(crate) struct LocalCluster {
+    flags: LocalFlags,
+    process: Process,
+    hub: Hub,
+    coordinator: Coordinator,
+    membership: Membership,
+    gateway: Gateway,
+}
+
+// === impl LocalCluster ===
+
+impl LocalCluster {
+    /// Opens the coordinator and the gateway. Must be called within a tokio runtime.
+    pub async fn open(
+        flags: LocalFlags,
+        server: gateway::config::ServerConfig,
+        served_names: Vec<String>,
+        process: Process,
+    ) -> Result<Self> {
+        let hub = Hub::new();
+        let coordinator =
+            Coordinator::bind(coordinator_config(&flags), &hub, process.clone()).await?;
+        let config = gateway::Config {
+            model: gateway::config::ModelConfig {
+                path: flags.model.clone(),
+                served_names,
+                positions_max: flags.max_model_len,
+                chat_template: None,
+            },
+            cluster: gateway::config::ClusterConfig {
+                name: "gateway".to_owned(),
+                coordinators: vec![COORDINATOR.to_owned()],
+            },
+            server,
+            bounds: gateway::config::BoundsConfig::default(),
+            patience: gateway::config::PatienceConfig::default(),
+        };
+        let membership = Membership::join(&config, hub.clone())?;
+        let gateway = Gateway::open(config, membership.cluster(), process.clone()).await?;
+        Ok(Self { flags, process, hub, coordinator, membership, gateway })
+    }
+
+    /// Where the gateway listens.
+    pub fn address(&self) -> SocketAddr {
+        self.gateway.address()
+    }
+
+    /// Serves until the process's shutdown is requested and everything has drained.
+    pub async fn serve(self) -> Result<()> {
+        let Self { flags, process, hub, coordinator, membership, gateway } = self;
+        let coordinator = tokio::spawn(coordinator.serve());
+        let gateway = tokio::spawn(gateway.serve());
+        let leaver = process.shutdown.clone();
+        let leave = tokio::spawn(async move {
+            leaver.requested().await;
+            membership.leave();
+        });
+        let nodes = nodes(&flags, hub, process.clone()).await;
+        // Without its nodes the rest has nothing to serve.
+        process.shutdown.request();
+        gateway.await?;
+        leave.await?;
+        coordinator.await??;
+        nodes
+    }
+}
+
+/// The attention node and the expert nodes, taking turns on one device.
+async fn nodes(flags: &LocalFlags, hub: Hub, process: Process) -> Result<()> {
+    let site = Site::open(&device(flags), hub, process)?;
+    let attention = AttentionNode::join(attention_config(flags), &site);
+    let Some(attention) = attention.await.context("attention node")? else { return Ok(()) };
+    let (engine, door) = attention.start(&site);
+    let (mut engines, mut doors) = (vec![engine], Vec::new());
+    for number in 0..flags.experts {
+        let expert = ExpertNode::join(expert_config(flags, number), &site);
+        let Some(expert) = expert.await.context("expert node")? else { return Ok(()) };
+        let (engine, door) = expert.start(&site);
+        engines.push(engine);
+        doors.push(door);
+    }
+    site.drive(engines).await?;
+    door.await?;
+    for door in doors {
+        door.await?;
+    }
+    Ok(())
+}
+
+fn device(flags: &LocalFlags) -> CpuOptions {
+    let default = CpuOptions::default();
+    CpuOptions {
+        threads: flags.threads.unwrap_or(default.threads),
+        compute: match flags.compute {
+            ComputeName::Bf16 => Compute::Bf16,
+            ComputeName::F32 => Compute::F32,
+        },
+        isa: flags.isa,
+        ..default
+    }
+}
+
+fn schedule(flags: &LocalFlags) -> Schedule {
+    match flags.schedule {
+        ScheduleName::Async => Schedule::Async,
+        ScheduleName::Lockstep => Schedule::Lockstep,
+    }
+}
+
+fn coordinator_config(flags: &LocalFlags) -> coordinator::Config {
+    let mut config = coordinator::Config::default();
+    COORDINATOR.clone_into(&mut config.control.listen);
+    config.cluster.expert_nodes_min = usize::from(flags.experts);
+    config
+}
+
+fn cluster() -> ClusterConfig {
+    ClusterConfig { coordinators: vec![COORDINATOR.to_owned()] }
+}
+
+fn attention_config(flags: &LocalFlags) -> attention_node::Config {
+    attention_node::Config {
+        node: attention_node::config::NodeConfig {
+            name: "attention-0".to_owned(),
+            listen: "inproc:attention-0".to_owned(),
+            advertise: None,
+            schedule: schedule(flags),
+        },
+        cluster: cluster(),
+        model: ModelConfig { path: flags.model.clone() },
+        device: device(flags),
+        batching: Tuning::default(),
+        bounds: attention_node::config::BoundsConfig {
+            sequences_max: flags.max_num_seqs,
+            positions_max: flags.max_model_len.map(|tokens| tokens as usize),
+            kv_bytes: flags.kv_cache_bytes,
+            ..attention_node::config::BoundsConfig::default()
+        },
+        links: LinksConfig::default(),
+    }
+}
+
+fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {
+    expert_node::Config {
+        node: expert_node::config::NodeConfig {
+            name: format!("expert-{number}"),
+            listen: format!("memory:expert-{number}"),
+            advertise: None,
+            schedule: schedule(flags),
+            expert_slots: None,
+        },
+        cluster: cluster(),
+        model: ModelConfig { path: flags.model.clone() },
+        device: device(flags),
+        batching: Tuning::default(),
+        links: LinksConfig::default(),
+    }
+}

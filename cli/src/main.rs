@@ -1,0 +1,46 @@
+//! The `amoe` program: serve a model, generate from it, make synthetic checkpoints.
+
+mod generate;
+mod local;
+mod serve;
+mod synth;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Serves mixture-of-experts models from attention nodes and expert nodes.
+#[derive(Debug, Parser)]
+#[command(name = "amoe", version)]
+struct Flags {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a checkpoint over OpenAI HTTP and gRPC, all roles in this process.
+    Serve(serve::Flags),
+    /// Generate text from a prompt, once, without a server.
+    Generate(generate::Flags),
+    /// Write a checkpoint with random weights and skewed routing.
+    Synth(synth::Flags),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Flags::parse().command {
+        Command::Serve(flags) => serve::run(flags),
+        Command::Generate(flags) => generate::run(flags),
+        Command::Synth(flags) => synth::run(&flags),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the last word of a program")]
+            {
+                eprintln!("amoe: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

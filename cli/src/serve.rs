@@ -1,0 +1,57 @@
+//! `amoe serve`: a whole cluster in one process, until a signal stops it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+use chassis::{
+    role::Process,
+    shutdown::ShutdownConfig,
+    telemetry::{self, TelemetryConfig},
+};
+use clap::Args;
+use gateway::config::ServerConfig;
+
+use crate::local::{LocalCluster, LocalFlags};
+
+/// Flags of `amoe serve`.
+#[derive(Debug, Args)]
+pub(crate) struct Flags {
+    #[command(flatten)]
+    cluster: LocalFlags,
+    /// Address of HTTP and gRPC.
+    #[arg(long, default_value = "0.0.0.0", env = "AMOE_HOST")]
+    host: IpAddr,
+    /// Port of HTTP and gRPC; 0 takes any.
+    #[arg(long, default_value_t = 8000, env = "AMOE_PORT")]
+    port: u16,
+    /// Names that requests may use; by default the folder's.
+    #[arg(long, value_name = "NAME", env = "AMOE_SERVED_MODEL_NAME")]
+    served_model_name: Vec<String>,
+    /// Requests must carry one of these keys as a bearer token.
+    #[arg(long, value_name = "KEY", env = "AMOE_API_KEY", hide_env_values = true)]
+    api_key: Vec<String>,
+    /// What is logged: `info`, `warn,gateway=debug`.
+    #[arg(long, default_value = "info", env = "AMOE_LOG")]
+    log: String,
+    /// How long work in progress may take to finish after a stop.
+    #[arg(long, default_value_t = 45_000, value_name = "MS", env = "AMOE_DRAIN_MS")]
+    drain_ms: u64,
+}
+
+/// Serves until SIGTERM or SIGINT, then drains.
+pub(crate) fn run(flags: Flags) -> Result<()> {
+    telemetry::init(&TelemetryConfig { log: flags.log, ..TelemetryConfig::default() })?;
+    let server = ServerConfig {
+        address: SocketAddr::new(flags.host, flags.port),
+        api_keys: flags.api_key,
+        ..ServerConfig::default()
+    };
+    let shutdown = ShutdownConfig { drain_ms: flags.drain_ms };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let process = Process::new("serve", &shutdown).map_err(|error| anyhow::anyhow!(error))?;
+        let names = flags.served_model_name;
+        let cluster = LocalCluster::open(flags.cluster, server, names, process.clone()).await?;
+        process.shutdown.guard(cluster.serve()).await?
+    })
+}

@@ -1,0 +1,72 @@
+//! `amoe synth`: a checkpoint with random weights, for measuring.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use model::{SynthSpec, synth};
+
+/// Flags of `amoe synth`. The defaults make a model of 701 million parameters, 1.4 GB.
+#[derive(Debug, Args)]
+pub(crate) struct Flags {
+    /// Folder to write.
+    out: PathBuf,
+    /// Equal flags and seed give equal files.
+    #[arg(long, default_value_t = SynthSpec::default().seed)]
+    seed: u64,
+    /// Decoder layers.
+    #[arg(long, default_value_t = SynthSpec::default().layers)]
+    layers: usize,
+    /// Experts per layer.
+    #[arg(long, default_value_t = SynthSpec::default().experts)]
+    experts: usize,
+    /// Experts per token.
+    #[arg(long, default_value_t = SynthSpec::default().top_k)]
+    top_k: usize,
+    /// Width of the hidden state.
+    #[arg(long, default_value_t = SynthSpec::default().hidden)]
+    hidden: usize,
+    /// Width of an expert.
+    #[arg(long, default_value_t = SynthSpec::default().width)]
+    width: usize,
+    /// Attention heads.
+    #[arg(long, default_value_t = SynthSpec::default().heads)]
+    heads: usize,
+    /// Key and value heads.
+    #[arg(long, default_value_t = SynthSpec::default().kv_heads)]
+    kv_heads: usize,
+    /// Width of a head.
+    #[arg(long, default_value_t = SynthSpec::default().head_dim)]
+    head_dim: usize,
+    /// Entries of the vocabulary.
+    #[arg(long, default_value_t = SynthSpec::default().vocab)]
+    vocab: usize,
+    /// Exponent of the experts' popularity: 0 is even, 1 the usual skew.
+    #[arg(long, default_value_t = SynthSpec::default().zipf)]
+    zipf: f64,
+}
+
+/// Writes the checkpoint and says what it holds.
+pub(crate) fn run(flags: &Flags) -> Result<()> {
+    let spec = SynthSpec {
+        seed: flags.seed,
+        layers: flags.layers,
+        experts: flags.experts,
+        top_k: flags.top_k,
+        hidden: flags.hidden,
+        width: flags.width,
+        heads: flags.heads,
+        kv_heads: flags.kv_heads,
+        head_dim: flags.head_dim,
+        vocab: flags.vocab,
+        zipf: flags.zipf,
+        ..SynthSpec::default()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let report = synth(&spec, &flags.out, threads)?;
+    #[expect(clippy::print_stdout, reason = "what the person asked for")]
+    {
+        println!("{}: {} parameters, {} bytes", flags.out.display(), report.parameters, report.bytes);
+    }
+    Ok(())
+}
