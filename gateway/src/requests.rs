@@ -23,7 +23,7 @@ use crate::{
 const EVENTS_MAX: usize = 64;
 /// Texts up to this many bytes are tokenized on the spot; longer ones would keep an async worker
 /// from its other streams.
-const INLINE_BYTES_MAX: usize = 2048;
+pub(crate) const TEXT_INLINE_MAX: usize = 2048;
 
 /// Takes requests in. One for the whole gateway.
 #[derive(Debug)]
@@ -173,7 +173,7 @@ impl Requests {
             .sum();
         let model = Arc::clone(&self.model);
         let work = move || prompts.into_iter().map(|prompt| encode(&model, prompt)).collect();
-        off_worker(bytes, work).await
+        off_worker(bytes > TEXT_INLINE_MAX, work).await
     }
 
     /// The prompt of a conversation.
@@ -183,7 +183,7 @@ impl Requests {
         bytes: usize,
     ) -> Result<String, Refusal> {
         let model = Arc::clone(&self.model);
-        off_worker(bytes, move || match &model.template {
+        off_worker(bytes > TEXT_INLINE_MAX, move || match &model.template {
             Ok(template) => template.render(conversation),
             Err(reason) => Err(Refusal::unsupported("messages", reason)),
         })
@@ -191,12 +191,12 @@ impl Requests {
     }
 }
 
-/// Does `work` here if it is small, else on a thread that may block.
+/// Does `work` on a thread that may block if it is `long`, else here.
 pub(crate) async fn off_worker<T: Send + 'static>(
-    bytes: usize,
+    long: bool,
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    if bytes <= INLINE_BYTES_MAX {
+    if !long {
         return work();
     }
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(lost_task()))

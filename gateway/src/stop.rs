@@ -114,4 +114,20 @@ mod tests {
         // "é" and "è" share their first byte.
         assert_eq!(run(&["xé"], &["x", "è"]), ("|xè|".to_string(), None));
     }
+
+    #[test]
+    fn where_the_pieces_are_cut_does_not_matter() {
+        for text in ["aabaabaac END", "one ENDENX two", "c Ec Ec", "ENé ENX"] {
+            let whole = run(&["aabaac", "ENX", "c Ec"], &[text]);
+            let whole = (whole.0.replace('|', ""), whole.1);
+            let cuts = || (0..=text.len()).filter(|&at| text.is_char_boundary(at));
+            for (from, to) in cuts().flat_map(|from| cuts().map(move |to| (from, to))) {
+                if from <= to {
+                    let pieces = [&text[..from], &text[from..to], &text[to..]];
+                    let (shown, hit) = run(&["aabaac", "ENX", "c Ec"], &pieces);
+                    assert_eq!((shown.replace('|', ""), hit), whole, "{pieces:?}");
+                }
+            }
+        }
+    }
 }

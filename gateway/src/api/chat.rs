@@ -85,7 +85,8 @@ pub(super) async fn create(
     Extension(RequestId(id)): Extension<RequestId>,
     Body(body): Body,
 ) -> Result<Response, Problem> {
-    let mut fields = Fields::parse(&body)?;
+    let body_bytes = body.len();
+    let mut fields = Fields::read_body(body).await?;
     let model = &requests.model;
     let name = fields.string("model")?.unwrap_or_else(|| model.name().to_string());
     model.check_name(&name)?;
@@ -101,7 +102,7 @@ pub(super) async fn create(
     // A template writes the special tokens itself.
     let special = fields.flag("add_special_tokens")?.unwrap_or(false);
     let conversation = conversation::read(&mut fields)?;
-    let text = requests.render(conversation, body.len()).await?;
+    let text = requests.render(conversation, body_bytes).await?;
     let prompts = vec![Prompt::Text { text, special }];
     let running = requests.start(Request { id, prompts, sampling }).await?;
     match streaming {

@@ -69,7 +69,7 @@ pub(super) async fn create(
     Extension(RequestId(id)): Extension<RequestId>,
     Body(body): Body,
 ) -> Result<Response, Problem> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = Fields::read_body(body).await?;
     let model = &requests.model;
     let name = fields.string("model")?.unwrap_or_else(|| model.name().to_string());
     model.check_name(&name)?;

@@ -1,8 +1,16 @@
 //! Reads fields out of a JSON body, with one sentence for each way in which one can be wrong.
 
+use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use crate::refusal::{Kind, Refusal};
+use crate::{
+    refusal::{Kind, Refusal},
+    requests::off_worker,
+};
+
+/// Bodies up to this many bytes are parsed on the spot; larger ones would keep an async worker from
+/// its streams.
+const INLINE_MAX: usize = 64 << 10;
 
 /// The fields of an object; those nobody asks for are ignored, as OpenAI's API does.
 #[derive(Debug)]
@@ -24,7 +32,11 @@ pub(super) fn found(value: &Value) -> String {
 
 impl Fields {
     /// A request's body, which must be an object.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, Refusal> {
+    pub(super) async fn read_body(body: Bytes) -> Result<Self, Refusal> {
+        off_worker(body.len() > INLINE_MAX, move || Self::parse(&body)).await
+    }
+
+    fn parse(body: &[u8]) -> Result<Self, Refusal> {
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self { map }),
             Ok(other) => Err(Refusal::new(

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::{Problem, conversation, fields::Fields};
 use crate::{
     refusal::{Kind, Refusal},
     request::token_ids,
-    requests::{Requests, off_worker},
+    requests::{Requests, TEXT_INLINE_MAX, off_worker},
     server::Body,
 };
 
@@ -26,8 +27,8 @@ pub(super) struct Detokenized {
     prompt: String,
 }
 
-fn parse(requests: &Requests, body: &[u8]) -> Result<Fields, Refusal> {
-    let mut fields = Fields::parse(body)?;
+async fn parse(requests: &Requests, body: Bytes) -> Result<Fields, Refusal> {
+    let mut fields = Fields::read_body(body).await?;
     if let Some(name) = fields.string("model")? {
         requests.model.check_name(&name)?;
     }
@@ -39,14 +40,16 @@ pub(super) async fn tokenize(
     State(requests): State<Arc<Requests>>,
     Body(body): Body,
 ) -> Result<Json<Tokenized>, Problem> {
-    let mut fields = parse(&requests, &body)?;
+    let bytes = body.len();
+    let long = bytes > TEXT_INLINE_MAX;
+    let mut fields = parse(&requests, body).await?;
     let special = fields.flag("add_special_tokens")?;
     let strings = fields.flag("return_token_strs")?.unwrap_or(false);
     let (text, special) = match fields.string("prompt")? {
         Some(text) => (text, special.unwrap_or(true)),
         None => {
             let conversation = conversation::read(&mut fields)?;
-            let text = requests.render(conversation, body.len()).await?;
+            let text = requests.render(conversation, bytes).await?;
             (text, special.unwrap_or(false))
         }
     };
@@ -63,7 +66,7 @@ pub(super) async fn tokenize(
             tokens,
         })
     };
-    Ok(Json(off_worker(body.len(), work).await?))
+    Ok(Json(off_worker(long, work).await?))
 }
 
 /// The text of `tokens`, special ones spelled out.
@@ -71,12 +74,13 @@ pub(super) async fn detokenize(
     State(requests): State<Arc<Requests>>,
     Body(body): Body,
 ) -> Result<Json<Detokenized>, Problem> {
-    let mut fields = parse(&requests, &body)?;
+    let long = body.len() > TEXT_INLINE_MAX;
+    let mut fields = parse(&requests, body).await?;
     let tokens = fields
         .integers("tokens")?
         .ok_or_else(|| Refusal::field("tokens", "an array of token ids", "nothing"))?;
     let tokens = token_ids("tokens", &tokens, requests.model.vocab)?;
     let model = Arc::clone(&requests.model);
     let work = move || Ok(Detokenized { prompt: model.tokenizer.decode_with_special(&tokens) });
-    Ok(Json(off_worker(body.len(), work).await?))
+    Ok(Json(off_worker(long, work).await?))
 }
