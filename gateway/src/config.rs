@@ -51,7 +51,7 @@ pub struct ClusterConfig {
 }
 
 /// Section `[server]`: the public port.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
     /// Where HTTP and gRPC are served; port 0 takes any free one.
@@ -90,7 +90,7 @@ impl Default for ServerConfig {
 }
 
 /// Section `[bounds]`: what the gateway takes in at most.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BoundsConfig {
     /// Sequences in flight; further requests get 429.
@@ -106,7 +106,7 @@ impl Default for BoundsConfig {
 }
 
 /// Section `[patience]`: how long and how often is tried.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PatienceConfig {
     /// A whole request.
@@ -121,7 +121,7 @@ pub struct PatienceConfig {
 
 impl Default for PatienceConfig {
     fn default() -> Self {
-        Self { request_s: 3600, first_token_s: 600, next_token_s: 60, tries_max: 6 }
+        Self { request_s: 3600, first_token_s: 600, next_token_s: 60, tries_max: 10 }
     }
 }
 
