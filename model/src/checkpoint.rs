@@ -73,10 +73,12 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             fingerprint: String::new(),
         };
-        if index.exists() {
+        // As transformers does where both are there.
+        let single = dir.join(SINGLE);
+        if !single.exists() && index.exists() {
             checkpoint.open_shards(&index, &mut fingerprint)?;
         } else {
-            checkpoint.open_file(&dir.join(SINGLE), &mut fingerprint, |_| true)?;
+            checkpoint.open_file(&single, &mut fingerprint, |_| true)?;
         }
         checkpoint.fingerprint = fingerprint.text();
         Ok(checkpoint)

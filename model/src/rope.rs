@@ -23,6 +23,14 @@ impl RopeConfig {
             Some(parameters) => Some(parameters),
             None => config.object("rope_scaling")?,
         };
+        if let Some((kind, _)) =
+            parameters.iter().flat_map(Config::entries).find(|e| e.1.is_object())
+        {
+            return Err(config.unsupported(
+                "rope_parameters",
+                format!("holds an object for {kind}; all layers have to turn alike"),
+            ));
+        }
         let parameters = parameters.unwrap_or_else(|| config.empty_object("rope_scaling"));
         Ok(Self { theta: parameters.positive_or("rope_theta", theta)?, parameters, positions_max })
     }

@@ -87,6 +87,7 @@ fn what_is_not_supported_is_refused() {
         ("hidden_act", json!("gelu"), "\"gelu\" is not supported; silu is"),
         ("sliding_window", json!(128), "a window of 128"),
         ("rope_parameters", json!({"rope_type": "longrope"}), "known are default, linear"),
+        ("rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "full_attention"),
     ];
     for (key, value, part) in cases {
         let checkpoint = ScratchCheckpoint::copy("mixtral");
@@ -197,6 +198,8 @@ fn a_truncated_file_is_refused() {
 fn a_wrong_index_is_refused() {
     let index = |map: serde_json::Value| {
         let checkpoint = ScratchCheckpoint::copy("mixtral");
+        let single = checkpoint.file("model.safetensors");
+        fs::rename(single, checkpoint.file("part.safetensors")).unwrap();
         let text = json!({ "weight_map": map }).to_string();
         fs::write(checkpoint.file("model.safetensors.index.json"), text).unwrap();
         checkpoint
@@ -204,7 +207,7 @@ fn a_wrong_index_is_refused() {
     let file = "model.safetensors.index.json";
     let absent = index(json!({"a": "model-00001-of-00002.safetensors"}));
     refused(&absent, &[file, "weight_map", "model-00001-of-00002.safetensors, which is not there"]);
-    for outside in ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "", "."] {
+    for outside in ["../part.safetensors", "/etc/passwd", "a/b.safetensors", "", "."] {
         refused(
             &index(json!({"a": outside})),
             &[file, "weight_map.a", "a file in the same folder"],
@@ -213,8 +216,8 @@ fn a_wrong_index_is_refused() {
     refused(&index(json!({"a": 1})), &[file, "weight_map.a", "found 1"]);
     refused(&index(json!([])), &[file, "weight_map", "an object"]);
     refused(&index(json!(null)), &[file, "weight_map", "found nothing"]);
-    let elsewhere = index(json!({"a": "model.safetensors"}));
-    refused(&elsewhere, &["model.safetensors", "tensor a", "index.json says", "nothing"]);
+    let elsewhere = index(json!({"a": "part.safetensors"}));
+    refused(&elsewhere, &["part.safetensors", "tensor a", "index.json says", "nothing"]);
     let none = index(json!({}));
     refused(&none, &["no such tensor"]);
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use model::{
-    AttentionHalf, Checkpoint, Compute, Cpu, CpuOptions, ExpertHalf, ModelError, ModelSpec,
+    AttentionHalf, Checkpoint, Compute, Cpu, CpuOptions, ExpertHalf, Isa, ModelError, ModelSpec,
     Reference,
 };
 use scratch_checkpoint::{ScratchCheckpoint, Stored, write};
@@ -220,4 +220,12 @@ fn fingerprints_tell_checkpoints_apart() {
     });
     let prints: BTreeSet<_> = [&original, &configured, &trained].map(print).into();
     assert_eq!(prints.len(), 3);
+
+    // Nodes that compute otherwise give other bits.
+    let checkpoint = open(original.path());
+    let on = |compute| {
+        let options = CpuOptions { threads: 1, compute, isa: Some(Isa::Portable), pin: false };
+        checkpoint.fingerprint_on(&Cpu::new(&options).unwrap())
+    };
+    assert_ne!(on(Compute::F32), on(Compute::Bf16));
 }
