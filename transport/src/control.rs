@@ -198,13 +198,16 @@ impl Keeper {
                 (failures, redirects) = (0, 0);
                 pauses.reset();
             }
-            self.report(&address, &end, failures);
+            self.report(&address, &end, connected, failures);
             match end {
                 End::Redirect(next) if redirects < REDIRECTS_MAX => {
                     redirects += 1;
                     leader = Some(next);
                 }
-                End::Refused(_) => time::sleep(self.settings.refused_pause).await,
+                End::Refused(_) => {
+                    turn += 1;
+                    time::sleep(self.settings.refused_pause).await;
+                }
                 End::Lost(_) | End::Redirect(_) => {
                     redirects = 0;
                     failures += 1;
@@ -223,25 +226,27 @@ impl Keeper {
         }
     }
 
-    fn report(&self, address: &Address, end: &End, failures: usize) {
+    /// What is new is told once: a lost session or a refusal as a warning, the first failure to get a
+    /// session as information.
+    fn report(&self, address: &Address, end: &End, connected: bool, failures: usize) {
         let status = match end {
-            End::Lost(why) if failures == 0 => {
-                tracing::warn!(%address, "no session with the coordinator: {why}");
-                ControlStatus::Lost(why.clone())
-            }
-            End::Lost(why) => {
-                tracing::debug!(%address, "no session with the coordinator: {why}");
-                ControlStatus::Lost(why.clone())
-            }
-            End::Refused(why) => {
-                tracing::warn!(%address, "the coordinator refused this node: {why}");
-                ControlStatus::Refused(why.clone())
-            }
+            End::Lost(why) => ControlStatus::Lost(why.clone()),
+            End::Refused(why) => ControlStatus::Refused(why.clone()),
             End::Redirect(leader) => {
-                tracing::info!(%address, %leader, "another coordinator leads");
                 ControlStatus::Lost(format!("{address} does not lead, {leader} does"))
             }
         };
+        match end {
+            End::Redirect(leader) => tracing::info!(%address, %leader, "another coordinator leads"),
+            End::Lost(why) if connected => tracing::warn!(%address, "session lost: {why}"),
+            End::Lost(why) if failures == 0 => tracing::info!(%address, "no session yet: {why}"),
+            End::Refused(why) if *self.status.borrow() != status => {
+                tracing::warn!(%address, "the coordinator refused this node: {why}");
+            }
+            End::Lost(why) | End::Refused(why) => {
+                tracing::debug!(%address, failures, "no session yet: {why}");
+            }
+        }
         self.status.send_replace(status);
     }
 
