@@ -28,6 +28,11 @@ macro_rules! conformance {
             }
 
             #[test]
+            fn f32_has_the_same_bits_on_every_instruction_set() {
+                instruction_sets(&Golden::open(stringify!($name)));
+            }
+
+            #[test]
             fn neighbours_change_no_bit() {
                 neighbours(&Golden::open(stringify!($name)));
             }
@@ -174,6 +179,21 @@ fn neighbours(golden: &Golden) {
             let differing = alone.iter().zip(batched).filter(|(a, b)| a.to_bits() != b.to_bits());
             assert_eq!(differing.count(), 0, "{}: {compute}", golden.name);
         }
+    }
+}
+
+/// What makes synthetic checkpoints the same on every machine.
+fn instruction_sets(golden: &Golden) {
+    let case = golden.cases.iter().max_by_key(|case| case.prompt.len()).unwrap();
+    let tokens = [&case.prompt[..], &case.greedy].concat();
+    let mut logits = Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| {
+        let mut model = golden.load(Compute::F32, Some(isa));
+        model.logits(&tokens, tokens.len()).unwrap()
+    });
+    let portable = logits.next().unwrap();
+    for logits in logits {
+        let differing = portable.iter().zip(&logits).filter(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!(differing.count(), 0, "{}", golden.name);
     }
 }
 

@@ -52,10 +52,9 @@ impl Grouped {
                 }
             });
         }
-        for columns in [&queries, &keys] {
-            let part = ColumnsMut::part(qkv, width, columns.clone());
-            half.rope.apply(cpu, part, (self.spec.head_dim, 0), &scratch.positions);
-        }
+        // Queries and keys lie side by side and turn alike.
+        let turned = ColumnsMut::part(qkv, width, 0..keys.end);
+        half.rope.apply(cpu, turned, (self.spec.head_dim, 0), &scratch.positions);
         let qkv = Columns::dense(qkv, width);
         write_kv(cpu, kv, layer, spans, qkv.narrow(keys), qkv.narrow(values));
         attend(
