@@ -3,6 +3,7 @@
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
+use transport::Address;
 
 /// Everything but `[admin]`, `[telemetry]` and `[shutdown]`, which every process has.
 #[derive(Clone, Debug, Deserialize)]
@@ -140,7 +141,12 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let rules = [
             (!self.cluster.name.is_empty(), "cluster.name", "a name that is unique in the cluster"),
-            (!self.cluster.coordinators.is_empty(), "cluster.coordinators", "at least one address"),
+            (
+                !self.cluster.coordinators.is_empty()
+                    && self.cluster.coordinators.iter().all(|at| at.parse::<Address>().is_ok()),
+                "cluster.coordinators",
+                "at least one address, and only such as host:port",
+            ),
             (
                 self.model.served_names.iter().all(|name| !name.is_empty()),
                 "model.served_names",

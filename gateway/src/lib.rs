@@ -137,7 +137,6 @@ impl Gateway {
 
 /// The whole life of a gateway process: joins the cluster, serves, drains.
 pub async fn run(config: Config, hub: Hub, process: Process) -> Result<(), StartError> {
-    config.check()?;
     let membership = Membership::join(&config, hub)?;
     let shutdown = process.shutdown.clone();
     let gateway = Gateway::open(config, membership.cluster(), process).await?;

@@ -81,7 +81,10 @@ async fn a_start_that_cannot_be_is_one_sentence() {
         }))
         .unwrap()
     };
+    let mut lost = config(crate::node::demo(), 1);
+    lost.cluster.coordinators = vec!["nonsense".into()];
     for (config, sentence) in [
+        (lost, "key `cluster.coordinators`: expected at least one address"),
         (config(empty.path(), 6), "tokenizer.json"),
         (config(crate::node::demo(), 0), "key `patience.tries_max`: expected at least 1"),
     ] {
