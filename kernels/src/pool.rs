@@ -96,13 +96,12 @@ impl Pool {
     }
 
     pub(crate) fn for_each(&self, tasks: usize, task: Task<'_>) {
+        // Also without helpers: worker 0 is one thread at a time.
+        let turn = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         if self.helpers.is_empty() || tasks <= 1 {
-            // Alone: still one caller at a time, so that worker 0 is one thread.
-            let _turn = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
             (0..tasks).for_each(|index| task(index, 0));
             return;
         }
-        let _turn = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         // SAFETY: the job is closed and nobody is inside (the last call waited for that), and only
         // this thread holds the lock. The task's lifetime is stretched, but `finish` below does not
@@ -118,7 +117,7 @@ impl Pool {
         shared.finish();
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
-            drop(_turn);
+            drop(turn);
             resume_unwind(panic);
         }
     }
@@ -174,8 +173,7 @@ impl Shared {
     fn wait_for_job(&self, index: usize, seen: u64) -> Option<u64> {
         let mut polls = 0;
         loop {
-            let state = self.state.load(Ordering::SeqCst);
-            if state & OPEN != 0 && state / GENERATION != seen {
+            if let Some(state) = self.new_job(seen) {
                 return Some(state);
             }
             if self.stop.load(Ordering::SeqCst) {
@@ -187,14 +185,17 @@ impl Shared {
                 continue;
             }
             self.asleep[index].store(true, Ordering::SeqCst);
-            let state = self.state.load(Ordering::SeqCst);
-            if !(state & OPEN != 0 && state / GENERATION != seen)
-                && !self.stop.load(Ordering::SeqCst)
-            {
+            // A job opened since the last look did not see this helper asleep: look again.
+            if self.new_job(seen).is_none() && !self.stop.load(Ordering::SeqCst) {
                 thread::park_timeout(SLEEP_MAX);
             }
             self.asleep[index].store(false, Ordering::SeqCst);
         }
+    }
+
+    fn new_job(&self, seen: u64) -> Option<u64> {
+        let state = self.state.load(Ordering::SeqCst);
+        (state & OPEN != 0 && state / GENERATION != seen).then_some(state)
     }
 
     /// Takes tasks until none is left; a panic is kept for the caller and ends the taking.

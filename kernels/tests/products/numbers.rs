@@ -63,7 +63,7 @@ impl Stored {
     }
 
     pub(crate) fn view(&self) -> MatrixView<'_> {
-        MatrixView::new(&self.bytes, self.dtype, self.rows, self.cols).unwrap()
+        MatrixView::new(&self.bytes, self.dtype, self.rows, self.cols).expect("whole rows")
     }
 
     /// The values as packing keeps them in this precision.
@@ -89,7 +89,7 @@ pub(crate) fn chained(w: &[f32], x: &[f32], inputs: usize) -> Vec<f32> {
 }
 
 pub(crate) fn cpu(isa: Isa, compute: Compute, threads: usize) -> Cpu {
-    Cpu::new(&CpuOptions { threads, compute, isa: Some(isa), pin: false }).unwrap()
+    Cpu::new(&CpuOptions { threads, compute, isa: Some(isa), pin: false }).expect("a backend")
 }
 
 /// Every instruction set of this machine with every precision.
