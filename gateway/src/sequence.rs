@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{NodeId, SequenceRequest, TokenOutput};
+use domain::{FinishReason, NodeId, SequenceRequest, TokenOutput};
 use futures::StreamExt;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{timeout, timeout_at},
 };
 use transport::sequences::SequenceError;
 
@@ -20,7 +20,7 @@ use crate::{
     door::Admitted,
     metrics::{Metrics, Outcome},
     nodes::{Nodes, Place},
-    output::{Ending, Output, Piece},
+    output::{Output, Piece},
     refusal::{Kind, Refusal},
 };
 
@@ -52,6 +52,9 @@ impl fmt::Debug for Sequence {
         f.debug_struct("Sequence").field("id", &self.request.id).finish_non_exhaustive()
     }
 }
+
+/// A sequence's last piece and the reason within it.
+type Last = (Piece, FinishReason);
 
 /// When things happened to a sequence.
 #[derive(Clone, Copy, Debug)]
@@ -105,44 +108,49 @@ struct Tries {
 }
 
 impl Sequence {
-    /// Runs to the end, the deadline, or the client's leaving; the last event says which.
+    /// Runs to the end, the deadline, or the client's leaving. The client hears of the end last, so
+    /// that what it has seen end is counted and has made room.
     pub(crate) async fn drive(mut self) {
         let events = self.events.clone();
-        let left = Duration::from_secs(self.patience.request_s)
-            .saturating_sub(self.clock.arrived.elapsed());
+        let patience = Duration::from_secs(self.patience.request_s);
+        let deadline = tokio::time::Instant::from_std(self.clock.arrived + patience);
         let result = tokio::select! {
             biased;
             () = events.closed() => Err(Miss::Gone),
-            result = timeout(left, self.run()) => result.unwrap_or_else(|_| {
-                let message = format!("not done within {} s", self.patience.request_s);
+            result = timeout_at(deadline, self.run()) => result.unwrap_or_else(|_| {
+                let message = format!("not done within {} s", patience.as_secs());
                 Err(Miss::Final(Refusal::new(Kind::Deadline, message)))
             }),
         };
-        let outcome = match result {
-            Ok(ending) => Outcome::Finished(ending.reason),
+        let (outcome, last) = match result {
+            Ok((piece, reason)) => (Outcome::Finished(reason), Ok(piece)),
             Err(Miss::Final(refusal)) => {
-                tracing::warn!(sequence = self.request.id, %refusal, "sequence failed");
-                self.fail(refusal).await;
-                Outcome::Error
+                tracing::debug!(sequence = self.request.id, %refusal, "sequence failed");
+                (Outcome::Error, Err(refusal))
             }
             Err(_) => {
                 tracing::debug!(sequence = self.request.id, "the client has left");
-                Outcome::Abort
+                return self.ended(Outcome::Abort);
             }
         };
-        let decode = self.clock.first.zip(self.clock.last);
-        let decode = decode.map_or(Duration::ZERO, |(first, last)| last - first);
-        let whole = self.clock.arrived.elapsed();
-        self.metrics.ended(outcome, self.generated(), whole, decode);
+        self.ended(outcome);
+        let Self { admitted, accepted, choice, .. } = self;
+        drop(admitted);
+        // Receivers are gone with the client, who then needs no answer.
+        match (accepted, last) {
+            (Some(accepted), Err(refusal)) => {
+                let _ = accepted.send(Err(refusal));
+            }
+            (_, last) => {
+                let _ = timeout_at(deadline, events.send((choice, last))).await;
+            }
+        }
     }
 
-    async fn fail(&mut self, refusal: Refusal) {
-        // Either receiver may be gone with the client, who then needs no answer.
-        if let Some(accepted) = self.accepted.take() {
-            let _ = accepted.send(Err(refusal));
-        } else {
-            let _ = self.events.send((self.choice, Err(refusal))).await;
-        }
+    fn ended(&self, outcome: Outcome) {
+        let decode = self.clock.first.zip(self.clock.last);
+        let decode = decode.map_or(Duration::ZERO, |(first, last)| last - first);
+        self.metrics.ended(outcome, self.generated(), self.clock.arrived.elapsed(), decode);
     }
 
     /// Tokens generated so far.
@@ -150,7 +158,8 @@ impl Sequence {
         self.request.tokens.len() - self.request.prompt_len as usize
     }
 
-    async fn run(&mut self) -> Result<Ending, Miss> {
+    /// The last piece and why it is the last.
+    async fn run(&mut self) -> Result<Last, Miss> {
         let mut tries = Tries::default();
         loop {
             let place = self.nodes.place(self.request.tokens.len(), &tries.avoid);
@@ -164,7 +173,7 @@ impl Sequence {
             tracing::debug!(sequence = self.request.id, why = %place.assignment, "assigned");
             let (node, name) = (place.node.id, place.node.name.clone());
             match self.attempt(place).await {
-                Ok(ending) => return Ok(ending),
+                Ok(last) => return Ok(last),
                 Err(Miss::Full) => {}
                 Err(Miss::Lost(why)) => {
                     tracing::warn!(sequence = self.request.id, node = name, why, "node lost");
@@ -207,7 +216,7 @@ impl Sequence {
     }
 
     /// Runs on one node until the end or until the node fails.
-    async fn attempt(&mut self, place: Place) -> Result<Ending, Miss> {
+    async fn attempt(&mut self, place: Place) -> Result<Last, Miss> {
         let silent = |waited: Duration| {
             Miss::Lost(format!("no word from the node for {} s", waited.as_secs()))
         };
@@ -223,30 +232,29 @@ impl Sequence {
             let next = timeout(waited, stream.next()).await.map_err(|_| silent(waited))?;
             // The stream ends only after an error or the last token, which both end this loop.
             let tokens = next.ok_or_else(|| Miss::Lost("the stream ended too soon".into()))??;
-            if let Some(ending) = self.absorb(tokens).await? {
-                return Ok(ending);
+            if tokens.is_empty() {
+                continue;
             }
+            let piece = self.absorb(tokens);
+            if let Some(reason) = piece.ending.as_ref().map(|ending| ending.reason) {
+                return Ok((piece, reason));
+            }
+            let sent = self.events.send((self.choice, Ok(piece))).await;
+            sent.map_err(|_| Miss::Gone)?;
             waited = Duration::from_secs(self.patience.next_token_s);
         }
     }
 
-    /// Keeps new tokens and passes their text on.
-    async fn absorb(&mut self, tokens: Vec<TokenOutput>) -> Result<Option<Ending>, Miss> {
-        if tokens.is_empty() {
-            return Ok(None);
-        }
+    /// Keeps new tokens; their text is the next piece.
+    fn absorb(&mut self, tokens: Vec<TokenOutput>) -> Piece {
         let now = Instant::now();
         let gap = self.clock.last.map(|last| now - last);
         self.metrics.tokens(tokens.len(), now - self.clock.arrived, gap);
         self.clock.first.get_or_insert(now);
         self.clock.last = Some(now);
         self.admitted.started();
-        self.request.tokens.extend(tokens.iter().map(|t| t.token));
-        let piece = self.output.push(tokens);
-        let ending = piece.ending.clone();
-        let sent = self.events.send((self.choice, Ok(piece))).await;
-        sent.map_err(|_| Miss::Gone)?;
-        Ok(ending)
+        self.request.tokens.extend(tokens.iter().map(|token| token.token));
+        self.output.push(tokens)
     }
 }
 

@@ -171,6 +171,15 @@ async fn beyond_the_bound_requests_are_told_when_to_come_back() {
     assert!(stream.next().await.is_some(), "room again");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_has_its_answer_finds_room_for_the_next_request() {
+    let one = |config: &mut ::gateway::Config| config.bounds.sequences_max = 1;
+    let gateway = start_with(vec![saying(TEXT)], one).await;
+    for _ in 0..50 {
+        assert_eq!(whole(&gateway.client).await, TEXT);
+    }
+}
+
 #[tokio::test]
 async fn without_a_node_requests_get_503_and_health_says_why() {
     let gateway = start(saying("x")).await;
