@@ -1,6 +1,6 @@
 //! How source files look: they say what they are for, stay short, and are named after something.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use crate::{assert_none, workspace};
 
@@ -46,5 +46,31 @@ fn modules_are_named_after_something() {
         })
         .map(|(file, _)| format!("{file}: name it after what it holds; banned are {BANNED:?}"))
         .collect();
+    assert_none(&complaints);
+}
+
+#[test]
+fn paths_in_documents_exist() {
+    let root = xtask::root();
+    let sources: Vec<_> =
+        workspace::rooms().rooms.keys().map(|room| root.join(room).join("src")).collect();
+    let exists = |path: &str| {
+        root.join(path).exists() || sources.iter().any(|source| source.join(path).exists())
+    };
+    let mut complaints = Vec::new();
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        // What stands between backquotes and can only be a path, from the root or from a room's `src`.
+        let path = |code: &&str| {
+            let letters = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+            code.contains('/') && !code.starts_with('/') && code.chars().all(letters)
+        };
+        let paths = text.split('`').skip(1).step_by(2).filter(path);
+        complaints.extend(
+            paths
+                .filter(|path| !exists(path))
+                .map(|path| format!("{document} names {path}, which does not exist")),
+        );
+    }
     assert_none(&complaints);
 }
