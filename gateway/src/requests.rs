@@ -2,14 +2,14 @@
 
 use std::{sync::Arc, time::Instant};
 
-use domain::SequenceRequest;
+use domain::{SamplingParams, SequenceRequest};
 use policy::admission::Bounds;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     chat::Conversation,
     config::{Config, PatienceConfig},
-    door::{Admitted, Door},
+    door::Door,
     metrics::Metrics,
     model::ServedModel,
     nodes::Nodes,
@@ -80,86 +80,63 @@ impl Requests {
         let prompts = self.tokenize(prompts).await?;
         self.metrics.tokenize.observe(arrived.elapsed().as_secs_f64());
 
-        let n = sampling.n;
+        let settle = |tokens: &Vec<u32>| sampling.settle(tokens.len(), self.model.positions_max);
+        let params = prompts.iter().map(settle).collect::<Result<Vec<_>, _>>()?;
+
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
-        let mut admitted = admitted.into_iter();
-        let mut sequences = Vec::with_capacity(admitted.len());
-        let mut accepted = Vec::with_capacity(admitted.len());
-        let mut tokens_max = 0;
-        for tokens in &prompts {
-            let params = sampling.settle(tokens.len(), self.model.positions_max)?;
-            tokens_max = tokens_max.max(params.tokens_max);
-            for (nth, admitted) in (0..n).zip(admitted.by_ref()) {
-                let (accepted_in, accepted_out) = oneshot::channel();
-                accepted.push(accepted_out);
-                let choice = u32::try_from(sequences.len()).unwrap_or(u32::MAX);
-                let request = SequenceRequest {
-                    id: format!("{id}-{choice}"),
-                    prompt_len: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
-                    tokens: tokens.clone(),
-                    sampling: domain::SamplingParams {
-                        seed: params.seed.wrapping_add(nth.into()),
-                        ..params.clone()
-                    },
-                };
-                sequences.push(self.sequence(Parts {
-                    choice,
-                    request,
-                    stop: sampling.stop.clone(),
-                    admitted,
-                    accepted: accepted_in,
-                    events: events_in.clone(),
-                    arrived,
-                }));
-            }
-        }
-        let choices = sequences.len();
-        for sequence in sequences {
+        let requests = choices(&id, &prompts, &params, sampling.n);
+        let mut accepted = Vec::with_capacity(requests.len());
+        for (choice, (request, admitted)) in (0..).zip(requests.into_iter().zip(admitted)) {
+            let (told, answer) = oneshot::channel();
+            accepted.push(answer);
+            let sequence = Sequence {
+                choice,
+                output: self.output(&request, &sampling.stop),
+                request,
+                admitted,
+                accepted: Some(told),
+                events: events_in.clone(),
+                nodes: Arc::clone(&self.nodes),
+                metrics: Arc::clone(&self.metrics),
+                patience: self.patience,
+                clock: Clock::new(arrived),
+            };
             tokio::spawn(sequence.drive());
         }
         let running = Running {
             prompts,
-            n,
+            n: sampling.n,
             events,
-            tokens: vec![0; choices],
-            open: choices,
+            tokens: vec![0; accepted.len()],
+            open: accepted.len(),
             metrics: Arc::clone(&self.metrics),
         };
-        for accepted in accepted {
-            accepted.await.unwrap_or_else(|_| Err(lost_task()))?;
+        // Dropping `running` on an early return cancels all sequences.
+        for answer in accepted {
+            answer.await.unwrap_or_else(|_| Err(lost_task()))?;
         }
-        self.count(&running.prompts, n, tokens_max);
+        self.count(&running, &params);
         Ok(running)
     }
 
-    fn sequence(&self, parts: Parts) -> Sequence {
-        let prompt = &parts.request.tokens;
+    fn output(&self, request: &SequenceRequest, stop: &[String]) -> Output {
         let stops = Stops {
-            strings: parts.stop,
-            tokens: parts.request.sampling.stop_tokens.clone(),
-            tokens_min: parts.request.sampling.tokens_min,
+            strings: stop.to_vec(),
+            tokens: request.sampling.stop_tokens.clone(),
+            tokens_min: request.sampling.tokens_min,
         };
-        Sequence {
-            choice: parts.choice,
-            output: Output::new(Arc::clone(&self.model.tokenizer), prompt, stops),
-            request: parts.request,
-            admitted: parts.admitted,
-            accepted: Some(parts.accepted),
-            events: parts.events,
-            nodes: Arc::clone(&self.nodes),
-            metrics: Arc::clone(&self.metrics),
-            patience: self.patience,
-            clock: Clock::new(parts.arrived),
-        }
+        Output::new(Arc::clone(&self.model.tokenizer), &request.tokens, stops)
     }
 
-    fn count(&self, prompts: &[Vec<u32>], n: u32, tokens_max: u32) {
-        for prompt in prompts {
+    fn count(&self, running: &Running, params: &[SamplingParams]) {
+        let sizes = &self.metrics.sizes;
+        for prompt in &running.prompts {
             self.metrics.prompt_tokens.inc_by(prompt.len() as u64);
-            self.metrics.sizes.prompt.observe(prompt.len() as f64);
+            sizes.prompt.observe(prompt.len() as f64);
         }
-        self.metrics.sizes.choices.observe(n.into());
-        self.metrics.sizes.tokens_max.observe(tokens_max.into());
+        sizes.choices.observe(running.n.into());
+        let longest = params.iter().map(|params| params.tokens_max).max();
+        sizes.tokens_max.observe(longest.unwrap_or(0).into());
     }
 
     /// The tokens of every prompt, none of them empty.
@@ -221,15 +198,27 @@ fn encode(model: &ServedModel, prompt: Prompt) -> Result<Vec<u32>, Refusal> {
     Ok(tokens)
 }
 
-/// What differs between the choices of a request.
-struct Parts {
-    choice: u32,
-    request: SequenceRequest,
-    stop: Vec<String>,
-    admitted: Admitted,
-    accepted: oneshot::Sender<Result<(), Refusal>>,
-    events: mpsc::Sender<Event>,
-    arrived: Instant,
+/// One sequence per choice, those of the first prompt first; each draws with a seed of its own.
+fn choices(
+    id: &str,
+    prompts: &[Vec<u32>],
+    params: &[SamplingParams],
+    n: u32,
+) -> Vec<SequenceRequest> {
+    let mut requests = Vec::new();
+    for (tokens, params) in prompts.iter().zip(params) {
+        for nth in 0..n {
+            let seed = params.seed.wrapping_add(nth.into());
+            requests.push(SequenceRequest {
+                id: format!("{id}-{}", requests.len()),
+                tokens: tokens.clone(),
+                // A prompt is shorter than the longest sequence, which is a u32.
+                prompt_len: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
+                sampling: SamplingParams { seed, ..params.clone() },
+            });
+        }
+    }
+    requests
 }
 
 impl Running {

@@ -43,8 +43,7 @@ fn text(tokenizer: &Tokenizer, token: u32) -> String {
 }
 
 fn reported(tokens: &[TokenOutput]) -> impl Iterator<Item = (u32, &TokenLogprobs)> {
-    let pair = |token: &'_ TokenOutput| token.token;
-    tokens.iter().filter_map(move |token| Some((pair(token), token.logprobs.as_ref()?)))
+    tokens.iter().filter_map(|token| Some((token.token, token.logprobs.as_ref()?)))
 }
 
 /// The columns of some tokens. `offset` counts the characters of the choice's text before them.
