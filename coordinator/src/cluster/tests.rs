@@ -336,8 +336,9 @@ fn another_coordinator_goes_on_with_plan_numbers_and_members() {
     let (number, holders) = (world.id("e1"), world.holders());
     world = world.take_over();
     assert_eq!((world.epochs(), world.holders()), ((1, 0), holders));
+    world.pass(LEASE - HEARTBEAT, &[]);
     let view = world.cluster.view(1);
-    assert_eq!(view.members.len(), 4, "members have their lease to come back");
+    assert_eq!(view.members.len(), 4, "members have their whole lease to come back");
     for name in ["e1", "e2", "a1", "a2"] {
         let again = Registration { epoch: Epoch(1), ..registration(name) };
         world.join_with(again);
@@ -372,6 +373,7 @@ fn while_the_store_is_away_nothing_new_is_seen_and_nothing_is_forgotten() {
     assert_eq!(world.epochs(), (1, 0), "the target is not stored, so nobody sees it");
     let view = world.cluster.view(7);
     assert_eq!((view.members.len(), view.serving.is_some()), (4, true));
+    assert_eq!(view.target, None);
     // A known node may come back meanwhile.
     world.leave("a1");
     let effects = world.join_with(registration("a1"));

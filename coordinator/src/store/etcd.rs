@@ -234,6 +234,9 @@ fn classify(error: Error) -> StoreError {
             StoreError::Refused(status.message().to_owned())
         }
         Error::InvalidArgs(what) => StoreError::Refused(what),
+        Error::GRpcStatus(status) => {
+            StoreError::Unavailable(format!("{}: {}", status.code(), status.message()))
+        }
         other => StoreError::Unavailable(other.to_string()),
     }
 }
