@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use crate::columns::Columns;
+use crate::columns::{Columns, for_each_chunk};
 use crate::disjoint::DisjointMut;
 use crate::memory::Region;
 use crate::wire::round_bf16;
@@ -84,6 +84,15 @@ pub struct Span<'a> {
     pub first_position: usize,
     /// The sequence's blocks in order; they cover positions `0..first_position + rows.len()` at least.
     pub blocks: &'a [u32],
+}
+
+impl Span<'_> {
+    /// Its positions that lie in its block number `block`.
+    fn positions_in(&self, block: usize) -> Range<usize> {
+        let end = self.first_position + self.rows.len();
+        let first = (block * BLOCK_TOKENS).max(self.first_position);
+        first..((block + 1) * BLOCK_TOKENS).min(end).max(first)
+    }
 }
 
 /// Keys and values of every sequence this process holds; bf16 or f32 as the [`Cpu`] computes.
@@ -247,22 +256,28 @@ fn write<T: Element>(
     v: Columns<'_>,
 ) {
     let layout = kv.layout;
-    let heads = layout.kv_heads;
     let starts = kv.head_starts(layer);
     let elements = DisjointMut::new(kv.elements_mut::<T>());
+    // One item is one block of one span; shorter spans have empty ones.
+    let blocks_of = |span: &Span<'_>| span.rows.len().div_ceil(BLOCK_TOKENS) + 1;
+    let blocks = spans.iter().map(blocks_of).max().unwrap_or(0);
+    let items = spans.len() * blocks;
     let rows: usize = spans.iter().map(|span| span.rows.len()).sum();
-    let cost = rows * (layout.k_dim + layout.v_dim) / spans.len().max(1);
-    crate::columns::for_each_chunk(cpu, spans.len() * heads, cost, |tasks| {
-        for task in tasks {
-            let (span, head) = (&spans[task / heads], task % heads);
-            for (i, row) in span.rows.clone().enumerate() {
-                let position = span.first_position + i;
-                let start = starts.of(span.blocks[position / BLOCK_TOKENS], head);
-                // SAFETY: a block is written by one span only, and a head of it by one task.
-                let place = unsafe { elements.part(start..start + layout.head_elements()) };
-                let key = &k.row(row)[head * layout.k_dim..][..layout.k_dim];
-                let value = &v.row(row)[head * layout.v_dim..][..layout.v_dim];
-                write_token(&layout, place, position % BLOCK_TOKENS, key, value);
+    let cost = rows * (k.width() + v.width()) / items.max(1);
+    for_each_chunk(cpu, items, cost, |items| {
+        for item in items {
+            let span = &spans[item / blocks];
+            let block = span.first_position / BLOCK_TOKENS + item % blocks;
+            for position in span.positions_in(block) {
+                let row = span.rows.start + position - span.first_position;
+                let (keys, values) = (k.row(row), v.row(row));
+                let heads = keys.chunks_exact(layout.k_dim).zip(values.chunks_exact(layout.v_dim));
+                for (head, (key, value)) in heads.enumerate() {
+                    let start = starts.of(span.blocks[block], head);
+                    // SAFETY: a block is written by one span only, and for one span by one task.
+                    let place = unsafe { elements.part(start..start + layout.head_elements()) };
+                    write_token(&layout, place, position % BLOCK_TOKENS, key, value);
+                }
             }
         }
     });
@@ -322,3 +337,6 @@ impl HeadStarts {
         (block * self.layout.kv_heads + head) * self.layout.head_elements()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,8 +89,8 @@ pub(crate) trait Lanes: Copy {
     fn div(self, other: Self) -> Self;
     /// The larger of both; `other` where `self` is not a number.
     fn max(self, other: Self) -> Self;
-    /// Each lane, or 0 where it is less than `bound`.
-    fn zero_below(self, bound: Self) -> Self;
+    /// Each lane where `key` is at least `bound`, 0 elsewhere (and where either is not a number).
+    fn where_at_least(self, key: Self, bound: Self) -> Self;
     /// `self * by + plus`, rounded once.
     fn mul_add(self, by: Self, plus: Self) -> Self;
     /// To the nearest integer, ties to even.

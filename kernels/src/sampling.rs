@@ -236,11 +236,10 @@ unsafe fn choose<L: Lanes>(draw: &Draw<'_>, logits: &[f32], worker: &mut Worker)
     unsafe {
         scan::weights::<L>(logits, (max, scale, lowest), weights);
         if spec.top_p < 1.0 {
-            let total = scan::mass_from::<L>(weights, cut);
-            cut = scan::nucleus::<L>(weights, cut, spec.top_p * total);
+            cut = worker.scan.nucleus::<L>(weights, cut, spec.top_p);
         }
         let uniform = draw::uniform(spec.seed, draw.position);
-        scan::at_fraction::<L>(weights, cut, uniform).unwrap_or(best)
+        worker.scan.at_fraction::<L>(weights, cut, uniform).unwrap_or(best)
     }
 }
 

@@ -81,7 +81,8 @@ unsafe fn accumulate<L: Lanes, T: Pairs, const M: usize>(
     deep: usize,
     sums: &mut [[L; 2]; M],
 ) {
-    for step in (0..deep).step_by(2) {
+    for pair in 0..deep / 2 {
+        let step = 2 * pair;
         // SAFETY: step < deep, and the caller vouches for the extents.
         unsafe {
             // No closures here: one that is not inlined loses the instruction set.

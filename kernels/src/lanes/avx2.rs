@@ -97,9 +97,13 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn zero_below(self, bound: Self) -> Self {
-        // SAFETY: a value exists, so the instruction set is there.
-        self.zip(bound, |a, b| unsafe { _mm256_and_ps(a, _mm256_cmp_ps::<_CMP_GE_OQ>(a, b)) })
+    fn where_at_least(self, key: Self, bound: Self) -> Self {
+        let keep = key.zip(bound, |key, bound| {
+            // SAFETY: a value exists, so the instruction set is there.
+            unsafe { _mm256_cmp_ps::<_CMP_GE_OQ>(key, bound) }
+        });
+        // SAFETY: as above.
+        self.zip(keep, |x, keep| unsafe { _mm256_and_ps(x, keep) })
     }
 
     #[inline(always)]

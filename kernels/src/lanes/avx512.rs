@@ -113,10 +113,10 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn zero_below(self, bound: Self) -> Self {
+    fn where_at_least(self, key: Self, bound: Self) -> Self {
         // SAFETY: a value exists, so the instruction set is there.
         unsafe {
-            let keep = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, bound.0);
+            let keep = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(key.0, bound.0);
             Self(_mm512_maskz_mov_ps(keep, self.0))
         }
     }

@@ -69,8 +69,12 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn zero_below(self, bound: Self) -> Self {
-        self.zip(bound, |a, b| if a >= b { a } else { 0.0 })
+    fn where_at_least(self, key: Self, bound: Self) -> Self {
+        let mut out = self.0;
+        for ((x, key), bound) in out.iter_mut().zip(key.0).zip(bound.0) {
+            *x = if key >= bound { *x } else { 0.0 };
+        }
+        Self(out)
     }
 
     #[inline(always)]

@@ -13,7 +13,7 @@ const NEGLIGIBLE: f32 = -100.0;
 pub(super) struct Buffers {
     /// Largest logit of each chunk.
     maxima: Vec<f32>,
-    /// The same, reordered by a selection.
+    /// Maxima reordered by a selection, weights of a nucleus, or masses of chunks.
     selected: Vec<f32>,
     found: Vec<(u32, f32)>,
 }
@@ -76,19 +76,119 @@ impl Buffers {
         &self.found
     }
 
+    /// # Safety
+    /// The processor has the instruction set of `L`.
     #[inline(always)]
     unsafe fn find_maxima<L: Lanes>(&mut self, logits: &[f32]) {
         self.maxima.clear();
         for chunk in logits.chunks(CHUNK) {
             // SAFETY: the caller's promise.
-            unsafe {
-                let mut max = L::splat(f32::NEG_INFINITY);
-                for part in chunk.chunks(LANES) {
-                    max = lanes::load_or::<L>(part, f32::NEG_INFINITY).max(max);
-                }
-                self.maxima.push(max.largest());
+            self.maxima.push(unsafe { largest::<L>(chunk) });
+        }
+    }
+
+    /// The largest cut, at least `lowest`, that leaves a mass of `share` of all that is above `lowest`; found by
+    /// bisection over the ordered bits of weights in [0, 1].
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L`.
+    #[inline(always)]
+    pub(super) unsafe fn nucleus<L: Lanes>(
+        &mut self,
+        weights: &[f32],
+        lowest: f32,
+        share: f32,
+    ) -> f32 {
+        // SAFETY: the caller's promise.
+        let total = unsafe { mass_from::<L>(weights, lowest) };
+        let wanted = share * total;
+        // All weights below this together are less than what may be left out.
+        #[expect(clippy::cast_precision_loss, reason = "a bound, not a count")]
+        let small = 0.5 * (total - wanted) / weights.len() as f32;
+        let (mut low, mut high) = (lowest.max(small).to_bits(), 1_f32.to_bits() + 1);
+        self.selected.clear();
+        for chunk in weights.chunks(CHUNK) {
+            // SAFETY: the caller's promise.
+            if unsafe { largest::<L>(chunk) } >= f32::from_bits(low) {
+                self.selected.extend(chunk.iter().filter(|&&x| x >= f32::from_bits(low)));
             }
         }
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            // SAFETY: the caller's promise.
+            let mass = unsafe { mass_from::<L>(&self.selected, f32::from_bits(middle)) };
+            if mass >= wanted {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        f32::from_bits(low)
+    }
+
+    /// The token at `fraction` of the way through the mass of weights from `cut` on, in order of id.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L`.
+    #[inline(always)]
+    pub(super) unsafe fn at_fraction<L: Lanes>(
+        &mut self,
+        weights: &[f32],
+        cut: f32,
+        fraction: f64,
+    ) -> Option<u32> {
+        self.selected.clear();
+        for chunk in weights.chunks(CHUNK) {
+            // SAFETY: the caller's promise.
+            self.selected.push(unsafe { mass_from::<L>(chunk, cut) });
+        }
+        let total: f64 = self.selected.iter().map(|&mass| f64::from(mass)).sum();
+        let mut left = total * fraction;
+        let mut last = None;
+        for (i, (chunk, &mass)) in weights.chunks(CHUNK).zip(&self.selected).enumerate() {
+            let mass = f64::from(mass);
+            if left >= mass {
+                left -= mass;
+                // Kept for the end: rounding may leave a little behind the last token.
+                last = if mass > 0.0 { Some(i) } else { last };
+                continue;
+            }
+            return kept(chunk, cut, left).map(|j| id(i * CHUNK + j));
+        }
+        let i = last?;
+        kept(&weights[i * CHUNK..], cut, f64::INFINITY).map(|j| id(i * CHUNK + j))
+    }
+}
+
+/// The place in `chunk` where the mass of weights from `cut` on exceeds `left`, or the last such weight.
+fn kept(chunk: &[f32], cut: f32, mut left: f64) -> Option<usize> {
+    let mut last = None;
+    for (j, &weight) in chunk.iter().take(CHUNK).enumerate() {
+        if weight > 0.0 && weight >= cut {
+            last = Some(j);
+            left -= f64::from(weight);
+            if left < 0.0 {
+                break;
+            }
+        }
+    }
+    last
+}
+
+/// The largest of `x` that is a number.
+///
+/// # Safety
+/// The processor has the instruction set of `L`.
+#[inline(always)]
+unsafe fn largest<L: Lanes>(x: &[f32]) -> f32 {
+    // SAFETY: the caller's promise; a chunk has 16 floats.
+    unsafe {
+        let mut max = L::splat(f32::NEG_INFINITY);
+        let mut whole = x.chunks_exact(LANES);
+        for part in &mut whole {
+            max = L::load(part.as_ptr()).max(max);
+        }
+        lanes::load_or::<L>(whole.remainder(), f32::NEG_INFINITY).max(max).largest()
     }
 }
 
@@ -102,19 +202,18 @@ fn id(at: usize) -> u32 {
 /// The processor has the instruction set of `L`.
 #[inline(always)]
 pub(super) unsafe fn log_sum_exp<L: Lanes>(logits: &[f32]) -> f32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise; a chunk has 16 floats.
     unsafe {
-        let mut largest = L::splat(f32::NEG_INFINITY);
-        for part in logits.chunks(LANES) {
-            largest = lanes::load_or::<L>(part, f32::NEG_INFINITY).max(largest);
-        }
-        let max = largest.largest();
+        let max = largest::<L>(logits);
         let (max_lanes, log2_e) = (L::splat(max), L::splat(std::f32::consts::LOG2_E));
         let mut sum = L::splat(0.0);
-        for part in logits.chunks(LANES) {
-            let power = lanes::load_or::<L>(part, f32::NEG_INFINITY).sub(max_lanes).mul(log2_e);
-            sum = sum.add(power.exp2());
+        let mut whole = logits.chunks_exact(LANES);
+        for part in &mut whole {
+            sum = sum.add(L::load(part.as_ptr()).sub(max_lanes).mul(log2_e).exp2());
         }
+        let rest = whole.remainder();
+        let power = lanes::load_or::<L>(rest, f32::NEG_INFINITY).sub(max_lanes).mul(log2_e);
+        sum = sum.add(power.exp2().first(rest.len(), L::splat(0.0)));
         max + sum.sum().ln()
     }
 }
@@ -130,15 +229,20 @@ pub(super) unsafe fn weights<L: Lanes>(
     weights: &mut [f32],
 ) {
     let lowest = lowest.max(max + NEGLIGIBLE / scale);
-    for (part, weights) in logits.chunks(LANES).zip(weights.chunks_mut(LANES)) {
-        // SAFETY: the caller's promise.
-        let power = unsafe {
-            let logit = lanes::load_or::<L>(part, f32::NEG_INFINITY);
-            logit.sub(L::splat(max)).mul(L::splat(scale)).exp2().array()
-        };
-        for ((weight, power), &logit) in weights.iter_mut().zip(power).zip(part) {
-            *weight = if logit >= lowest { power } else { 0.0 };
+    // SAFETY: the caller's promise; a chunk has 16 floats.
+    unsafe {
+        let (max, scale, lowest) = (L::splat(max), L::splat(scale), L::splat(lowest));
+        let mut from = logits.chunks_exact(LANES);
+        let mut to = weights.chunks_exact_mut(LANES);
+        for (from, to) in (&mut from).zip(&mut to) {
+            let logit = L::load(from.as_ptr());
+            let weight = logit.sub(max).mul(scale).exp2().where_at_least(logit, lowest);
+            weight.store(to.as_mut_ptr());
         }
+        let logit = lanes::load_or::<L>(from.remainder(), f32::NEG_INFINITY);
+        let weight = logit.sub(max).mul(scale).exp2().where_at_least(logit, lowest);
+        let rest = to.into_remainder();
+        rest.copy_from_slice(&weight.array()[..rest.len()]);
     }
 }
 
@@ -148,76 +252,21 @@ pub(super) unsafe fn weights<L: Lanes>(
 /// The processor has the instruction set of `L`.
 #[inline(always)]
 pub(super) unsafe fn mass_from<L: Lanes>(weights: &[f32], cut: f32) -> f32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise; a part has 16 floats.
     unsafe {
         let cut = L::splat(cut);
         let mut sums = [L::splat(0.0); 4];
-        for wide in weights.chunks(4 * LANES) {
-            for (sum, part) in sums.iter_mut().zip(wide.chunks(LANES)) {
-                *sum = sum.add(lanes::load_or::<L>(part, 0.0).zero_below(cut));
+        let mut whole = weights.chunks_exact(4 * LANES);
+        for wide in &mut whole {
+            for (sum, part) in sums.iter_mut().zip(wide.chunks_exact(LANES)) {
+                let weight = L::load(part.as_ptr());
+                *sum = sum.add(weight.where_at_least(weight, cut));
             }
+        }
+        for (sum, part) in sums.iter_mut().zip(whole.remainder().chunks(LANES)) {
+            let weight = lanes::load_or::<L>(part, 0.0);
+            *sum = sum.add(weight.where_at_least(weight, cut));
         }
         sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
     }
-}
-
-/// The largest cut, at least `lowest`, that leaves a mass of `wanted`; found by bisection over the ordered bits of
-/// weights in [0, 1].
-///
-/// # Safety
-/// The processor has the instruction set of `L`.
-#[inline(always)]
-pub(super) unsafe fn nucleus<L: Lanes>(weights: &[f32], lowest: f32, wanted: f32) -> f32 {
-    let (mut low, mut high) = (lowest.to_bits(), 1_f32.to_bits() + 1);
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        // SAFETY: the caller's promise.
-        if unsafe { mass_from::<L>(weights, f32::from_bits(middle)) } >= wanted {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    f32::from_bits(low)
-}
-
-/// The token at `fraction` of the way through the mass of weights from `cut` on, in order of id.
-///
-/// # Safety
-/// The processor has the instruction set of `L`.
-#[inline(always)]
-pub(super) unsafe fn at_fraction<L: Lanes>(
-    weights: &[f32],
-    cut: f32,
-    fraction: f64,
-) -> Option<u32> {
-    let mass = |chunk: &[f32]| {
-        // SAFETY: the caller's promise.
-        f64::from(unsafe { mass_from::<L>(chunk, cut) })
-    };
-    let total: f64 = weights.chunks(CHUNK).map(mass).sum();
-    let mut left = total * fraction;
-    let mut last = None;
-    for (i, chunk) in weights.chunks(CHUNK).enumerate() {
-        let here = mass(chunk);
-        if here == 0.0 {
-            continue;
-        }
-        // Rounding may leave a little at the end of a chunk: then its last token is the one.
-        let mut kept = chunk.iter().enumerate().filter(|&(_, &x)| x > 0.0 && x >= cut);
-        if left >= here {
-            left -= here;
-            last = kept.next_back().map(|(j, _)| id(i * CHUNK + j));
-            continue;
-        }
-        for (j, &weight) in kept {
-            last = Some(id(i * CHUNK + j));
-            left -= f64::from(weight);
-            if left < 0.0 {
-                return last;
-            }
-        }
-        return last;
-    }
-    last
 }

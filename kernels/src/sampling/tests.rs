@@ -214,8 +214,7 @@ impl Kernel for Nucleus<'_> {
         // SAFETY: the caller vouches for the instruction set.
         unsafe {
             scan::weights::<L>(self.logits, how, weights);
-            let total = scan::mass_from::<L>(weights, 0.0);
-            scan::nucleus::<L>(weights, 0.0, self.top_p * total)
+            self.worker.scan.nucleus::<L>(weights, 0.0, self.top_p)
         }
     }
 }
