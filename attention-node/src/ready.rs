@@ -164,7 +164,8 @@ impl Lockstep {
 
     fn begin(&mut self, first: &VecDeque<Entry>) -> Option<Turn> {
         if !first.is_empty() {
-            self.step += 1;
+            // A node that joins late takes part in the step that the others are in.
+            self.step = self.heard.max(self.step + 1);
             self.batch = first.len();
             self.stage = Some(0);
             return Some(Turn::Run(0));
@@ -236,5 +237,9 @@ mod tests {
         assert_eq!(drained(&mut ready).0, None, "not in the middle of a step");
         ready.left_batch();
         assert_eq!(drained(&mut ready).0, Some(Turn::Empty(7)));
+        ready.hear(12);
+        ready.push(0, 2, 1, 0);
+        assert_eq!(drained(&mut ready).0, Some(Turn::Run(0)));
+        assert_eq!(ready.step(), 12, "behind the others it joins their step");
     }
 }

@@ -4,59 +4,70 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use domain::{Layer, NodeId};
 
-/// Which attention nodes have sent their frame for which (step, layer).
+/// One layer of one step; turns come in this order.
+type Turn = (u64, Layer);
+
+/// How far each attention node is, and which turns wait for the others.
 #[derive(Debug, Default)]
 pub(crate) struct Barrier {
-    peers: BTreeSet<NodeId>,
-    arrived: BTreeMap<(u64, Layer), BTreeSet<NodeId>>,
+    /// The newest turn that each node has sent its frame for. Frames of a node come in order.
+    positions: BTreeMap<NodeId, Turn>,
+    /// Turns with a frame that have not run.
+    waiting: BTreeSet<Turn>,
+    /// The newest turn that has run.
+    passed: Turn,
+    /// Layers with pairs that missed their turn: sent again after a node was lost, or by a node
+    /// that joined in the middle of a step.
+    late: BTreeSet<Layer>,
     /// The newest step that was announced to everybody.
     step: u64,
-    /// Layers with pairs that missed their step and are sent again, after a node was lost.
-    late: BTreeSet<Layer>,
 }
 
 impl Barrier {
     /// A node takes part from now on; the step it has to join, if one has begun.
     pub(crate) fn join(&mut self, peer: NodeId) -> Option<u64> {
-        self.peers.insert(peer);
+        self.positions.insert(peer, Turn::default());
         (self.step > 0).then_some(self.step)
     }
 
     /// A node takes part no longer: nobody waits for it.
     pub(crate) fn leave(&mut self, peer: NodeId) {
-        self.peers.remove(&peer);
-        for nodes in self.arrived.values_mut() {
-            nodes.remove(&peer);
-        }
-        self.arrived.retain(|_, nodes| !nodes.is_empty());
+        self.positions.remove(&peer);
     }
 
-    /// Notes a frame; step 0 belongs to no step and waits for nobody. If it begins a step, answers with the nodes that have to be told of it: they
-    /// may be idle and know nothing of the step.
+    /// Notes a frame; one of step 0, or of a turn that has passed, waits for nobody. If it begins a
+    /// step, answers with the nodes that have to be told of it: they may be idle and know nothing
+    /// of the step.
     pub(crate) fn arrive(&mut self, peer: NodeId, step: u64, layer: Layer) -> Vec<NodeId> {
-        if step == 0 {
+        let turn = (step, layer);
+        if step == 0 || turn <= self.passed {
             self.late.insert(layer);
             return Vec::new();
         }
-        self.arrived.entry((step, layer)).or_default().insert(peer);
+        self.waiting.insert(turn);
+        if let Some(position) = self.positions.get_mut(&peer) {
+            *position = turn.max(*position);
+        }
         if step <= self.step {
             return Vec::new();
         }
         self.step = step;
-        self.peers.iter().copied().filter(|&other| other != peer).collect()
+        self.positions.keys().copied().filter(|&other| other != peer).collect()
     }
 
-    /// Takes a late layer, or the oldest (step, layer) if every node's frame for it is there.
+    /// Takes a late layer, or the oldest turn if every node has come to it. A node that is further
+    /// has nothing for it.
     pub(crate) fn pass(&mut self) -> Option<Layer> {
         if let Some(layer) = self.late.pop_first() {
             return Some(layer);
         }
-        let first = self.arrived.first_entry()?;
-        if !self.peers.is_subset(first.get()) {
+        let turn = *self.waiting.first()?;
+        if self.positions.values().any(|&position| position < turn) {
             return None;
         }
-        let ((_, layer), _) = first.remove_entry();
-        Some(layer)
+        self.waiting.remove(&turn);
+        self.passed = turn;
+        Some(turn.1)
     }
 }
 
@@ -84,6 +95,21 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_joins_in_the_middle_of_a_step_holds_nobody_up() {
+        let mut barrier = Barrier::default();
+        barrier.join(A);
+        barrier.arrive(A, 4, Layer(0));
+        assert_eq!(barrier.pass(), Some(Layer(0)));
+        assert_eq!(barrier.join(B), Some(4));
+        barrier.arrive(B, 4, Layer(0));
+        assert_eq!(barrier.pass(), Some(Layer(0)), "late, by itself");
+        barrier.arrive(A, 4, Layer(1));
+        assert_eq!(barrier.pass(), None);
+        barrier.arrive(B, 4, Layer(1));
+        assert_eq!(barrier.pass(), Some(Layer(1)));
+    }
+
+    #[test]
     fn what_is_sent_again_waits_for_nobody() {
         let mut barrier = Barrier::default();
         barrier.join(A);
@@ -95,6 +121,18 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_is_further_has_nothing_for_a_turn() {
+        let mut barrier = Barrier::default();
+        barrier.join(A);
+        barrier.join(B);
+        barrier.arrive(A, 1, Layer(0));
+        // B's link came up too late for layer 0.
+        barrier.arrive(B, 1, Layer(1));
+        assert_eq!(barrier.pass(), Some(Layer(0)));
+        assert_eq!(barrier.pass(), None);
+    }
+
+    #[test]
     fn nobody_waits_for_a_node_that_left() {
         let mut barrier = Barrier::default();
         barrier.join(A);
@@ -102,8 +140,6 @@ mod tests {
         barrier.arrive(A, 1, Layer(0));
         barrier.leave(B);
         assert_eq!(barrier.pass(), Some(Layer(0)));
-        barrier.arrive(A, 1, Layer(1));
-        barrier.leave(A);
-        assert_eq!(barrier.pass(), None, "its own frames are gone with it");
+        assert_eq!(barrier.pass(), None);
     }
 }

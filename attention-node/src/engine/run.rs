@@ -113,7 +113,10 @@ impl AttentionEngine {
         for picked in picked.chunks(self.bounds.head_rows_max) {
             self.draw(picked);
             for (at, &key) in picked.iter().enumerate() {
-                self.publish(key, at);
+                // One that had to give way to an earlier one draws this token again later.
+                if self.spans.contains(key) {
+                    self.publish(key, at);
+                }
             }
         }
     }
