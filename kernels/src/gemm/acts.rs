@@ -30,7 +30,8 @@ pub(crate) enum Row<'a> {
 impl<'a> Acts<'a> {
     /// Bytes for `rows` rows of `inputs` elements, a multiple of a cache line.
     pub(crate) fn bytes(kernel: Isa, rows: usize, inputs: usize) -> usize {
-        rows * inputs.next_multiple_of(STEP) * element_bytes(kernel)
+        let unit = if full_tiles(kernel, rows) { tile_tokens(kernel) } else { 1 };
+        rows.next_multiple_of(unit) * inputs.next_multiple_of(STEP) * element_bytes(kernel)
     }
 
     /// Uses [`Acts::bytes`] of a cache-line aligned buffer, from `start` on (whole cache lines).
@@ -59,6 +60,12 @@ impl<'a> Acts<'a> {
         self.steps
     }
 
+    /// Rows that a kernel works on for `rows` of these, from a tile's first on.
+    pub(super) fn padded(&self, rows: usize) -> usize {
+        let full = full_tiles(self.kernel, self.rows);
+        if full { rows.next_multiple_of(tile_tokens(self.kernel)) } else { rows }
+    }
+
     /// Segments of [`LANES`] inputs per row, padding included.
     pub(crate) fn segments(&self) -> usize {
         self.steps * STEP / LANES
@@ -80,7 +87,7 @@ impl<'a> Acts<'a> {
     pub(crate) unsafe fn put<L: Lanes>(&self, row: usize, segment: usize, values: L) {
         let unit = tile_tokens(self.kernel);
         let first = row / unit * unit;
-        let tokens = unit.min(self.rows - first);
+        let tokens = unit.min(self.padded(self.rows) - first);
         let token = row - first;
         let tile = first * self.steps * STEP;
         let input = segment * LANES;
@@ -186,6 +193,11 @@ pub(crate) fn tile_tokens(kernel: Isa) -> usize {
         Isa::Avx512 => 8,
         Isa::Avx2 | Isa::Portable => 4,
     }
+}
+
+/// Whether all tiles are full, with anything in the rows that are not there: AMX, beyond one tile.
+fn full_tiles(kernel: Isa, rows: usize) -> bool {
+    kernel == Isa::Amx && rows > tile_tokens(kernel)
 }
 
 fn element_bytes(kernel: Isa) -> usize {

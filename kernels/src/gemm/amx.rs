@@ -23,8 +23,6 @@ mod x86 {
     const TILE: usize = 1024;
     /// Bytes of a tile's row.
     const LINE: usize = 64;
-    /// Tokens of two full tiles.
-    const PAIR: usize = 2 * ROWS;
     /// Bytes from the line in use to the line being fetched, per stream.
     const AHEAD: usize = 2 * TILE;
     /// Steps of an inner block: two panels of it are 16 KiB, a third of L1.
@@ -64,20 +62,21 @@ mod x86 {
     /// As [`super::super::fma::multiply`], with bf16 storage and packed bf16 tiles, in a process
     /// that may use tiles; `sums` has room for four panels of 16 tokens or two of more.
     pub(in crate::gemm) unsafe fn block(block: &Block, sums: *mut f32) {
-        let pairs = block.tokens / PAIR;
-        let rest = block.tokens % PAIR;
-        let stride = block.tokens * LANES;
-        // SAFETY: the caller's promise; the rest's tiles and sums stand behind those of the pairs.
+        let tiles = block.tokens.div_ceil(ROWS);
+        // SAFETY: the caller's promise; the last tiles and their sums stand behind the pairs'.
         unsafe {
+            if tiles == 1 {
+                return few(block, sums);
+            }
+            let stride = tiles * ROWS * LANES;
+            let last = if tiles % 2 == 1 { 3 } else { 0 };
+            let pairs = (tiles - last) / 2;
             if pairs > 0 {
                 bulk(block, pairs, sums, stride);
             }
-            let acts = block.acts.add(pairs * 2 * block.steps * TILE);
-            let sums = sums.add(pairs * PAIR * LANES);
-            match rest {
-                0 => {}
-                1..=ROWS => few(block, acts, rest, sums, stride),
-                _ => many(block, acts, rest, sums, stride),
+            if last > 0 {
+                let acts = block.acts.add(pairs * 2 * block.steps * TILE);
+                three(block, acts, sums.add(pairs * 2 * ROWS * LANES), stride);
             }
         }
     }
@@ -96,13 +95,14 @@ mod x86 {
     /// one's work.
     ///
     /// # Safety
-    /// As [`block`]; `stride` floats lie between the panels' sums.
-    unsafe fn few(block: &Block, acts: *const u8, tokens: usize, sums: *mut f32, stride: usize) {
+    /// As [`block`].
+    unsafe fn few(block: &Block, sums: *mut f32) {
+        let tokens = block.tokens;
         let config = TileConfig::new([tokens, tokens, tokens, tokens, tokens, 16, 16, 16]);
         let index = |index: usize| if index < block.count { index } else { 0 };
         let panel = |i: usize| block.panels[index(i)];
         // SAFETY: a panel's sums, inside the caller's.
-        let out = |i: usize| unsafe { sums.add(index(i) * stride) };
+        let out = |i: usize| unsafe { sums.add(index(i) * tokens * LANES) };
         // SAFETY: every step reads one tile of each panel and of the tokens, all inside the
         // operands; the stores write `tokens` lines per panel into `sums`.
         unsafe {
@@ -144,7 +144,7 @@ mod x86 {
                 "tilestored [{w0} + {line}], tmm0",
                 "tilerelease",
                 config = in(reg) &raw const config,
-                acts = inout(reg) acts => _,
+                acts = inout(reg) block.acts => _,
                 w0 = inout(reg) panel(0) => _,
                 w1 = inout(reg) panel(1) => _,
                 w2 = inout(reg) panel(2) => _,
@@ -161,16 +161,15 @@ mod x86 {
         }
     }
 
-    /// 17 to 31 tokens: two panels, two tiles of tokens.
+    /// Three full tiles of tokens against two panels in one pass.
     ///
     /// # Safety
-    /// As [`few`].
-    unsafe fn many(block: &Block, acts: *const u8, tokens: usize, sums: *mut f32, stride: usize) {
-        let rest = tokens - ROWS;
-        let config = TileConfig::new([ROWS, ROWS, rest, rest, ROWS, rest, 16, 16]);
+    /// As [`block`], for these tokens; `stride` floats lie between the panels' sums.
+    unsafe fn three(block: &Block, acts: *const u8, sums: *mut f32, stride: usize) {
+        let config = TileConfig::new([ROWS; 8]);
         let second = usize::from(block.count > 1);
-        // SAFETY: as in `few`; the second tile of tokens stands behind all steps of the first, and
-        // its sums behind the 16 lines of the first.
+        // SAFETY: every step reads one tile of each panel and of each tile of tokens, which stand
+        // one behind the other; the stores write 48 lines per panel into `sums`.
         unsafe {
             asm!(
                 "ldtilecfg [{config}]",
@@ -178,37 +177,47 @@ mod x86 {
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
+                "tilezero tmm4",
+                "tilezero tmm5",
                 "2:",
-                "tileloadd tmm4, [{a0} + {line}]",
                 fetch!("w0"),
-                "tileloadd tmm6, [{w0} + {line}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{w0} + {line}]",
+                "tileloadd tmm6, [{a0} + {line}]",
+                "tdpbf16ps tmm0, tmm6, tmm7",
+                "tileloadd tmm6, [{a1} + {line}]",
+                "tdpbf16ps tmm1, tmm6, tmm7",
+                "tileloadd tmm6, [{a2} + {line}]",
+                "tdpbf16ps tmm2, tmm6, tmm7",
                 fetch!("w1"),
                 "tileloadd tmm7, [{w1} + {line}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a1} + {line}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tdpbf16ps tmm5, tmm6, tmm7",
+                "tileloadd tmm6, [{a0} + {line}]",
+                "tdpbf16ps tmm3, tmm6, tmm7",
+                "tileloadd tmm6, [{a1} + {line}]",
+                "tdpbf16ps tmm4, tmm6, tmm7",
                 "add {w0}, 1024",
                 "add {w1}, 1024",
                 "add {a0}, 1024",
-                "add {a1}, {size}",
+                "add {a1}, 1024",
+                "add {a2}, 1024",
                 "dec {steps}",
                 "jnz 2b",
-                "tilestored [{s1} + {line}], tmm1",
-                "tilestored [{s1} + {line} + 1024], tmm3",
+                "tilestored [{s1} + {line}], tmm3",
+                "tilestored [{s1} + {line} + 1024], tmm4",
+                "tilestored [{s1} + {line} + 2048], tmm5",
                 "tilestored [{s0} + {line}], tmm0",
-                "tilestored [{s0} + {line} + 1024], tmm2",
+                "tilestored [{s0} + {line} + 1024], tmm1",
+                "tilestored [{s0} + {line} + 2048], tmm2",
                 "tilerelease",
                 config = in(reg) &raw const config,
                 a0 = inout(reg) acts => _,
                 a1 = inout(reg) acts.add(block.steps * TILE) => _,
+                a2 = inout(reg) acts.add(2 * block.steps * TILE) => _,
                 w0 = inout(reg) block.panels[0] => _,
                 w1 = inout(reg) block.panels[second] => _,
                 s0 = in(reg) sums,
                 s1 = in(reg) sums.add(second * stride),
                 steps = inout(reg) block.steps => _,
-                size = in(reg) rest * LINE,
                 line = in(reg) LINE,
                 ahead = const AHEAD,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -222,11 +231,14 @@ mod x86 {
     /// pairs pass. Sums rest in memory between inner blocks, which changes no bit.
     ///
     /// # Safety
-    /// As [`few`].
+    /// As [`three`].
     unsafe fn bulk(block: &Block, pairs: usize, sums: *mut f32, stride: usize) {
         let second = usize::from(block.count > 1);
-        for start in (0..block.steps).step_by(INNER_STEPS) {
-            let steps = INNER_STEPS.min(block.steps - start);
+        // A single pair leaves nothing to be kept in L1.
+        let (inner_steps, ahead) =
+            if pairs == 1 { (block.steps, AHEAD) } else { (INNER_STEPS, INNER_AHEAD) };
+        for start in (0..block.steps).step_by(inner_steps) {
+            let steps = inner_steps.min(block.steps - start);
             let mut inner = Inner {
                 config: TileConfig::new([ROWS; 8]),
                 steps,
@@ -242,7 +254,7 @@ mod x86 {
                 let panels = [0, second].map(|i| block.panels[i].add(start * TILE));
                 let acts = block.acts.add(start * TILE);
                 let acts = [acts, acts.add(block.steps * TILE)];
-                inner.run(panels, acts, [sums, sums.add(second * stride)]);
+                inner.run(panels, acts, [sums, sums.add(second * stride)], ahead);
             }
         }
     }
@@ -270,6 +282,7 @@ mod x86 {
             panels: [*const u8; 2],
             acts: [*const u8; 2],
             sums: [*mut f32; 2],
+            ahead: usize,
         ) {
             // SAFETY: the caller's promise; prefetches do not fault.
             unsafe {
@@ -333,8 +346,8 @@ mod x86 {
                     w1 = inout(reg) panels[1] => _,
                     s0 = inout(reg) sums[0] => _,
                     s1 = inout(reg) sums[1] => _,
-                    f0 = inout(reg) panels[0].wrapping_add(INNER_AHEAD) => _,
-                    f1 = inout(reg) panels[1].wrapping_add(INNER_AHEAD) => _,
+                    f0 = inout(reg) panels[0].wrapping_add(ahead) => _,
+                    f1 = inout(reg) panels[1].wrapping_add(ahead) => _,
                     line = in(reg) LINE,
                     steps = out(reg) _,
                     count = out(reg) _,

@@ -151,18 +151,19 @@ pub(crate) fn multiply<const SOURCES: usize>(
         }
         let mut token = tokens.start;
         while token < tokens.end {
-            block.tokens = tokens_max.min(tokens.end - token);
+            let count = tokens_max.min(tokens.end - token);
+            block.tokens = acts.padded(count);
             block.acts = acts.tile(token);
             run(acts.kernel(), &block, &mut sums);
-            let size = block.tokens * LANES;
+            let (stride, size) = (block.tokens * LANES, count * LANES);
             for (index, panel) in panels.clone().enumerate() {
                 let parts = std::array::from_fn(|source| {
-                    let at = (index * SOURCES + source) * size;
+                    let at = (index * SOURCES + source) * stride;
                     &sums[at..at + size]
                 });
                 done(panel, token, parts);
             }
-            token += block.tokens;
+            token += count;
         }
     }
 }
