@@ -1,7 +1,10 @@
 // Every kernel of amoe, compiled into one fatbin by `cargo xtask kernels`.
-#include "ptx.cuh"
-
+#include "attention.cuh"
 #include "ffn_portable.cuh"
+#include "kv.cuh"
+#include "norm.cuh"
+#include "probe.cuh"
+#include "router.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "ffn_hopper.cuh"

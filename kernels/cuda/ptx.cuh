@@ -91,6 +91,13 @@ DEV void load_tiles(uint32_t (&r)[4], uint32_t row) {
                  : "r"(row)
                  : "memory");
 }
+/// As load_tiles, each tile transposed.
+DEV void load_tiles_transposed(uint32_t (&r)[4], uint32_t row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row)
+                 : "memory");
+}
 /// d += a (16x16) * b (16x8), bf16 in, f32 out.
 DEV void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "

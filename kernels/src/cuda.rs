@@ -4,10 +4,16 @@
 //! linked: a build without CUDA runs everywhere and says in one sentence what is missing. All work
 //! of a device goes to its one stream, in order; a launch returns at once.
 
+mod attention;
 mod device;
 mod error;
 mod ffn;
+mod probe;
+mod rows;
 
+pub use attention::{Attention, Cache, CacheShape, DecodeRows, HeadNorms, KvRows};
 pub use device::{Buffer, Device, Timer};
 pub use error::CudaError;
 pub use ffn::{Experts, FfnKernel, GroupedFfn, PairList, Pairs};
+pub use probe::{Probe, filled};
+pub use rows::{RouteSpec, Rows, Terms};

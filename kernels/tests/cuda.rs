@@ -3,6 +3,8 @@
 //! What this shows: indexing, barriers and asynchronous copies of the kernels, the launch code, and
 //! the sentence for each thing that can be missing. It needs a C++ compiler and shows no speed.
 
+#![expect(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -52,10 +54,18 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn every_check_holds_on_the_emulated_gpu() {
-    let output = gpu_check(&[], &[IMAGE[0], IMAGE[1], "--seed", "7"]);
+fn every_check_holds_on_the_emulated_gpu_and_a_measurement_is_reported() {
+    let folder = emulator().join("report");
+    let path = folder.to_str().unwrap();
+    let rest = ["--seed", "7", "--report", path, "--shapes", "tiny", "--notes", "a \"rehearsal\""];
+    let output = gpu_check(&[], &[&IMAGE[..], &rest].concat());
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("Hopper"), "{}", text(&output));
+    let json = std::fs::read_to_string(folder.join("report.json")).unwrap();
+    assert!(json.contains(r#""notes": "a \"rehearsal\"", "failed_checks": 0"#), "{json}");
+    assert!(json.contains(r#""tokens_per_expert": 2, "ms": "#), "{json}");
+    let markdown = std::fs::read_to_string(folder.join("report.md")).unwrap();
+    assert!(markdown.contains("| tiny | 3 | 1 | "), "{markdown}");
 }
 
 #[test]

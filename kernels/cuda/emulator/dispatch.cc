@@ -1,8 +1,12 @@
 // From a kernel's name and the addresses of its arguments to a run of its source.
 #include "dispatch.h"
 
+#include "../attention.cuh"
 #include "../ffn_hopper.cuh"
 #include "../ffn_portable.cuh"
+#include "../norm.cuh"
+#include "../probe.cuh"
+#include "../router.cuh"
 
 namespace {
 
@@ -18,6 +22,14 @@ template <typename... T> Kernel wrap(void (*kernel)(T...)) {
 const std::map<std::string, Kernel> KERNELS = {
     {"ffn_hopper", wrap(ffn_hopper)},
     {"ffn_portable", wrap(ffn_portable)},
+    {"add_norm", wrap(add_norm)},
+    {"attend_64", wrap(attend_64)},
+    {"attend_128", wrap(attend_128)},
+    {"attend_merge", wrap(attend_merge)},
+    {"fill", wrap(fill)},
+    {"route", wrap(route)},
+    {"stream", wrap(stream)},
+    {"write_kv", wrap(write_kv)},
 };
 
 }  // namespace

@@ -207,6 +207,18 @@ inline void load_tiles(uint32_t (&r)[4], uint32_t row) {
     });
     memcpy(r, four.r, 16);
 }
+inline void load_tiles_transposed(uint32_t (&r)[4], uint32_t row) {
+    struct Four {
+        uint16_t r[8];
+    };
+    const Four four = machine::together<uint32_t, Four>(row, [](const uint32_t *const *rows, Four **out) {
+        for (int tile = 0; tile < 4; tile++)
+            for (int l = 0; l < 32; l++)
+                for (int i = 0; i < 2; i++)
+                    memcpy(&out[l]->r[tile * 2 + i], machine::at(*rows[tile * 8 + l % 4 * 2 + i], 16) + l / 4 * 2, 2);
+    });
+    memcpy(r, four.r, 16);
+}
 inline float widened(uint32_t pair, int high) { return from_bits(high ? pair & 0xffff0000u : pair << 16); }
 inline void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     struct In {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
-    DriverError, LaunchConfig,
+    DriverError, LaunchConfig, PushKernelArg,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -88,6 +88,14 @@ impl Device {
     #[must_use]
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// Bytes of device memory that are free, and that there are.
+    ///
+    /// # Errors
+    /// When the driver does not say.
+    pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.context.mem_get_info().map_err(CudaError::driver("asking for free memory"))
     }
 
     /// Room for `len` values; what it holds is undefined.
@@ -199,6 +207,23 @@ impl Device {
         let each = kernel.occupancy_max_active_blocks_per_multiprocessor(threads, shared, None);
         let each = each.map_err(CudaError::driver("asking how many blocks fit"))?;
         Ok(each * self.multiprocessors)
+    }
+
+    /// Launches a kernel that takes one struct.
+    ///
+    /// # Safety
+    /// The struct is the kernel's, its pointers are of live buffers, and the kernel stays inside them.
+    pub(super) unsafe fn launch<P: DeviceRepr>(
+        &self,
+        kernel: &CudaFunction,
+        config: LaunchConfig,
+        params: &P,
+    ) -> Result<(), CudaError> {
+        let mut launch = self.stream.launch_builder(kernel);
+        launch.arg(params);
+        // SAFETY: the caller's promise.
+        let launched = unsafe { launch.launch(config) };
+        launched.map(drop).map_err(CudaError::driver("launching a kernel"))
     }
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {

@@ -76,3 +76,13 @@ pub(super) fn words(error: &DriverError) -> String {
         _ => format!("error {}", error.0 as i32),
     }
 }
+
+/// Refuses arguments with a sentence.
+pub(super) fn require(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), CudaError> {
+    if holds { Ok(()) } else { Err(CudaError::Shape(otherwise())) }
+}
+
+/// A size as the kernels take it.
+pub(super) fn size(value: usize) -> Result<u32, CudaError> {
+    u32::try_from(value).map_err(|_| CudaError::Shape(format!("{value} does not fit 32 bits")))
+}

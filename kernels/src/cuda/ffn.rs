@@ -12,7 +12,7 @@ use cudarc::driver::{CudaFunction, DeviceRepr, PushKernelArg};
 use half::bf16;
 
 use super::device::{Buffer, Device, grid};
-use super::error::CudaError;
+use super::error::{CudaError, require, size};
 
 /// The code path of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Experts {
         (slots, hidden, inter): (usize, usize, usize),
         [gate, up, down]: [Buffer<bf16>; 3],
     ) -> Result<Self, CudaError> {
-        let aligned = hidden % 8 == 0 && inter % 8 == 0;
+        let aligned = hidden.is_multiple_of(8) && inter.is_multiple_of(8);
         require(aligned && slots * hidden * inter > 0, || {
             format!("experts of {hidden} x {inter}: both must be multiples of 8, and some must be")
         })?;
@@ -277,14 +277,6 @@ impl GroupedFfn {
             padding: 0,
         })
     }
-}
-
-fn require(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), CudaError> {
-    if holds { Ok(()) } else { Err(CudaError::Shape(otherwise())) }
-}
-
-fn size(value: usize) -> Result<u32, CudaError> {
-    u32::try_from(value).map_err(|_| CudaError::Shape(format!("{value} does not fit 32 bits")))
 }
 
 /// Mirrors `FfnParams` in `ffn.cuh`.

@@ -1,16 +1,22 @@
 //! Checks every CUDA kernel against f64 and measures it, on the first GPU of the machine.
 
+mod attention;
 mod check;
 mod ffn;
 mod random;
+mod report;
+mod rows;
+mod speed;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use check::Checks;
 use kernels::cuda::{CudaError, Device};
 
-const USAGE: &str = "usage: gpu-check [--image FATBIN] [--seed N]";
+const USAGE: &str = "usage: gpu-check [--image FATBIN] [--seed N] \
+                     [--report FOLDER [--notes TEXT] [--shapes real|tiny]]";
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -18,6 +24,12 @@ struct Options {
     /// Kernels to load instead of the ones built in.
     image: Option<String>,
     seed: Option<u64>,
+    /// Where the measurements go; without it nothing is measured.
+    report: Option<PathBuf>,
+    /// Lines on the machine, for the report.
+    notes: String,
+    /// Measure small shapes: a rehearsal.
+    tiny: bool,
 }
 
 #[expect(clippy::print_stderr, reason = "a program talks to the person who ran it")]
@@ -43,7 +55,14 @@ fn run() -> Result<bool, String> {
     println!("{}, compute capability {major}.{minor}, {count} multiprocessors", device.name());
     println!("inputs of seed {seed}");
     let mut checks = Checks::default();
-    ffn::check(&device, &mut checks, seed).map_err(|error| error.to_string())?;
+    for check in [rows::check, attention::check, ffn::check] {
+        check(&device, &mut checks, seed).map_err(|error| error.to_string())?;
+    }
+    if let Some(folder) = &options.report {
+        let speed = speed::measure(&device, &mut checks, options.tiny);
+        let speed = speed.map_err(|error| error.to_string())?;
+        report::write(folder, &device, &options.notes, checks.failed(), &speed)?;
+    }
     println!("{} of {} checks failed", checks.failed(), checks.count());
     Ok(checks.failed() == 0)
 }
@@ -68,6 +87,9 @@ impl Options {
             match argument.as_str() {
                 "--image" => options.image = Some(value),
                 "--seed" => options.seed = Some(value.parse().map_err(|_| USAGE)?),
+                "--report" => options.report = Some(value.into()),
+                "--notes" => options.notes = value,
+                "--shapes" => options.tiny = value == "tiny",
                 _ => return Err(USAGE.into()),
             }
         }

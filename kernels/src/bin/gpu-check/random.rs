@@ -25,6 +25,10 @@ impl Random {
         (2.0 * unit - 1.0) * scale
     }
 
+    pub(crate) fn floats(&mut self, len: usize, scale: f32) -> Vec<f32> {
+        (0..len).map(|_| self.uniform(scale)).collect()
+    }
+
     pub(crate) fn halves(&mut self, len: usize, scale: f32) -> Vec<bf16> {
         (0..len).map(|_| bf16::from_f32(self.uniform(scale))).collect()
     }

@@ -1,0 +1,104 @@
+//! How fast the kernels are that do little but move bytes.
+
+use half::bf16;
+use kernels::cuda::{
+    Attention, Buffer, Cache, CacheShape, CudaError, DecodeRows, Device, KvRows, Probe, RouteSpec,
+    Rows, Terms,
+};
+
+use super::median;
+use crate::random::Random;
+
+/// What, milliseconds, bytes in and out.
+type Mover = (String, f64, f64);
+
+/// Shapes are those of Qwen3-30B-A3B unless `tiny`.
+pub(super) fn measure(device: &Device, probe: &Probe, tiny: bool) -> Result<Vec<Mover>, CudaError> {
+    let rows = if tiny { 2 } else { 8192 };
+    let (sequences, longest) = if tiny { (1, 3) } else { (64, 4096) };
+    let mut movers = vec![add_norm(device, probe, rows)?, route(device, rows)?];
+    movers.extend(attention(device, probe, (sequences, longest))?);
+    Ok(movers)
+}
+
+fn random_halves(device: &Device, probe: &Probe, len: usize) -> Result<Buffer<bf16>, CudaError> {
+    let mut buffer = device.alloc(len)?;
+    probe.fill(device, &mut buffer, (1, 1.0)).map(|()| buffer)
+}
+
+fn add_norm(device: &Device, probe: &Probe, rows: usize) -> Result<Mover, CudaError> {
+    const WIDTH: usize = 2048;
+    const COUNT: usize = 8;
+    let kernels = Rows::new(device)?;
+    let mut residual = device.upload(&Random(1).floats(rows * WIDTH, 1.0))?;
+    let values = random_halves(device, probe, rows * COUNT * WIDTH)?;
+    let place: Vec<u32> = (0..(rows * COUNT) as u32).collect();
+    let terms = Terms { values: &values, place: &device.upload(&place)?, count: COUNT };
+    let weight = random_halves(device, probe, WIDTH)?;
+    let mut out = device.alloc(rows * WIDTH)?;
+    let milliseconds = median(device, || {
+        kernels.add_norm(device, &mut residual, terms, (&weight, 1e-6), &mut out)
+    })?;
+    let bytes = rows * WIDTH * (2 * COUNT + 4 + 4 + 2);
+    Ok((format!("add {COUNT} terms and norm, {rows} x {WIDTH}"), milliseconds, bytes as f64))
+}
+
+fn route(device: &Device, rows: usize) -> Result<Mover, CudaError> {
+    let spec = RouteSpec {
+        experts: 128,
+        top_k: 8,
+        groups: (1, 1),
+        sigmoid: false,
+        normalize: true,
+        scale: 1.0,
+    };
+    let kernels = Rows::new(device)?;
+    let logits = device.upload(&Random(2).floats(rows * spec.experts, 4.0))?;
+    let mut chosen = device.alloc(rows * spec.top_k)?;
+    let mut weight = device.alloc(rows * spec.top_k)?;
+    let milliseconds =
+        median(device, || kernels.route(device, &spec, (&logits, None), &mut chosen, &mut weight))?;
+    let bytes = rows * (spec.experts * 4 + spec.top_k * 8);
+    Ok((format!("gate, {rows} rows, 8 of 128"), milliseconds, bytes as f64))
+}
+
+/// Fills a cache with `sequences` of `longest` positions, then attends once for each.
+fn attention(
+    device: &Device,
+    probe: &Probe,
+    (sequences, longest): (usize, usize),
+) -> Result<[Mover; 2], CudaError> {
+    let each = longest.div_ceil(32);
+    let shape = CacheShape { heads: 32, kv_heads: 4, dim: 128, blocks: sequences * each };
+    let (all, positions) = (shape.heads + 2 * shape.kv_heads, sequences * longest);
+    let mut attention = Attention::new(device, shape, (sequences, longest))?;
+    let mut cache = Cache::new(device, shape)?;
+    let place = |p: usize| (p / longest * each * 32 + p % longest) as u32;
+    let slots: Vec<u32> = (0..positions).map(place).collect();
+    let position: Vec<u32> = (0..positions).map(|p| (p % longest) as u32).collect();
+    let rows = KvRows {
+        qkv: &random_halves(device, probe, positions * all * shape.dim)?,
+        angles: &device.upload(&Random(3).floats(longest * shape.dim, 1.0))?,
+        position: &device.upload(&position)?,
+        slot: &device.upload(&slots)?,
+        norms: None,
+    };
+    let mut query = device.alloc(positions * shape.heads * shape.dim)?;
+    let write = median(device, || attention.write_kv(device, rows, &mut query, &mut cache))?;
+    let blocks: Vec<u32> = (0..(sequences * each) as u32).collect();
+    let decode = DecodeRows {
+        query: &random_halves(device, probe, sequences * shape.heads * shape.dim)?,
+        blocks: &device.upload(&blocks)?,
+        length: &device.upload(&vec![longest as u32; sequences])?,
+        longest,
+        scale: 0.088,
+    };
+    let mut out = device.alloc(sequences * shape.heads * shape.dim)?;
+    let attend = median(device, || attention.decode(device, decode, &cache, &mut out))?;
+    let head = shape.dim * size_of::<bf16>();
+    let (written, read) = (2 * positions * all * head, 2 * positions * shape.kv_heads * head);
+    Ok([
+        (format!("rotate and cache, {positions} rows"), write, written as f64),
+        (format!("decode attention, {sequences} x {longest}"), attend, read as f64),
+    ])
+}
