@@ -38,6 +38,30 @@ impl Head {
     }
 }
 
+/// The frame of an answer or a chunk around its choices.
+#[derive(Debug, Serialize)]
+pub(super) struct Answer<'a, C> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<C>,
+    /// Absent, null, or the usage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+impl Head {
+    pub(super) fn answer<C>(
+        &self,
+        object: &'static str,
+        choices: Vec<C>,
+        usage: Option<Option<Usage>>,
+    ) -> Answer<'_, C> {
+        Answer { id: &self.id, object, created: self.created, model: &self.model, choices, usage }
+    }
+}
+
 /// `stop_reason`, vLLM's word for the stop string or token.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]

@@ -31,17 +31,6 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
-struct Answer<'a, C> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<C>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
-}
-
-#[derive(Debug, Serialize)]
 struct Choice {
     index: u32,
     message: Message,
@@ -79,6 +68,7 @@ struct Delta {
 }
 
 const ROLE: &str = "assistant";
+const CHUNK: &str = "chat.completion.chunk";
 
 pub(super) async fn create(
     State(requests): State<Arc<Requests>>,
@@ -143,22 +133,6 @@ impl Writer {
         self.token_ids.then(ids)
     }
 
-    fn answer<C>(
-        &self,
-        object: &'static str,
-        choices: Vec<C>,
-        usage: Option<Option<Usage>>,
-    ) -> Answer<'_, C> {
-        Answer {
-            id: &self.head.id,
-            object,
-            created: self.head.created,
-            model: &self.head.model,
-            choices,
-            usage,
-        }
-    }
-
     async fn whole(self, mut running: Running) -> Result<Response, Refusal> {
         let pieces = running.collect().await?;
         let choice = |(index, piece): (u32, Piece)| Choice {
@@ -170,7 +144,7 @@ impl Writer {
         };
         let choices = (0..).zip(pieces).map(choice).collect();
         let usage = Some(Some(Usage::from(&running)));
-        let answer = self.answer("chat.completion", choices, usage);
+        let answer = self.head.answer("chat.completion", choices, usage);
         Ok(Json(answer).into_response())
     }
 }
@@ -185,7 +159,7 @@ impl Stream {
     fn chunk(&self, change: Change) -> String {
         // With the usage asked for, all other chunks say that they have none.
         let usage = self.usage.then_some(None);
-        json(&self.writer.answer("chat.completion.chunk", vec![change], usage))
+        json(&self.writer.head.answer(CHUNK, vec![change], usage))
     }
 }
 
@@ -217,6 +191,6 @@ impl Chunks for Stream {
 
     fn usage(&self, usage: Usage) -> String {
         let none = Vec::<Change>::new();
-        json(&self.writer.answer("chat.completion.chunk", none, Some(Some(usage))))
+        json(&self.writer.head.answer(CHUNK, none, Some(Some(usage))))
     }
 }

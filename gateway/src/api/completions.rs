@@ -35,17 +35,6 @@ const TOKENS_MAX: i64 = 16;
 const OBJECT: &str = "text_completion";
 
 #[derive(Debug, Serialize)]
-struct Answer<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<Choice>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
-}
-
-#[derive(Debug, Serialize)]
 struct Choice {
     index: u32,
     text: String,
@@ -183,17 +172,6 @@ impl Writer {
         }
     }
 
-    fn answer(&self, choices: Vec<Choice>, usage: Option<Option<Usage>>) -> Answer<'_> {
-        Answer {
-            id: &self.head.id,
-            object: OBJECT,
-            created: self.head.created,
-            model: &self.head.model,
-            choices,
-            usage,
-        }
-    }
-
     async fn whole(mut self, mut running: Running) -> Result<Response, Refusal> {
         let pieces = running.collect().await?;
         let choices = (0..)
@@ -204,7 +182,7 @@ impl Writer {
             })
             .collect();
         let usage = Some(Some(Usage::from(&running)));
-        Ok(Json(self.answer(choices, usage)).into_response())
+        Ok(Json(self.head.answer(OBJECT, choices, usage)).into_response())
     }
 }
 
@@ -227,10 +205,10 @@ impl Chunks for Stream {
         let choice = self.writer.choice(index, piece);
         // With the usage asked for, all other chunks say that they have none.
         let usage = self.usage.then_some(None);
-        out.push_back(json(&self.writer.answer(vec![choice], usage)));
+        out.push_back(json(&self.writer.head.answer(OBJECT, vec![choice], usage)));
     }
 
     fn usage(&self, usage: Usage) -> String {
-        json(&self.writer.answer(Vec::new(), Some(Some(usage))))
+        json(&self.writer.head.answer(OBJECT, Vec::<Choice>::new(), Some(Some(usage))))
     }
 }
