@@ -27,8 +27,8 @@ mod x86 {
     const AHEAD: usize = 2 * TILE;
     /// Steps of an inner block: two panels of it are 16 KiB, a third of L1.
     const INNER_STEPS: usize = 8;
-    /// As [`AHEAD`], for inner blocks: two of them.
-    const INNER_AHEAD: usize = 2 * INNER_STEPS * TILE;
+    /// As [`AHEAD`], for inner blocks: the next one, by the time this one is used up.
+    const INNER_AHEAD: usize = INNER_STEPS * TILE;
 
     /// What `ldtilecfg` reads.
     #[repr(C, align(64))]
