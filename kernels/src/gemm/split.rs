@@ -8,6 +8,9 @@ const TASK_BYTES: usize = 256 << 10;
 const TOKEN_BLOCK: usize = super::TOKENS_MAX;
 /// Multiply-adds of one task: about 30 us of one core's tile unit.
 const TASK_MULTIPLY_ADDS: usize = 24 << 20;
+/// Less than both of these is not worth handing to another thread.
+const LEAST_BYTES: usize = 64 << 10;
+const LEAST_MULTIPLY_ADDS: usize = 2 << 20;
 /// Panels of one task: a multiple of it keeps all streams of a block busy.
 const PANELS: usize = 4;
 
@@ -25,9 +28,11 @@ impl Split {
     pub(crate) fn new(panels: usize, panel_bytes: usize, rows: usize, tasks_min: usize) -> Self {
         let tokens = rows.clamp(1, TOKEN_BLOCK);
         let by_bytes = TASK_BYTES / panel_bytes.max(1);
-        let by_work = TASK_MULTIPLY_ADDS / (panel_bytes / 2 * tokens).max(1);
+        let multiply_adds = (panel_bytes / 2 * tokens).max(1);
+        let by_work = TASK_MULTIPLY_ADDS / multiply_adds;
         let fair = panels.div_ceil(tasks_min.max(1));
-        let wanted = by_bytes.min(by_work).min(fair);
+        let least = (LEAST_BYTES / panel_bytes.max(1)).min(LEAST_MULTIPLY_ADDS / multiply_adds);
+        let wanted = by_bytes.min(by_work).min(fair).max(least);
         let panels_per_task = (wanted / PANELS * PANELS).max(PANELS);
         Self { panels, panels_per_task, rows }
     }
