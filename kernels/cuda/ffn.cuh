@@ -1,5 +1,7 @@
 // What the two grouped SwiGLU kernels share: their parameters, and the order in which blocks take tiles.
 //
+// With `dense` the same machinery is a plain product with one matrix, for the layers that are not experts.
+//
 // The job: for every pair (expert, row) out[pair] = weight[pair] * down(silu(gate(x[row])) * up(x[row])).
 // One launch does a whole layer. Tiles of the first products (gate and up) come first, tiles of the second
 // product (down) follow; a block takes every blocks()-th tile of that one list. A down tile waits until all
@@ -19,13 +21,14 @@ struct FfnParams {
     const uint32_t *slot;    // [groups] which expert's weights a group uses
     const uint32_t *first;   // [groups + 1] a group's pairs are first[g] .. first[g + 1]
     const uint32_t *row;     // [pairs] the row of x
-    const float *weight;     // [pairs] the gate weight
+    const float *weight;     // [pairs] the gate weight, or null for ones
     bf16 *act;               // [pairs, inter] scratch
     bf16 *out;               // [pairs, hidden]
     uint32_t *ready;         // [groups + 1] zero before the launch and after it
     uint32_t groups;
     uint32_t hidden;         // a multiple of 8
     uint32_t inter;          // a multiple of 8
+    uint32_t dense;          // not 0: the down product alone, of slot 0 with this many rows of act
 };
 
 DEV uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
@@ -47,9 +50,9 @@ template <uint32_t UP, uint32_t DOWN, uint32_t WIDTH> struct Walk {
     uint32_t index;
     uint32_t base = 0;
     uint32_t group = 0;
-    bool down = false;
+    bool down;
 
-    DEV explicit Walk(const FfnParams &params) : p(params), index(ptx::block()) {}
+    DEV explicit Walk(const FfnParams &params) : p(params), index(ptx::block()), down(params.dense) {}
 
     DEV static uint32_t up_slices(const FfnParams &p) { return ceil_div(p.inter, UP); }
 
@@ -57,8 +60,8 @@ template <uint32_t UP, uint32_t DOWN, uint32_t WIDTH> struct Walk {
         while (true) {
             const uint32_t slices = down ? ceil_div(p.hidden, DOWN) : up_slices(p);
             for (; group < p.groups; group++) {
-                const uint32_t first = p.first[group];
-                const uint32_t pairs = p.first[group + 1] - first;
+                const uint32_t first = p.dense ? 0 : p.first[group];
+                const uint32_t pairs = p.dense ? p.dense : p.first[group + 1] - first;
                 const uint32_t splits = ceil_div(pairs, WIDTH);
                 if (index < base + splits * slices) {
                     place(tile, first, pairs, splits);
@@ -79,7 +82,7 @@ template <uint32_t UP, uint32_t DOWN, uint32_t WIDTH> struct Walk {
         const uint32_t start = (index - base) % splits * width;
         tile.down = down;
         tile.group = group;
-        tile.slot = p.slot[group];
+        tile.slot = p.dense ? 0 : p.slot[group];
         tile.pair = first + start;
         tile.count = pairs - start < width ? pairs - start : width;
         tile.m = (index - base) / splits;
@@ -87,7 +90,7 @@ template <uint32_t UP, uint32_t DOWN, uint32_t WIDTH> struct Walk {
     }
 };
 
-/// Waits until `tiles` publications of the tile's group are there.
+/// Waits until all publications of the tile's group are there.
 DEV void wait_published(const FfnParams &p, const Tile &tile, uint32_t publications) {
     while (ptx::load_acquire(p.ready + tile.group) != publications) ptx::pause();
 }

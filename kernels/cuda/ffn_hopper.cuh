@@ -134,7 +134,7 @@ DEV void gather_rows(const FfnParams &p, Ring ring) {
     Announcer announcer;
     Tile tile;
     for (Tiles tiles(p); tiles.next(tile);) {
-        if (tile.down) {
+        if (tile.down && !p.dense) {
             announcer.tell_all(ring);
             if (thread % 32 == 0) wait_published(p, tile, PUBLICATIONS * Tiles::up_slices(p) * tile.splits);
             ptx::sync_warp();
@@ -194,7 +194,7 @@ template <int N>
 DEV void finish_down(const FfnParams &p, const Tile &tile, uint32_t group, uint32_t half, const Ring &ring,
                      const float (&sum)[N / 2]) {
     const uint32_t m = tile.m * 256 + half * 128 + group * 64, column = ptx::thread() % 4 * 2;
-    auto weight = [&](uint32_t n) { return n < tile.count ? p.weight[tile.pair + n] : 0.0f; };
+    auto weight = [&](uint32_t n) { return n < tile.count && p.weight ? p.weight[tile.pair + n] : 1.0f; };
     auto value = [&](int j, int rows) {
         const int i = 4 * j + 2 * rows;
         const uint32_t n = 8 * j + column;
@@ -269,11 +269,11 @@ ffn_hopper(GRID_CONSTANT FfnParams p, GRID_CONSTANT TensorMap gate, GRID_CONSTAN
     }
     ptx::sync_block();
     if (ptx::thread() < 128) {
-        ptx::registers_down<72>();
+        ptx::registers_down<88>();
         if (ptx::thread() == 0) stream_weights(p, gate, up, down, ring);
         if (ptx::thread() >= 32) gather_rows(p, ring);
     } else {
-        ptx::registers_up<216>();
+        ptx::registers_up<208>();
         multiply(p, ring);
     }
 }

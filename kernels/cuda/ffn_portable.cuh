@@ -119,7 +119,7 @@ DEV void lay_out(const FfnParams &p, const Tile &tile, const Sums &sums) {
             if (row >= tile.count) continue;
             const float first = sums.half[0][n][i], second = sums.half[1][n][i];
             if (tile.down) {
-                const float weight = p.weight[tile.pair + row];
+                const float weight = p.weight ? p.weight[tile.pair + row] : 1.0f;
                 put(row, feature, first * weight);
                 put(row, 64 + feature, second * weight);
             } else {
@@ -172,7 +172,7 @@ KERNEL(portable::THREADS, 2) ffn_portable(GRID_CONSTANT FfnParams p) {
     using namespace portable;
     Tile tile;
     for (Tiles tiles(p); tiles.next(tile);) {
-        if (tile.down) {
+        if (tile.down && !p.dense) {
             if (ptx::thread() == 0) wait_published(p, tile, Tiles::up_slices(p) * tile.splits);
             ptx::sync_block();
         }

@@ -8,6 +8,7 @@ mod attention;
 mod device;
 mod error;
 mod ffn;
+mod linear;
 mod probe;
 mod rows;
 
@@ -15,5 +16,6 @@ pub use attention::{Attention, Cache, CacheShape, DecodeRows, HeadNorms, KvRows}
 pub use device::{Buffer, Device, Timer};
 pub use error::CudaError;
 pub use ffn::{Experts, FfnKernel, GroupedFfn, PairList, Pairs};
+pub use linear::{Dense, Matrix};
 pub use probe::{Probe, filled};
 pub use rows::{RouteSpec, Rows, Terms};

@@ -31,7 +31,7 @@ impl FfnKernel {
     }
 
     /// Name, threads of a block, and its dynamic shared memory: the constants of the `.cuh` files.
-    fn launch(self) -> (&'static str, u32, u32) {
+    pub(super) fn launch(self) -> (&'static str, u32, u32) {
         match self {
             Self::Hopper => ("ffn_hopper", 384, 1024 + 4 * 49_152 + 2 * 16_384 + 64),
             Self::Portable => ("ffn_portable", 128, 3 * 24_576),
@@ -274,7 +274,7 @@ impl GroupedFfn {
             groups: size(pairs.slot.len())?,
             hidden: size(experts.hidden)?,
             inter: size(experts.inter)?,
-            padding: 0,
+            dense: 0,
         })
     }
 }
@@ -282,37 +282,37 @@ impl GroupedFfn {
 /// Mirrors `FfnParams` in `ffn.cuh`.
 #[repr(C)]
 #[derive(Debug)]
-struct Params {
-    x: u64,
-    gate: u64,
-    up: u64,
-    down: u64,
-    slot: u64,
-    first: u64,
-    row: u64,
-    weight: u64,
-    act: u64,
-    out: u64,
-    ready: u64,
-    groups: u32,
-    hidden: u32,
-    inter: u32,
-    padding: u32,
+pub(super) struct Params {
+    pub(super) x: u64,
+    pub(super) gate: u64,
+    pub(super) up: u64,
+    pub(super) down: u64,
+    pub(super) slot: u64,
+    pub(super) first: u64,
+    pub(super) row: u64,
+    pub(super) weight: u64,
+    pub(super) act: u64,
+    pub(super) out: u64,
+    pub(super) ready: u64,
+    pub(super) groups: u32,
+    pub(super) hidden: u32,
+    pub(super) inter: u32,
+    pub(super) dense: u32,
 }
 
-// SAFETY: plain numbers in C layout, with the padding spelt out.
+// SAFETY: plain numbers in C layout without padding.
 unsafe impl DeviceRepr for Params {}
 
 /// How the copy engine reads a weight matrix: boxes of 64 x 128, rows swizzled over 128 bytes.
 #[repr(C, align(64))]
 #[derive(Debug)]
-struct TensorMap(CUtensorMap);
+pub(super) struct TensorMap(CUtensorMap);
 
 // SAFETY: the driver's own descriptor, passed by value with the alignment it asks for.
 unsafe impl DeviceRepr for TensorMap {}
 
 impl TensorMap {
-    fn of(weights: &Buffer<bf16>, rows: usize, width: usize) -> Result<Self, CudaError> {
+    pub(super) fn of(weights: &Buffer<bf16>, rows: usize, width: usize) -> Result<Self, CudaError> {
         let mut map = Self(CUtensorMap { opaque: [0; 16] });
         let dims = [width as u64, rows as u64];
         let stride = [(width * size_of::<bf16>()) as u64];

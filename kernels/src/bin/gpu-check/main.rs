@@ -3,6 +3,7 @@
 mod attention;
 mod check;
 mod ffn;
+mod linear;
 mod random;
 mod report;
 mod rows;
@@ -55,7 +56,7 @@ fn run() -> Result<bool, String> {
     println!("{}, compute capability {major}.{minor}, {count} multiprocessors", device.name());
     println!("inputs of seed {seed}");
     let mut checks = Checks::default();
-    for check in [rows::check, attention::check, ffn::check] {
+    for check in [rows::check, attention::check, linear::check, ffn::check] {
         check(&device, &mut checks, seed).map_err(|error| error.to_string())?;
     }
     if let Some(folder) = &options.report {

@@ -1,0 +1,128 @@
+//! A product with one matrix, on the machinery of the grouped SwiGLU: projections and the output head.
+//!
+//! Blocks take 256 output features (128 on the portable path) at a time, so that a matrix of fewer
+//! than that for each multiprocessor leaves some of them idle.
+
+use cudarc::driver::{CudaFunction, PushKernelArg};
+use half::bf16;
+
+use super::device::{Buffer, Device, grid};
+use super::error::{CudaError, require, size};
+use super::ffn::{FfnKernel, Params, TensorMap};
+
+/// Weights of a layer, `[features, inner]`.
+#[derive(Debug)]
+pub struct Matrix {
+    features: usize,
+    inner: usize,
+    weights: Buffer<bf16>,
+    map: Option<TensorMap>,
+}
+
+impl Matrix {
+    /// Takes over weights of `features` rows of `inner`.
+    ///
+    /// # Errors
+    /// When the size is another, or a side is no multiple of 8.
+    pub fn new(
+        device: &Device,
+        (features, inner): (usize, usize),
+        weights: Buffer<bf16>,
+    ) -> Result<Self, CudaError> {
+        let aligned = features.is_multiple_of(8) && inner.is_multiple_of(8);
+        let fits = features * inner > 0 && weights.len() == features * inner;
+        require(aligned && fits, || {
+            let have = weights.len();
+            format!("{have} weights for {features} x {inner}: both must be multiples of 8")
+        })?;
+        let map = match FfnKernel::of(device) {
+            FfnKernel::Portable => None,
+            FfnKernel::Hopper => Some(TensorMap::of(&weights, features, inner)?),
+        };
+        Ok(Self { features, inner, weights, map })
+    }
+}
+
+/// The product, ready to launch.
+#[derive(Debug)]
+pub struct Dense {
+    kernel: FfnKernel,
+    function: CudaFunction,
+    blocks: u32,
+    ready: Buffer<u32>,
+}
+
+impl Dense {
+    /// # Errors
+    /// When the device does not know the kernel.
+    pub fn new(device: &Device, kernel: FfnKernel) -> Result<Self, CudaError> {
+        let (name, threads, shared) = kernel.launch();
+        let function = device.kernel(name, shared)?;
+        let blocks = device.resident(&function, threads, shared)?;
+        Ok(Self { kernel, function, blocks, ready: device.upload(&[0; 2])? })
+    }
+
+    /// `out[row] = matrix * x[row]` for `x`, `[rows, inner]`, and `out`, `[rows, features]`.
+    ///
+    /// A row's bits do not depend on the other rows.
+    ///
+    /// # Errors
+    /// When the sizes do not fit one another, or the driver refuses the launch.
+    pub fn launch(
+        &mut self,
+        device: &Device,
+        matrix: &Matrix,
+        x: &Buffer<bf16>,
+        out: &mut Buffer<bf16>,
+    ) -> Result<(), CudaError> {
+        let (features, inner) = (matrix.features, matrix.inner);
+        let rows = x.len() / inner;
+        require(x.len() == rows * inner && out.len() >= rows * features, || {
+            let (x, out) = (x.len(), out.len());
+            format!("{x} values for {features} x {inner} into {out}")
+        })?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let params = self.params(matrix, x, out, size(rows)?)?;
+        let (_, threads, shared) = self.kernel.launch();
+        let mut launch = device.stream().launch_builder(&self.function);
+        launch.arg(&params);
+        if self.kernel == FfnKernel::Hopper {
+            let Some(map) = &matrix.map else {
+                return Err(CudaError::Shape("the Hopper kernel wants a Hopper device".into()));
+            };
+            launch.arg(map).arg(map).arg(map);
+        }
+        // SAFETY: the sizes were compared above; with `dense` set the kernel touches `act`, `down`,
+        // `out` and `ready` alone, whose counters are zero before and after each launch.
+        let launched = unsafe { launch.launch(grid(self.blocks, threads, shared)) };
+        launched.map(drop).map_err(CudaError::driver("launching a product"))
+    }
+
+    fn params(
+        &self,
+        matrix: &Matrix,
+        x: &Buffer<bf16>,
+        out: &Buffer<bf16>,
+        rows: u32,
+    ) -> Result<Params, CudaError> {
+        Ok(Params {
+            x: 0,
+            gate: 0,
+            up: 0,
+            down: matrix.weights.pointer(),
+            slot: 0,
+            first: 0,
+            row: 0,
+            weight: 0,
+            act: x.pointer(),
+            out: out.pointer(),
+            ready: self.ready.pointer(),
+            groups: 1,
+            hidden: size(matrix.features)?,
+            inter: size(matrix.inner)?,
+            dense: rows,
+        })
+    }
+}
