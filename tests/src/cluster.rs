@@ -1,6 +1,7 @@
 //! A cluster inside the test's process: a coordinator, attention nodes and expert nodes, each on a thread of its own.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,6 +12,7 @@ use chassis::{Readiness, Shutdown, role::Process};
 use domain::SequenceRequest;
 use expert_node::ExpertNode;
 use futures::StreamExt;
+use gateway::{Gateway, Membership};
 use model::{Compute, CpuOptions};
 use node::{
     Site,
@@ -25,6 +27,8 @@ use crate::Answer;
 const COORDINATOR: &str = "inproc:coordinator";
 /// Nothing in a test takes this long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at something that comes.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How attention nodes and expert nodes are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,10 @@ pub struct Layout {
     pub links: LinkKind,
     /// Precision.
     pub compute: Compute,
+    /// Sequences that run at once on each attention node.
+    pub sequences_max: usize,
+    /// Sequences that wait on each attention node.
+    pub waiting_max: usize,
     /// Memory of each KV cache.
     pub kv_bytes: u64,
     /// Tokens of a prefill chunk.
@@ -62,6 +70,8 @@ impl Default for Layout {
             schedule: Schedule::Async,
             links: LinkKind::Memory,
             compute: Compute::Bf16,
+            sequences_max: 256,
+            waiting_max: 1024,
             kv_bytes: 64 << 20,
             chunk_tokens_max: 32,
         }
@@ -72,6 +82,7 @@ impl Default for Layout {
 #[derive(Debug)]
 pub struct Cluster {
     process: Process,
+    hub: Hub,
     sequences: Sequences,
     tasks: Vec<JoinHandle<Result<()>>>,
 }
@@ -112,7 +123,48 @@ impl Cluster {
                 door.await
             }));
         }
-        Ok(Self { process, sequences: Sequences::new(hub, KeepAlive::default()), tasks })
+        let sequences = Sequences::new(hub.clone(), KeepAlive::default());
+        Ok(Self { process, hub, sequences, tasks })
+    }
+
+    /// Opens a gateway in front of it, which is ready when this returns.
+    pub async fn open_gateway(&mut self, checkpoint: &Path) -> Result<SocketAddr> {
+        let config = gateway_config(checkpoint);
+        let membership = Membership::join(&config, self.hub.clone())?;
+        let gateway = Gateway::open(config, membership.cluster(), self.process.clone()).await?;
+        let address = gateway.address();
+        self.tasks.push(tokio::spawn(async move {
+            gateway.serve().await;
+            membership.leave();
+            Ok(())
+        }));
+        let ready = async {
+            while !self.process.readiness.is_ready() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ready).await.context("the gateway does not get ready")?;
+        Ok(address)
+    }
+
+    /// The sum of a metric's samples, over all roles.
+    pub fn read(&self, metric: &str) -> Result<f64> {
+        let text = chassis::metrics::encode(&self.process.registry)?;
+        Ok(crate::metric(&text, metric, ""))
+    }
+
+    /// Waits until the sum of a metric's samples is as wanted.
+    pub async fn until(&self, metric: &str, wanted: impl Fn(f64) -> bool) -> Result<()> {
+        let reached = async {
+            while !wanted(self.read(metric)?) {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(PATIENCE, reached).await {
+            Ok(reached) => reached,
+            Err(_) => bail!("{metric} stays at {}", self.read(metric)?),
+        }
     }
 
     /// The registry of all roles.
@@ -171,6 +223,27 @@ fn model(checkpoint: &Path) -> ModelConfig {
     ModelConfig { path: PathBuf::from(checkpoint) }
 }
 
+fn gateway_config(checkpoint: &Path) -> gateway::Config {
+    gateway::Config {
+        model: gateway::config::ModelConfig {
+            path: PathBuf::from(checkpoint),
+            served_names: vec!["demo".to_owned()],
+            positions_max: None,
+            chat_template: None,
+        },
+        cluster: gateway::config::ClusterConfig {
+            name: "gateway".to_owned(),
+            coordinators: vec![COORDINATOR.to_owned()],
+        },
+        server: gateway::config::ServerConfig {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            ..gateway::config::ServerConfig::default()
+        },
+        bounds: gateway::config::BoundsConfig::default(),
+        patience: gateway::config::PatienceConfig::default(),
+    }
+}
+
 fn expert_config(checkpoint: &Path, layout: &Layout, number: usize) -> expert_node::Config {
     expert_node::Config {
         node: expert_node::config::NodeConfig {
@@ -204,6 +277,8 @@ fn attention_config(checkpoint: &Path, layout: &Layout, number: usize) -> attent
         device: device(layout),
         batching: Tuning::default(),
         bounds: attention_node::config::BoundsConfig {
+            sequences_max: layout.sequences_max,
+            waiting_max: layout.waiting_max,
             kv_bytes: layout.kv_bytes,
             chunk_tokens_max: layout.chunk_tokens_max,
             ..attention_node::config::BoundsConfig::default()

@@ -1,8 +1,12 @@
 //! Clusters for tests: real roles joined over real links, as many of each as a test asks for.
 
+mod asks;
+pub mod client;
 mod cluster;
+pub mod processes;
 mod workload;
 
+pub use asks::ask;
 pub use cluster::{Cluster, Layout, LinkKind};
 pub use workload::{Answer, sequence};
 
@@ -12,4 +16,14 @@ use std::path::{Path, PathBuf};
 #[must_use]
 pub fn checkpoint(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The sum of a metric's samples whose labels hold `label`, in Prometheus's text format.
+#[must_use]
+pub fn metric(text: &str, name: &str, label: &str) -> f64 {
+    let samples = text
+        .lines()
+        .filter_map(|line| line.strip_prefix(name))
+        .filter(|rest| rest.starts_with(['{', ' ']) && rest.contains(label));
+    samples.filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }

@@ -1,0 +1,357 @@
+//! Roles as processes of their own: started as the examples say, on addresses that nobody else has, over etcd.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use hyper::StatusCode;
+use tempfile::TempDir;
+use tokio::{
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    checkpoint,
+    client::{Client, get},
+};
+
+/// Nothing in a test takes this long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at a process.
+const PAUSE: Duration = Duration::from_millis(30);
+/// A template that shows what it was given; the demo model has none.
+const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+                        {% if add_generation_prompt %}<assistant>{% endif %}";
+
+/// A program, the way it was started, and its process while it runs.
+#[derive(Debug)]
+struct Program {
+    command: Command,
+    /// A page that answers 200 when the program is ready.
+    probe: String,
+    child: Option<Child>,
+}
+
+/// Child processes by name. Those that still run when it is dropped are killed.
+#[derive(Debug)]
+pub struct Processes {
+    folder: TempDir,
+    programs: BTreeMap<String, Program>,
+    gateway: SocketAddr,
+}
+
+/// An address that no other test and no other program uses: each test process has an address of the
+/// loopback network to itself, and ports below those that the system hands out.
+fn address() -> SocketAddr {
+    static PORT: AtomicU16 = AtomicU16::new(20_000);
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let ip = IpAddr::V4(Ipv4Addr::new(127, 64 | a, b, c));
+    SocketAddr::new(ip, PORT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A binary of this workspace, which cargo puts beside the folder of the test.
+fn binary(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let path = test.ancestors().nth(2).context("a test lies in target/PROFILE/deps")?.join(name);
+    ensure!(
+        path.is_file(),
+        "{} is not built; `PROTOC=$(cargo xtask protoc) cargo build --workspace --bins --features \
+         coordinator/etcd` builds what this test starts",
+        path.display()
+    );
+    Ok(path)
+}
+
+fn example(role: &str) -> PathBuf {
+    checkpoint(&format!("../deploy/examples/{role}.toml"))
+}
+
+/// The demo checkpoint with a chat template.
+fn chatty_checkpoint(folder: &Path) -> Result<PathBuf> {
+    let chatty = folder.join("demo");
+    std::fs::create_dir(&chatty)?;
+    for file in std::fs::read_dir(checkpoint("checkpoints/demo"))? {
+        let file = file?;
+        symlink(file.path(), chatty.join(file.file_name()))?;
+    }
+    std::fs::write(chatty.join("chat_template.jinja"), TEMPLATE)?;
+    Ok(chatty)
+}
+
+// === impl Program ===
+
+impl Program {
+    fn new(path: &Path, args: &[&str], probe: String) -> Self {
+        let mut command = Command::new(path);
+        // What whoever runs the test has set must not reach the roles.
+        command.args(args).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+        Self { command, probe, child: None }
+    }
+
+    fn running(&mut self) -> Result<&mut Child> {
+        self.child.as_mut().context("is not running")
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        loop {
+            if let Some(status) = self.running()?.try_wait()? {
+                bail!("ended with {status} before it was ready");
+            }
+            if matches!(get(&self.probe).await, Ok((StatusCode::OK, _))) {
+                return Ok(());
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Sends SIGTERM. By the shell, which has it built in: the call itself would be unsafe code.
+    async fn terminate(&mut self) -> Result<()> {
+        let id = self.running()?.id().context("has ended already")?;
+        let sent = Command::new("sh").args(["-c", &format!("kill -TERM {id}")]).status().await?;
+        ensure!(sent.success(), "cannot be sent SIGTERM: {sent}");
+        Ok(())
+    }
+}
+
+// === impl Processes ===
+
+impl Processes {
+    fn new() -> Result<Self> {
+        Ok(Self { folder: tempfile::tempdir()?, programs: BTreeMap::new(), gateway: address() })
+    }
+
+    /// A cluster of one process, `amoe serve`, that is ready.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn single() -> Result<Self> {
+        let mut all = Self::new()?;
+        let model = chatty_checkpoint(all.folder.path())?;
+        let (host, port) = (all.gateway.ip().to_string(), all.gateway.port().to_string());
+        let model = model.display().to_string();
+        let mut args = vec!["serve", &model, "--host", &host, "--port", &port];
+        args.extend(["--served-model-name", "demo", "--threads", "1", "--log", "warn"]);
+        let probe = format!("http://{}/readyz", all.gateway);
+        all.programs.insert("amoe".into(), Program::new(&binary("amoe")?, &args, probe));
+        all.start("amoe")?;
+        all.ready("amoe").await?;
+        Ok(all)
+    }
+
+    /// A cluster that is ready: `etcd`, `coordinator`, `gateway`, `attention-N` and `expert-N`.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn cluster(attention: usize, experts: usize) -> Result<Self> {
+        let mut all = Self::new()?;
+        let etcd = all.add_etcd();
+        let coordinator = all.add_coordinator(&etcd, experts)?;
+        all.add_gateway(&coordinator)?;
+        for (role, count) in [("attention", attention), ("expert", experts)] {
+            for number in 0..count {
+                all.add_node(role, number, &coordinator)?;
+            }
+        }
+        let names: Vec<_> = all.programs.keys().cloned().collect();
+        for name in &names {
+            all.start(name)?;
+        }
+        for name in &names {
+            all.ready(name).await?;
+        }
+        Ok(all)
+    }
+
+    fn add_etcd(&mut self) -> String {
+        let (client, peer) = (format!("http://{}", address()), format!("http://{}", address()));
+        let data = self.folder.path().join("etcd").display().to_string();
+        let members = format!("default={peer}");
+        let mut args = vec!["--data-dir", &data, "--initial-cluster", &members];
+        args.extend(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        args.extend(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        args.extend(["--log-level", "panic"]);
+        let mut program = Program::new(Path::new("etcd"), &args, format!("{client}/health"));
+        // It is found there; everything else is found by its path.
+        program.command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        self.programs.insert("etcd".into(), program);
+        client
+    }
+
+    fn add_coordinator(&mut self, etcd: &str, experts: usize) -> Result<String> {
+        let listen = address().to_string();
+        let endpoints = format!("[\"{etcd}\"]");
+        let experts = experts.to_string();
+        self.add(
+            "coordinator",
+            "coordinator",
+            &[
+                ("CONTROL__LISTEN", &listen),
+                ("CONTROL__LEADER_LEASE_MS", "1000"),
+                ("CLUSTER__EXPERT_NODES_MIN", &experts),
+                ("CLUSTER__HEARTBEAT_MS", "100"),
+                ("CLUSTER__LEASE_MS", "2000"),
+                ("STORE__KIND", "etcd"),
+                ("STORE__ENDPOINTS", &endpoints),
+            ],
+        )?;
+        Ok(listen)
+    }
+
+    fn add_gateway(&mut self, coordinator: &str) -> Result<()> {
+        let model = chatty_checkpoint(self.folder.path())?.display().to_string();
+        let (address, coordinators) = (self.gateway.to_string(), format!("[\"{coordinator}\"]"));
+        self.add(
+            "gateway",
+            "gateway",
+            &[
+                ("SERVER__ADDRESS", &address),
+                ("CLUSTER__COORDINATORS", &coordinators),
+                ("MODEL__PATH", &model),
+            ],
+        )
+    }
+
+    fn add_node(&mut self, role: &str, number: usize, coordinator: &str) -> Result<()> {
+        let (name, binary) = (format!("{role}-{number}"), format!("{role}-node"));
+        let (listen, coordinators) = (address().to_string(), format!("[\"{coordinator}\"]"));
+        let model = self.folder.path().join("demo").display().to_string();
+        self.add(
+            &name,
+            &binary,
+            &[
+                ("NODE__NAME", &name),
+                ("NODE__LISTEN", &listen),
+                ("CLUSTER__COORDINATORS", &coordinators),
+                ("MODEL__PATH", &model),
+            ],
+        )
+    }
+
+    /// A role with its example's configuration and what differs from it.
+    fn add(&mut self, name: &str, role: &str, differs: &[(&str, &str)]) -> Result<()> {
+        let (config, admin) = (example(role).display().to_string(), address());
+        let probe = format!("http://{admin}/readyz");
+        let mut program = Program::new(&binary(role)?, &["--config", &config], probe);
+        program.command.env("AMOE_ADMIN__ADDRESS", admin.to_string());
+        program.command.env("AMOE_TELEMETRY__LOG", "warn");
+        for (key, value) in differs {
+            program.command.env(format!("AMOE_{key}"), value);
+        }
+        self.programs.insert(name.to_owned(), program);
+        Ok(())
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut Program> {
+        self.programs.get_mut(name).with_context(|| format!("no process is called {name}"))
+    }
+
+    /// Where the gateway listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.gateway
+    }
+
+    /// A client of the gateway.
+    ///
+    /// # Errors
+    /// None that an address can cause.
+    pub fn client(&self) -> Result<Client> {
+        Client::new(self.gateway)
+    }
+
+    /// Starts a process as it was started before.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn start(&mut self, name: &str) -> Result<()> {
+        let program = self.program(name)?;
+        let child = program.command.spawn().with_context(|| match name {
+            "etcd" => "cannot start `etcd`: install Debian's package etcd-server".to_owned(),
+            _ => format!("cannot start {name}"),
+        })?;
+        program.child = Some(child);
+        Ok(())
+    }
+
+    /// Waits until a process is ready.
+    ///
+    /// # Errors
+    /// When it ends instead, or hangs.
+    pub async fn ready(&mut self, name: &str) -> Result<()> {
+        let ready = timeout(PATIENCE, self.program(name)?.ready()).await;
+        ready.with_context(|| format!("{name} does not become ready"))?.context(name.to_owned())
+    }
+
+    /// Kills a process, which gets no chance to say good-bye.
+    ///
+    /// # Errors
+    /// When it was not running.
+    pub async fn kill(&mut self, name: &str) -> Result<()> {
+        let program = self.program(name)?;
+        program.running()?.kill().await?;
+        program.child = None;
+        Ok(())
+    }
+
+    /// Waits until the samples of a process's metric whose labels hold `label` add up to `expected`.
+    ///
+    /// # Errors
+    /// When they never do.
+    pub async fn metric(
+        &mut self,
+        name: &str,
+        metric: &str,
+        label: &str,
+        expected: f64,
+    ) -> Result<()> {
+        let url = self.program(name)?.probe.replace("/readyz", "/metrics");
+        let mut last = None;
+        let reached = timeout(PATIENCE, async {
+            while last != Some(expected) {
+                if let Ok((_, text)) = get(&url).await {
+                    last = Some(crate::metric(&text, metric, label));
+                }
+                sleep(PAUSE).await;
+            }
+        });
+        let missed = reached.await.is_err();
+        ensure!(!missed, "{metric} of {name} is {last:?} and never {expected}");
+        Ok(())
+    }
+
+    /// Asks the processes to stop, in this order and then the others, without waiting in between.
+    ///
+    /// # Errors
+    /// When one was not running.
+    pub async fn terminate(&mut self, order: &[&str]) -> Result<()> {
+        let others = self.programs.keys().filter(|name| !order.contains(&name.as_str()));
+        let names: Vec<String> =
+            order.iter().map(|&name| name.to_owned()).chain(others.cloned()).collect();
+        for name in names {
+            self.program(&name)?.terminate().await.context(name)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all have ended.
+    ///
+    /// # Errors
+    /// When one of ours does not, or not with 0.
+    pub async fn ended(mut self) -> Result<()> {
+        for (name, program) in &mut self.programs {
+            let ended = timeout(PATIENCE, program.running()?.wait()).await;
+            let status = ended.with_context(|| format!("{name} does not stop"))??;
+            // etcd ends by the signal itself.
+            ensure!(status.success() || name == "etcd", "{name} ended with {status}");
+        }
+        Ok(())
+    }
+}
