@@ -61,3 +61,26 @@ impl Split {
         self.panels.div_ceil(self.panels_per_task)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_cover_every_panel_and_token_once() {
+        for (panels, panel_bytes) in [(1, 64), (3, 4096), (48, 65_536), (128, 49_152), (97, 1024)] {
+            for rows in [1, 16, 255, 256, 257, 700] {
+                for tasks_min in [1, 8, 64] {
+                    let mut seen = vec![0; panels * rows];
+                    Split::new(panels, panel_bytes, rows, tasks_min).for_each(|panels, tokens| {
+                        assert!(!panels.is_empty() && tokens.len() <= TOKEN_BLOCK);
+                        for panel in panels {
+                            tokens.clone().for_each(|token| seen[panel * rows + token] += 1);
+                        }
+                    });
+                    assert!(seen.iter().all(|&count| count == 1), "{panels} panels, {rows} rows");
+                }
+            }
+        }
+    }
+}
