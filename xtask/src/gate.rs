@@ -121,8 +121,8 @@ fn judge(counts: &[Count], success: bool) -> Count {
 
 /// The count in a test runner's closing line, nextest's or that of `cargo test`.
 fn counted(line: &str) -> Option<Count> {
-    let line = line.trim_start();
-    if !line.starts_with("Summary [") && !line.starts_with("test result: ") {
+    // nextest shows a failed test's own closing line, indented; only an outermost one counts.
+    if !line.trim_start().starts_with("Summary [") && !line.starts_with("test result: ") {
         return None;
     }
     let number = |what: &str| -> Option<usize> {
@@ -150,6 +150,7 @@ mod tests {
             ("     Summary [   0.010s] 1 test run: 0 passed, 1 failed", Some((0, 1))),
             ("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured", Some((3, 0))),
             ("test result: FAILED. 2 passed; 7 failed; 0 ignored; 0 measured", Some((2, 7))),
+            ("    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured", None),
             ("        PASS [   0.006s] (14/25) chassis 3 passed", None),
         ];
         for (line, expected) in table {

@@ -31,10 +31,10 @@ pub fn write() -> Result<()> {
     std::fs::write(folder().join("kernels.lock"), lock).context("writing kernels.lock")
 }
 
-/// Compiles as [`write`] does and compares with `kernels.lock` instead of writing it.
+/// Compiles as [`write()`] does and compares with `kernels.lock` instead of writing it.
 ///
 /// # Errors
-/// As [`write`], and when the result is not what the lock file says.
+/// As [`write()`], and when the result is not what the lock file says.
 pub fn check() -> Result<()> {
     let path = folder().join("kernels.lock");
     let want = std::fs::read_to_string(&path).context("reading kernels.lock")?;
