@@ -131,6 +131,8 @@ pub(crate) struct AttentionEngine {
 #[derive(Debug, Default)]
 struct Buffers {
     picked: Vec<usize>,
+    /// The span and the row within it of every row of a batch.
+    rows: Vec<(usize, usize)>,
     residual: Vec<f32>,
     routed: Routed,
     scratch: Scratch,

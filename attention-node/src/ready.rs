@@ -190,14 +190,18 @@ mod tests {
 
     #[test]
     fn async_takes_the_best_stage_up_to_the_cap() {
-        let tuning = Tuning { drain_max: 4, ..Tuning::default() };
+        let tuning = Tuning { drain_max: 4, lookback: 0, ..Tuning::default() };
         let mut ready = Ready::asynchronous(3, tuning);
         ready.push(1, 10, 3, 0);
         ready.push(1, 11, 1, 0);
-        ready.push(1, 12, 1, 0);
+        ready.push(1, 12, 2, 0);
         ready.push(2, 13, 9, 0);
-        assert_eq!(ready.rows(), 14);
-        assert_eq!(drained(&mut ready), (Some(Turn::Run(1)), vec![10, 11]), "5 + 0.8·9 beats 9");
+        assert_eq!(ready.rows(), 15);
+        assert_eq!(
+            drained(&mut ready),
+            (Some(Turn::Run(1)), vec![10, 11]),
+            "6 + 0.8·9 beats 9 + 0.64·6"
+        );
         assert_eq!(drained(&mut ready), (Some(Turn::Run(2)), vec![13]), "one span always fits");
         ready.remove(12);
         assert_eq!(drained(&mut ready), (None, vec![]));

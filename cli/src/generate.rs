@@ -47,8 +47,8 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
     telemetry::init(&quiet)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let process = Process::new("generate", &ShutdownConfig::default())
-            .map_err(|error| anyhow!(error))?;
+        let process =
+            Process::new("generate", &ShutdownConfig::default()).map_err(|error| anyhow!(error))?;
         let server = ServerConfig {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             ..ServerConfig::default()
@@ -95,7 +95,9 @@ async fn print(address: SocketAddr, request: GenerateRequest) -> Result<()> {
         }
     };
     let mut out = std::io::stdout();
-    while let Some(part) = stream.message().await.map_err(|status| anyhow!("{}", status.message()))? {
+    while let Some(part) =
+        stream.message().await.map_err(|status| anyhow!("{}", status.message()))?
+    {
         out.write_all(part.text.as_bytes()).and_then(|()| out.flush()).context("printing")?;
     }
     out.write_all(b"\n").context("printing")

@@ -66,7 +66,12 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     let report = synth(&spec, &flags.out, threads)?;
     #[expect(clippy::print_stdout, reason = "what the person asked for")]
     {
-        println!("{}: {} parameters, {} bytes", flags.out.display(), report.parameters, report.bytes);
+        println!(
+            "{}: {} parameters, {} bytes",
+            flags.out.display(),
+            report.parameters,
+            report.bytes
+        );
     }
     Ok(())
 }

@@ -21,6 +21,8 @@ const ADDRESS_BYTES_MAX: usize = 300;
 const NAMES_PER_MEMBER: usize = 4;
 /// No cluster gets this far; a node that says so is broken, and believing it would use up all epochs.
 const EPOCH_MAX: Epoch = Epoch(1 << 48);
+/// The same for the number a node claims to have.
+const CLAIM_MAX: u32 = 1 << 24;
 
 /// A session of a node, numbered by who opened it; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -183,7 +185,7 @@ impl Registry {
         if other_model {
             self.adopt_model(&registration);
         }
-        let id = known.unwrap_or_else(|| self.number(&registration.name));
+        let id = known.unwrap_or_else(|| self.number(&registration.name, registration.node));
         let replaced = self.admit(now, session, id, registration);
         Ok(Admitted { id, replaced, other_model })
     }
@@ -380,8 +382,10 @@ impl Registry {
         Ok(())
     }
 
-    /// A new number for `name`, which loses an older one.
-    fn number(&mut self, name: &str) -> NodeId {
+    /// A number for `name`, which loses an older one: the one it had so far, if nobody else has that.
+    ///
+    /// A coordinator that lost its store finds a cluster whose nodes know each other by number.
+    fn number(&mut self, name: &str, claim: Option<NodeId>) -> NodeId {
         self.nodes.retain(|_, node| node.name != name);
         if self.nodes.len() >= self.members_max * NAMES_PER_MEMBER {
             let gone = self.nodes.iter().find(|(_, node)| !node.member).map(|(&id, _)| id);
@@ -389,8 +393,9 @@ impl Registry {
         }
         // 0 is never a node's number, so that an unset field on the wire names nobody.
         self.next = self.next.max(1);
-        let id = NodeId(self.next);
-        self.next += 1;
+        let free = claim.filter(|id| id.0 < CLAIM_MAX && !self.nodes.contains_key(id));
+        let id = free.unwrap_or(NodeId(self.next));
+        self.next = self.next.max(id.0 + 1);
         id
     }
 

@@ -41,6 +41,7 @@ impl Membership {
             shape: None,
             expert_slots: 0,
             epoch: Epoch(0),
+            node: None,
         };
         let beat = Beat { health: Health::Ready, load: Load::default(), epoch_ready: Epoch(0) };
         let (beat, beats) = watch::channel(beat);

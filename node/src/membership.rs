@@ -72,6 +72,7 @@ impl Membership {
             shape: Some(newcomer.shape),
             expert_slots: newcomer.expert_slots,
             epoch: Epoch::default(),
+            node: None,
         };
         let settings = ControlSettings::new(coordinators.to_vec());
         let control = ControlClient::start(settings, registration, beats_seen, site.hub.clone())?;

@@ -25,6 +25,8 @@ pub struct Registration {
     pub expert_slots: u32,
     /// The newest epoch it has served, [`Epoch`] 0 if none.
     pub epoch: Epoch,
+    /// The number it had so far; a coordinator that has forgotten everything gives it again.
+    pub node: Option<NodeId>,
 }
 
 /// What a process says at every heartbeat.
@@ -182,6 +184,7 @@ impl From<Registration> for wire::Register {
             shape: registration.shape.map(Into::into),
             expert_slots: registration.expert_slots,
             epoch: registration.epoch.0,
+            node_id: registration.node.map_or(0, |node| node.0),
         }
     }
 }
@@ -205,6 +208,7 @@ impl TryFrom<wire::Register> for Registration {
             shape: register.shape.map(TryInto::try_into).transpose()?,
             expert_slots: register.expert_slots,
             epoch: Epoch(register.epoch),
+            node: (register.node_id != 0).then_some(NodeId(register.node_id)),
         })
     }
 }
@@ -393,6 +397,7 @@ mod tests {
             shape: Some(shape()),
             expert_slots: 4,
             epoch: Epoch(2),
+            node: Some(NodeId(3)),
         };
         let wire = wire::Register::from(registration.clone());
         assert_eq!(Registration::try_from(wire), Ok(registration));

@@ -266,6 +266,7 @@ impl Keeper {
 
     async fn open(&mut self, address: &Address) -> Result<Session, End> {
         self.registration.epoch = self.epoch_newest();
+        self.registration.node = self.welcome.borrow().map(|welcome| welcome.node_id);
         let channel = channel::connect(address, &self.hub, self.settings.keep_alive)
             .await
             .map_err(End::Lost)?;

@@ -48,19 +48,20 @@ impl AttentionEngine {
 
     /// Brings the spans' rows side by side, with what their experts gave.
     fn gather(&mut self, picked: &[usize], residual: &mut Vec<f32>) {
-        let hidden = self.half.spec().hidden;
+        let Self { half, spans, buffers, .. } = self;
         residual.clear();
+        buffers.rows.clear();
         for &key in picked {
-            let span = &mut self.spans[key];
+            let span = &mut spans[key];
             span.under_way = true;
-            let begin = residual.len();
             residual.extend_from_slice(&span.residual);
-            if span.trip.has_outputs() {
-                for (row, values) in residual[begin..].chunks_exact_mut(hidden).enumerate() {
-                    self.half.absorb(span.trip.outputs(row), values);
-                }
-                span.trip.end();
-            }
+            buffers.rows.extend((0..span.rows).map(|row| (key, row)));
+        }
+        // Spans of one stage come from one layer: all have outputs, or none has.
+        if picked.iter().any(|&key| spans[key].trip.has_outputs()) {
+            let rows = &buffers.rows;
+            half.absorb_rows(|row| spans[rows[row].0].trip.outputs(rows[row].1), residual);
+            picked.iter().for_each(|&key| spans[key].trip.end());
         }
     }
 

@@ -53,6 +53,7 @@ fn registration(name: &str) -> Registration {
         shape: has_weights.then(shape),
         expert_slots: if role == Role::Expert { 4 } else { 0 },
         epoch: Epoch(0),
+        node: None,
     }
 }
 
@@ -362,6 +363,17 @@ fn epochs_never_go_below_what_a_node_has_served() {
     let impossible = Registration { epoch: Epoch(u64::MAX), ..registration("e3") };
     let effects = world.join_with(impossible);
     assert!(matches!(&effects[..], [Effect::Refuse { refusal: Refusal::Epoch { .. }, .. }]));
+}
+
+#[test]
+fn a_coordinator_that_lost_its_store_numbers_nodes_as_before() {
+    let mut world = World::new();
+    let claim = |name: &str, node| Registration { node: Some(NodeId(node)), ..registration(name) };
+    world.join_with(claim("e2", 9));
+    world.join_with(claim("e1", 9));
+    world.join(&["a1"]);
+    let numbers = ["e2", "e1", "a1"].map(|name| world.id(name));
+    assert_eq!(numbers, [NodeId(9), NodeId(10), NodeId(11)], "a number has one owner");
 }
 
 #[test]

@@ -134,6 +134,7 @@ pub(crate) fn registration(name: &str) -> Registration {
         shape: Some(shape()),
         expert_slots: if role == Role::Expert { 12 } else { 0 },
         epoch: Epoch(0),
+        node: None,
     }
 }
 

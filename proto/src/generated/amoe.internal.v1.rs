@@ -69,6 +69,9 @@ pub struct Register {
     /// The newest epoch the node has served; the coordinator may have forgotten, the node has not.
     #[prost(uint64, tag = "7")]
     pub epoch: u64,
+    /// The number the node had so far, 0 if none: peers know it by that.
+    #[prost(uint32, tag = "8")]
+    pub node_id: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {

@@ -151,6 +151,7 @@ fn registration() -> Registration {
         shape: None,
         expert_slots: 0,
         epoch: Epoch(2),
+        node: None,
     }
 }
 
