@@ -39,8 +39,8 @@ pub struct ExpertNode {
 /// How attention nodes get in.
 #[derive(Debug)]
 enum Door {
-    /// From within the process, for as long as it lives.
-    Memory { _listener: MemoryListener },
+    /// From within the process. Its links end with it.
+    Memory(MemoryListener),
     /// Through a port.
     Port { listener: Listener, links: Links },
 }
@@ -102,7 +102,7 @@ impl ExpertNode {
         );
         let door = match (listener, memory) {
             (Some(listener), _) => Door::Port { listener, links },
-            (None, name) => Door::Memory { _listener: links.listen(&name.unwrap_or_default())? },
+            (None, name) => Door::Memory(links.listen(&name.unwrap_or_default())?),
         };
         let joints = Joints {
             inbox,
@@ -128,29 +128,29 @@ impl ExpertNode {
         site: &Site,
     ) -> (Box<dyn Engine + Send>, impl Future<Output = Result<()>> + use<>) {
         let Self { engine, door, membership } = self;
-        let door = tokio::spawn(serve(door, site.process.shutdown.clone()));
+        let (memory, port) = match door {
+            Door::Memory(listener) => (Some(listener), None),
+            Door::Port { listener, links } => {
+                let serving = serve(listener, links, site.process.shutdown.clone());
+                (None, Some(tokio::spawn(serving)))
+            }
+        };
         let serving = async move {
-            drop(membership);
-            door.await?
+            drop((membership, memory));
+            match port {
+                Some(port) => port.await?,
+                None => Ok(()),
+            }
         };
         (Box::new(engine), serving)
     }
 }
 
-/// Keeps the door open until a stop was asked for. Links that are up end with the engine.
-async fn serve(door: Door, shutdown: Shutdown) -> Result<()> {
-    match door {
-        Door::Memory { _listener } => {
-            shutdown.requested().await;
-            Ok(())
-        }
-        Door::Port { listener, links } => {
-            let (_reporter, health) = tonic_health::server::health_reporter();
-            let services = transport::server(KeepAlive::default())
-                .add_service(health)
-                .add_service(links.service());
-            let stop = async move { shutdown.requested().await };
-            Ok(transport::serve(listener, services, stop).await?)
-        }
-    }
+/// Keeps the port open until a stop was asked for. Links that are up end with the engine.
+async fn serve(listener: Listener, links: Links, shutdown: Shutdown) -> Result<()> {
+    let (_reporter, health) = tonic_health::server::health_reporter();
+    let services =
+        transport::server(KeepAlive::default()).add_service(health).add_service(links.service());
+    let stop = async move { shutdown.requested().await };
+    Ok(transport::serve(listener, services, stop).await?)
 }

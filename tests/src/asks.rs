@@ -24,6 +24,15 @@ pub fn ask(number: u32) -> Ask {
     }
 }
 
+/// A request that runs for a while, to be disturbed.
+#[must_use]
+pub fn long_ask(number: u32) -> Ask {
+    let mut request = generate(number);
+    request.stop.clear();
+    request.sampling.get_or_insert_default().max_tokens = Some(120);
+    Ask::Grpc(request)
+}
+
 /// A text of up to some hundred tokens.
 fn prompt(number: u32) -> String {
     let opening = OPENINGS[number as usize % OPENINGS.len()];

@@ -1,6 +1,6 @@
 //! A client of a gateway: OpenAI's HTTP API and gRPC, whole answers and streams, comparable bit by bit.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -13,8 +13,11 @@ use hyper_util::{
 };
 use proto::v1::{GenerateRequest, TokenLogprob, inference_client::InferenceClient};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tonic::transport::Channel;
+
+/// No answer in a test takes this long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A request as a client sends it.
 #[derive(Clone, Debug)]
@@ -103,7 +106,10 @@ impl Client {
     /// # Errors
     /// When one of them is not answered.
     pub async fn ask_all(&self, asks: &[Ask], at_once: usize) -> Result<Vec<Reply>> {
-        let ask = async |ask| self.ask(ask).await.with_context(|| format!("{ask:?}"));
+        let ask = async |ask| {
+            let reply = timeout(PATIENCE, self.ask(ask)).await;
+            reply.context("hangs").flatten().with_context(|| format!("{ask:?}"))
+        };
         stream::iter(asks).map(ask).buffered(at_once).try_collect().await
     }
 

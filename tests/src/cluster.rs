@@ -150,7 +150,7 @@ impl Cluster {
     /// The sum of a metric's samples, over all roles.
     pub fn read(&self, metric: &str) -> Result<f64> {
         let text = chassis::metrics::encode(&self.process.registry)?;
-        Ok(crate::metric(&text, metric, ""))
+        Ok(crate::metric(&text, metric))
     }
 
     /// Waits until the sum of a metric's samples is as wanted.

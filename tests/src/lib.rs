@@ -6,7 +6,7 @@ mod cluster;
 pub mod processes;
 mod workload;
 
-pub use asks::ask;
+pub use asks::{ask, long_ask};
 pub use cluster::{Cluster, Layout, LinkKind};
 pub use workload::{Answer, sequence};
 
@@ -18,12 +18,11 @@ pub fn checkpoint(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The sum of a metric's samples whose labels hold `label`, in Prometheus's text format.
-#[must_use]
-pub fn metric(text: &str, name: &str, label: &str) -> f64 {
+/// The sum of a metric's samples in Prometheus's text format.
+fn metric(text: &str, name: &str) -> f64 {
     let samples = text
         .lines()
         .filter_map(|line| line.strip_prefix(name))
-        .filter(|rest| rest.starts_with(['{', ' ']) && rest.contains(label));
+        .filter(|rest| rest.starts_with(['{', ' ']));
     samples.filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }

@@ -70,6 +70,10 @@ fn binary(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+fn unknown(name: &str) -> String {
+    format!("no process is called {name}")
+}
+
 fn example(role: &str) -> PathBuf {
     checkpoint(&format!("../deploy/examples/{role}.toml"))
 }
@@ -250,7 +254,7 @@ impl Processes {
     }
 
     fn program(&mut self, name: &str) -> Result<&mut Program> {
-        self.programs.get_mut(name).with_context(|| format!("no process is called {name}"))
+        self.programs.get_mut(name).with_context(|| unknown(name))
     }
 
     /// Where the gateway listens.
@@ -301,30 +305,36 @@ impl Processes {
         Ok(())
     }
 
-    /// Waits until the samples of a process's metric whose labels hold `label` add up to `expected`.
+    /// The sum of a metric's samples; none while the process does not answer.
     ///
     /// # Errors
-    /// When they never do.
-    pub async fn metric(
-        &mut self,
+    /// When there is no such program.
+    pub async fn read(&self, name: &str, metric: &str) -> Result<Option<f64>> {
+        let program = self.programs.get(name).with_context(|| unknown(name))?;
+        let page = get(&program.probe.replace("/readyz", "/metrics")).await;
+        Ok(page.ok().map(|(_, text)| crate::metric(&text, metric)))
+    }
+
+    /// Waits until the sum of a metric's samples is as wanted.
+    ///
+    /// # Errors
+    /// When it never is.
+    pub async fn until(
+        &self,
         name: &str,
         metric: &str,
-        label: &str,
-        expected: f64,
+        wanted: impl Fn(f64) -> bool,
     ) -> Result<()> {
-        let url = self.program(name)?.probe.replace("/readyz", "/metrics");
-        let mut last = None;
-        let reached = timeout(PATIENCE, async {
-            while last != Some(expected) {
-                if let Ok((_, text)) = get(&url).await {
-                    last = Some(crate::metric(&text, metric, label));
-                }
+        let reached = async {
+            while !self.read(name, metric).await?.is_some_and(&wanted) {
                 sleep(PAUSE).await;
             }
-        });
-        let missed = reached.await.is_err();
-        ensure!(!missed, "{metric} of {name} is {last:?} and never {expected}");
-        Ok(())
+            Ok(())
+        };
+        match timeout(PATIENCE, reached).await {
+            Ok(reached) => reached,
+            Err(_) => bail!("{metric} of {name} stays at {:?}", self.read(name, metric).await?),
+        }
     }
 
     /// Asks the processes to stop, in this order and then the others, without waiting in between.

@@ -2,10 +2,10 @@
 //! lost on the way, and a stop loses nothing.
 
 use anyhow::{Context, Result, ensure};
-use proto::v1::{GenerateRequest, SamplingParams, generate_request::Prompt};
 use tests::{
     ask,
-    client::{Ask, Reply},
+    client::{Ask, Client, Reply},
+    long_ask,
     processes::Processes,
 };
 use tokio::try_join;
@@ -75,11 +75,8 @@ async fn without_coordinator_and_etcd_requests_go_on_as_before() -> Result<()> {
         cluster.start("etcd")?;
         cluster.start("coordinator")?;
         cluster.ready("coordinator").await?;
-        for (role, count) in [("attention", 2.0), ("expert", 3.0)] {
-            let labels = format!("health=\"ready\",role=\"{role}\"");
-            cluster.metric("coordinator", "amoe_coordinator_members", &labels, count).await?;
-        }
-        anyhow::Ok(())
+        // Two attention nodes, three expert nodes and the gateway.
+        cluster.until("coordinator", "amoe_coordinator_sessions", |count| count == 6.0).await
     };
     let (while_back, ()) = try_join!(load(40), back)?;
     replies.extend(while_back);
@@ -90,75 +87,95 @@ async fn without_coordinator_and_etcd_requests_go_on_as_before() -> Result<()> {
     cluster.ended().await
 }
 
+/// Requests of all kinds among which some run long.
+fn round(number: u32) -> Vec<Ask> {
+    let long = (0..10).map(|nth| long_ask(10 * number + nth));
+    long.chain((0..10).map(|nth| ask(10 * number + nth))).collect()
+}
+
+/// Asks for a round, and disturbs the cluster when all nodes are in the middle of it.
+async fn disturbed(
+    asks: &[Ask],
+    client: &Client,
+    cluster: &mut Processes,
+    disturb: impl AsyncFnOnce(&mut Processes) -> Result<()>,
+) -> Result<Vec<Reply>> {
+    let disturb = async {
+        let generated = "vllm:generation_tokens_total";
+        let before = cluster.read("gateway", generated).await?.context("the gateway is away")?;
+        cluster.until("gateway", generated, |count| count > before + 150.0).await?;
+        disturb(cluster).await
+    };
+    let (replies, ()) = try_join!(client.ask_all(asks, asks.len()), disturb)?;
+    Ok(replies)
+}
+
+async fn restart(cluster: &mut Processes, node: &str) -> Result<()> {
+    cluster.kill(node).await?;
+    cluster.start(node)?;
+    cluster.ready(node).await
+}
+
 /// A node may die under load and come back, or stay away: it costs time, and not one answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_nodes_change_no_answer() -> Result<()> {
-    let asks = asks(0..80);
-    let expected = expected(&asks).await?;
+    let rounds: Vec<_> = (0..4).map(round).collect();
+    let expected = expected(&rounds.concat()).await?;
     let mut cluster = Processes::cluster(2, 3).await?;
     let client = cluster.client()?;
-    let load = async |from: usize| client.ask_all(&asks[from..from + 20], AT_ONCE).await;
-    let mut replies = Vec::new();
-    for (from, node) in [(0, "expert-1"), (20, "attention-0")] {
-        let restart = async {
-            client.answered(from + SWING).await?;
-            cluster.kill(node).await?;
-            cluster.start(node)?;
-            cluster.ready(node).await
-        };
-        let (some, ()) = try_join!(load(from), restart).with_context(|| format!("{node} dies"))?;
-        replies.extend(some);
-    }
 
-    let gone = async {
-        client.answered(40 + SWING).await?;
+    let expert = async |cluster: &mut Processes| restart(cluster, "expert-1").await;
+    let mut replies = disturbed(&rounds[0], &client, &mut cluster, expert).await?;
+    let gone = async |cluster: &mut Processes| {
         cluster.kill("expert-2").await?;
         let lost = "amoe_coordinator_members_lost_total";
-        cluster.metric("coordinator", lost, "role=\"expert\"", 1.0).await
+        cluster.until("coordinator", lost, |count| count == 1.0).await
     };
-    let (some, ()) = try_join!(load(40), gone).context("expert-2 dies and stays away")?;
-    replies.extend(some);
-    replies.extend(load(60).await.context("with one expert node less")?);
+    replies.extend(disturbed(&rounds[1], &client, &mut cluster, gone).await?);
+    let resumed = "amoe_gateway_sequences_resumed_total";
+    assert_eq!(cluster.read("gateway", resumed).await?, Some(0.0), "experts were lost, not more");
 
-    assert_same(&asks, &expected, &replies);
+    let attention = async |cluster: &mut Processes| restart(cluster, "attention-0").await;
+    replies.extend(disturbed(&rounds[2], &client, &mut cluster, attention).await?);
+    assert!(cluster.read("gateway", resumed).await? > Some(0.0), "nothing ran on attention-0");
+
     cluster.start("expert-2")?;
     cluster.ready("expert-2").await?;
+    replies.extend(client.ask_all(&rounds[3], AT_ONCE).await?);
+    assert_same(&rounds.concat(), &expected, &replies);
     cluster.terminate(&["expert-0", "expert-1", "attention-1"]).await?;
     cluster.ended().await
 }
 
-/// All are asked to stop while requests run: these get their answers, and every process exits 0.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stop_under_load_finishes_what_runs() -> Result<()> {
-    let asks: Vec<_> = (0..24).map(long).collect();
-    let mut single = Processes::single().await?;
-    let expected = single.client()?.ask_all(&asks, asks.len()).await?;
-    single.terminate(&[]).await?;
-    single.ended().await?;
-
-    let mut cluster = Processes::cluster(2, 3).await?;
+/// Asks all processes to stop, in an order, while `asks` run: these get their answers, and every
+/// process exits 0.
+async fn stop_under_load(
+    mut cluster: Processes,
+    gateway: &str,
+    asks: &[Ask],
+    order: &[&str],
+) -> Result<Vec<Reply>> {
     let client = cluster.client()?;
     let stop = async {
         let accepted = "vllm:request_params_n_count";
-        cluster.metric("gateway", accepted, "", asks.len() as f64).await?;
-        cluster.terminate(&["expert-0", "coordinator", "attention-1", "gateway"]).await?;
+        cluster.until(gateway, accepted, |count| count == asks.len() as f64).await?;
+        cluster.terminate(order).await?;
         ensure!(client.answers() < asks.len(), "nothing ran any more when it was stopped");
         Ok(())
     };
-    let (replies, ()) = try_join!(client.ask_all(&asks, asks.len()), stop)?;
-    assert_same(&asks, &expected, &replies);
-    cluster.ended().await
+    let (replies, ()) = try_join!(client.ask_all(asks, asks.len()), stop)?;
+    cluster.ended().await?;
+    Ok(replies)
 }
 
-/// A request that runs for a while.
-fn long(number: u32) -> Ask {
-    let sampling = SamplingParams {
-        max_tokens: Some(200),
-        seed: Some(number.into()),
-        ignore_eos: Some(true),
-        ..SamplingParams::default()
-    };
-    let prompt = Prompt::Text(format!("Chapter {number}"));
-    let sampling = Some(sampling);
-    Ask::Grpc(GenerateRequest { prompt: Some(prompt), sampling, ..GenerateRequest::default() })
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_under_load_finishes_what_runs() -> Result<()> {
+    let asks: Vec<_> = (0..24).map(long_ask).collect();
+    let single = Processes::single().await?;
+    let expected = stop_under_load(single, "amoe", &asks, &[]).await.context("one process")?;
+    let cluster = Processes::cluster(2, 3).await?;
+    let order = ["expert-0", "coordinator", "attention-1", "gateway"];
+    let replies = stop_under_load(cluster, "gateway", &asks, &order).await?;
+    assert_same(&asks, &expected, &replies);
+    Ok(())
 }
