@@ -24,31 +24,31 @@ const COORDINATOR: &str = "inproc:coordinator";
 #[derive(Clone, Debug, Args)]
 pub(crate) struct LocalFlags {
     /// Folder of the checkpoint, in Hugging Face's layout.
-    pub model: PathBuf,
+    pub(crate) model: PathBuf,
     /// Expert nodes.
     #[arg(long, default_value_t = 1, value_name = "N", env = "AMOE_EXPERTS")]
-    pub experts: u16,
+    pub(crate) experts: u16,
     /// Threads that compute; all cores by default.
     #[arg(long, value_name = "N", env = "AMOE_THREADS")]
-    pub threads: Option<usize>,
+    pub(crate) threads: Option<usize>,
     /// Precision of products, links and KV cache.
     #[arg(long, default_value = "bf16", env = "AMOE_COMPUTE")]
-    pub compute: ComputeName,
+    pub(crate) compute: ComputeName,
     /// Instruction set; the strongest of the machine by default.
     #[arg(long, env = "AMOE_ISA")]
-    pub isa: Option<Isa>,
+    pub(crate) isa: Option<Isa>,
     /// When a layer may run.
     #[arg(long, default_value = "async", env = "AMOE_SCHEDULE")]
-    pub schedule: ScheduleName,
+    pub(crate) schedule: ScheduleName,
     /// Longest sequence; by default what the model was made for.
     #[arg(long, value_name = "TOKENS", env = "AMOE_MAX_MODEL_LEN")]
-    pub max_model_len: Option<u32>,
+    pub(crate) max_model_len: Option<u32>,
     /// Sequences that run at once.
     #[arg(long, default_value_t = 256, value_name = "N", env = "AMOE_MAX_NUM_SEQS")]
-    pub max_num_seqs: usize,
+    pub(crate) max_num_seqs: usize,
     /// Memory of the KV cache; it becomes resident as it is used.
     #[arg(long, default_value_t = 2 << 30, value_name = "BYTES", env = "AMOE_KV_CACHE_BYTES")]
-    pub kv_cache_bytes: u64,
+    pub(crate) kv_cache_bytes: u64,
 }
 
 /// Precisions by their names.
@@ -84,7 +84,7 @@ pub(crate) struct LocalCluster {
 
 impl LocalCluster {
     /// Opens the coordinator and the gateway. Must be called within a tokio runtime.
-    pub async fn open(
+    pub(crate) async fn open(
         flags: LocalFlags,
         server: gateway::config::ServerConfig,
         served_names: Vec<String>,
@@ -114,12 +114,12 @@ impl LocalCluster {
     }
 
     /// Where the gateway listens.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.gateway.address()
     }
 
     /// Serves until the process's shutdown is requested and everything has drained.
-    pub async fn serve(self) -> Result<()> {
+    pub(crate) async fn serve(self) -> Result<()> {
         let Self { flags, process, hub, coordinator, membership, gateway } = self;
         let coordinator = tokio::spawn(coordinator.serve());
         let gateway = tokio::spawn(gateway.serve());
