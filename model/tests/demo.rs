@@ -14,7 +14,7 @@ const GREEDY: [u32; 32] = [
 ];
 
 fn generate(compute: Compute) -> Vec<u32> {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/checkpoints/demo");
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
     let options = CpuOptions { threads: 2, compute, isa: None, pin: false };
     let cpu = Arc::new(Cpu::new(&options).unwrap());
     let checkpoint = Arc::new(Checkpoint::open(&dir).unwrap());

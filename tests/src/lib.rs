@@ -12,7 +12,7 @@ pub use workload::{Answer, sequence};
 
 use std::path::{Path, PathBuf};
 
-/// A checkpoint of the repository: `goldens/qwen3_moe`, `checkpoints/demo`.
+/// A checkpoint of the repository: `goldens/qwen3_moe`, `../models/demo`.
 #[must_use]
 pub fn checkpoint(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)

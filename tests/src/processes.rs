@@ -82,7 +82,7 @@ fn example(role: &str) -> PathBuf {
 fn chatty_checkpoint(folder: &Path) -> Result<PathBuf> {
     let chatty = folder.join("demo");
     std::fs::create_dir(&chatty)?;
-    for file in std::fs::read_dir(checkpoint("checkpoints/demo"))? {
+    for file in std::fs::read_dir(checkpoint("../models/demo"))? {
         let file = file?;
         symlink(file.path(), chatty.join(file.file_name()))?;
     }

@@ -15,7 +15,7 @@ use tests::{
 use tokio::{io::AsyncWriteExt, net::TcpStream, try_join};
 use tonic::Code;
 
-const MODEL: &str = "checkpoints/demo";
+const MODEL: &str = "../models/demo";
 const VOCAB: u32 = 2048;
 const COMPLETIONS: &str = "/v1/completions";
 /// Nobody asks for so many tokens and waits for them in these tests.

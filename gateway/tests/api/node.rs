@@ -35,7 +35,7 @@ pub(crate) type Script = Arc<dyn Fn(&SequenceRequest) -> Vec<Act> + Send + Sync>
 
 /// The demo model's folder.
 pub(crate) fn demo() -> &'static std::path::Path {
-    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/checkpoints/demo"))
+    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo"))
 }
 
 /// Token ids of a text, by the demo model's tokenizer.
