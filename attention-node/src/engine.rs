@@ -336,8 +336,8 @@ impl AttentionEngine {
             kv_blocks: self.blocks.total(),
             queued_pairs: 0,
         };
-        self.joints.metrics.stands(&load, self.ready.rows());
         let epoch_ready = self.experts.ready();
+        self.joints.metrics.stands(&load, self.ready.rows(), epoch_ready);
         self.joints.beats.send_if_modified(|beat| {
             let changed = beat.health != health || beat.epoch_ready != epoch_ready;
             *beat = Beat { health, load, epoch_ready };

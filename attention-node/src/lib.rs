@@ -138,7 +138,7 @@ fn assemble(
         beats: membership.beats.clone(),
         shutdown: site.process.shutdown.clone(),
         readiness: site.process.readiness.part(&config.node.name),
-        metrics: Metrics::register(registry, &config.node.name, half.spec().hidden)?,
+        metrics: Metrics::register(registry, &config.node.name)?,
     };
     let door = Door::new(commands, shape.vocab, bounds.positions_max);
     let experts = Experts::new(links, Handle::current());

@@ -1,7 +1,9 @@
 //! What an attention node counts.
 
+use std::time::Duration;
+
 use chassis::metrics::registered;
-use domain::Load;
+use domain::{Epoch, Load};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 
 /// Metrics of one attention node.
@@ -14,7 +16,9 @@ pub(crate) struct Metrics {
     ready_rows: IntGauge,
     run_spans: Histogram,
     run_rows: Histogram,
-    hidden: usize,
+    layer_seconds: Histogram,
+    head_seconds: Histogram,
+    plan_epoch: IntGauge,
     pub(crate) tokens: IntCounter,
     pub(crate) preemptions: IntCounter,
     pub(crate) cancelled: IntCounter,
@@ -23,13 +27,8 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the metrics; `node` tells the copies within one process apart. `hidden` is the
-    /// width of a row.
-    pub(crate) fn register(
-        registry: &Registry,
-        node: &str,
-        hidden: usize,
-    ) -> Result<Self, prometheus::Error> {
+    /// Registers the metrics; `node` tells the copies within one process apart.
+    pub(crate) fn register(registry: &Registry, node: &str) -> Result<Self, prometheus::Error> {
         let opts = |name: &str, help: &str| Opts::new(name, help).const_label("node", node);
         let counter = |name, help| registered(registry, IntCounter::with_opts(opts(name, help)));
         let gauge = |name, help| registered(registry, IntGauge::with_opts(opts(name, help)));
@@ -37,6 +36,11 @@ impl Metrics {
         let histogram = |name: &str, help: &str| {
             let opts = HistogramOpts::new(name, help).const_label("node", node);
             registered(registry, Histogram::with_opts(opts.buckets(sizes.clone())))
+        };
+        let times = prometheus::exponential_buckets(50e-6, 2.0, 14)?;
+        let time = |name: &str, help: &str| {
+            let opts = HistogramOpts::new(name, help).const_label("node", node);
+            registered(registry, Histogram::with_opts(opts.buckets(times.clone())))
         };
         Ok(Self {
             running: gauge("amoe_attention_sequences_running", "Sequences that run.")?,
@@ -46,7 +50,12 @@ impl Metrics {
             ready_rows: gauge("amoe_attention_ready_rows", "Rows ready for their next layer.")?,
             run_spans: histogram("amoe_attention_run_spans", "Spans per layer run.")?,
             run_rows: histogram("amoe_attention_run_rows", "Rows per layer run.")?,
-            hidden,
+            layer_seconds: time("amoe_attention_layer_seconds", "Time of a layer run.")?,
+            head_seconds: time("amoe_attention_head_seconds", "Time of an LM head run.")?,
+            plan_epoch: gauge(
+                "amoe_attention_plan_epoch",
+                "Newest plan all of whose expert nodes are linked.",
+            )?,
             tokens: counter("amoe_attention_tokens_total", "Tokens drawn.")?,
             preemptions: counter(
                 "amoe_attention_preemptions_total",
@@ -64,12 +73,18 @@ impl Metrics {
         })
     }
 
-    pub(crate) fn ran_layer(&self, spans: usize, elements: usize) {
+    pub(crate) fn ran_layer(&self, spans: usize, rows: usize, time: Duration) {
         self.run_spans.observe(spans as f64);
-        self.run_rows.observe((elements / self.hidden) as f64);
+        self.run_rows.observe(rows as f64);
+        self.layer_seconds.observe(time.as_secs_f64());
     }
 
-    pub(crate) fn stands(&self, load: &Load, ready_rows: u32) {
+    pub(crate) fn ran_head(&self, time: Duration) {
+        self.head_seconds.observe(time.as_secs_f64());
+    }
+
+    pub(crate) fn stands(&self, load: &Load, ready_rows: u32, plan: Epoch) {
+        self.plan_epoch.set(i64::try_from(plan.0).unwrap_or(i64::MAX));
         self.running.set(i64::from(load.running));
         self.waiting.set(i64::from(load.waiting));
         self.kv_blocks.set(i64::from(load.kv_blocks));

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use chassis::{
@@ -309,7 +309,8 @@ impl ExpertEngine {
         };
         self.joints.readiness.set(crate::EXPERTS_LOADED, health == Health::Ready);
         let queued_pairs = self.queues.pairs_total();
-        self.joints.metrics.stands(queued_pairs, self.shard.half());
+        let oldest = self.queues.oldest_ns_of_all().map_or(0, |oldest| self.now_ns() - oldest);
+        self.joints.metrics.stands(queued_pairs, Duration::from_nanos(oldest), &self.shard);
         self.joints.beats.send_if_modified(|beat| {
             let load = Load { queued_pairs, ..Load::default() };
             let changed = beat.health != health || beat.epoch_ready != ready;

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use chassis::metrics::registered;
-use model::ExpertHalf;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+
+use crate::shard::Shard;
 
 /// Metrics of one expert node.
 #[derive(Clone, Debug)]
@@ -16,6 +17,9 @@ pub(crate) struct Metrics {
     pub(crate) pairs_rejected: IntCounter,
     run_pairs: Histogram,
     run_experts: Histogram,
+    run_pairs_per_expert: Histogram,
+    oldest_pair_seconds: Gauge,
+    plan_epoch: IntGauge,
     run_seconds: Histogram,
 }
 
@@ -44,7 +48,20 @@ impl Metrics {
                 "Pairs sent here whose expert is not held here.",
             )?,
             run_pairs: histogram("amoe_expert_run_pairs", "Pairs per run.", sizes.clone())?,
-            run_experts: histogram("amoe_expert_run_experts", "Experts per run.", sizes)?,
+            run_experts: histogram("amoe_expert_run_experts", "Experts per run.", sizes.clone())?,
+            run_pairs_per_expert: histogram(
+                "amoe_expert_run_pairs_per_expert",
+                "Pairs per expert of a run, on average.",
+                sizes,
+            )?,
+            oldest_pair_seconds: registered(
+                registry,
+                Gauge::with_opts(opts(
+                    "amoe_expert_oldest_pair_seconds",
+                    "Time the oldest queued pair has waited.",
+                )),
+            )?,
+            plan_epoch: gauge("amoe_expert_plan_epoch", "Newest plan whose experts are all here.")?,
             run_seconds: histogram("amoe_expert_run_seconds", "Time of a run.", times)?,
         })
     }
@@ -53,11 +70,15 @@ impl Metrics {
         self.pairs.inc_by(pairs as u64);
         self.run_pairs.observe(pairs as f64);
         self.run_experts.observe(experts as f64);
+        self.run_pairs_per_expert.observe(pairs as f64 / experts.max(1) as f64);
         self.run_seconds.observe(time.as_secs_f64());
     }
 
-    pub(crate) fn stands(&self, queued_pairs: u32, half: &ExpertHalf) {
+    pub(crate) fn stands(&self, queued_pairs: u32, oldest: Duration, shard: &Shard) {
+        let half = shard.half();
         self.queued_pairs.set(i64::from(queued_pairs));
+        self.oldest_pair_seconds.set(oldest.as_secs_f64());
+        self.plan_epoch.set(i64::try_from(shard.ready().0).unwrap_or(i64::MAX));
         self.resident_bytes.set(i64::try_from(half.bytes()).unwrap_or(i64::MAX));
     }
 }

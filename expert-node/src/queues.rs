@@ -88,6 +88,11 @@ impl MicroQueues {
         fronts.map(|pair| self.frames[pair.frame].arrived_ns).min()
     }
 
+    /// When the oldest frame arrived of which pairs wait.
+    pub(crate) fn oldest_ns_of_all(&self) -> Option<u64> {
+        self.frames.iter().map(|(_, held)| held.arrived_ns).min()
+    }
+
     /// Appends every pair of a dispatch to its expert's queue.
     ///
     /// The frame was validated on receipt: its experts and rows are within bounds.

@@ -1,5 +1,7 @@
 //! One turn on the device: a decoder layer for a batch of spans, or the LM head for their last rows.
 
+use std::time::Instant;
+
 use model::LayerKind;
 
 use super::{AttentionEngine, Turn};
@@ -27,7 +29,7 @@ impl AttentionEngine {
     }
 
     fn run_layer(&mut self, stage: usize, picked: &[usize]) {
-        let layer = Self::layer(stage);
+        let (layer, began) = (Self::layer(stage), Instant::now());
         let mut residual = std::mem::take(&mut self.buffers.residual);
         self.gather(picked, &mut residual);
         self.attend(layer, picked, &mut residual);
@@ -39,7 +41,8 @@ impl AttentionEngine {
         self.half.local_mlp(layer, &mut residual, &mut self.buffers.scratch);
         self.scatter(picked, &residual);
         self.buffers.residual = residual;
-        self.joints.metrics.ran_layer(picked.len(), self.buffers.residual.len());
+        let rows = self.buffers.rows.len();
+        self.joints.metrics.ran_layer(picked.len(), rows, began.elapsed());
         if kind == LayerKind::Dense {
             let now = self.now_ns();
             picked.iter().for_each(|&key| self.advance(key, now));
@@ -112,7 +115,9 @@ impl AttentionEngine {
     /// Draws the next token of every picked span.
     fn run_head(&mut self, picked: &[usize]) {
         for picked in picked.chunks(self.bounds.head_rows_max) {
+            let began = Instant::now();
             self.draw(picked);
+            self.joints.metrics.ran_head(began.elapsed());
             for (at, &key) in picked.iter().enumerate() {
                 // One that had to give way to an earlier one draws this token again later.
                 if self.spans.contains(key) {

@@ -175,10 +175,7 @@ impl Chunks for Stream {
             };
             out.push_back(self.chunk(change));
         }
-        let silent = piece.text.is_empty() && piece.ending.is_none();
-        if silent && !self.writer.logprobs && !self.writer.token_ids {
-            return;
-        }
+        // Tokens that show no text yet are told too, so that a client sees every step.
         let change = Change {
             index,
             logprobs: self.writer.logprobs(&piece),

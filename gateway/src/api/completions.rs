@@ -197,11 +197,7 @@ impl Chunks for Stream {
         if self.begun.insert(index) {
             piece.text.insert_str(0, &self.writer.before[index as usize]);
         }
-        let options = self.writer.options;
-        let silent = piece.text.is_empty() && piece.ending.is_none();
-        if silent && !options.logprobs && !options.token_ids {
-            return;
-        }
+        // Tokens that show no text yet are told too, so that a client sees every step.
         let choice = self.writer.choice(index, piece);
         // With the usage asked for, all other chunks say that they have none.
         let usage = self.usage.then_some(None);
