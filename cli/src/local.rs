@@ -1,9 +1,14 @@
-//! A whole cluster in one process: gateway, coordinator, one attention node and expert nodes on one device.
+//! A whole cluster in one process: gateway, coordinator, attention nodes and expert nodes on one device.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroUsize},
+    path::PathBuf,
+    pin::Pin,
+};
 
-use anyhow::{Context, Result};
-use attention_node::AttentionNode;
+use anyhow::{Context, Result, ensure};
+use attention_node::{AttentionNode, config::BoundsConfig};
 use chassis::role::Process;
 use clap::{Args, ValueEnum};
 use coordinator::Coordinator;
@@ -19,15 +24,21 @@ use transport::Hub;
 
 /// Where the coordinator is reached within the process.
 const COORDINATOR: &str = "inproc:coordinator";
+/// The bundled model, from the repository's root.
+const DEMO: &str = "models/demo";
 
 /// What a local cluster is made of.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct LocalFlags {
     /// Folder of the checkpoint, in Hugging Face's layout.
+    #[arg(default_value = DEMO)]
     pub(crate) model: PathBuf,
+    /// Attention nodes.
+    #[arg(long, default_value_t = NonZeroU16::MIN, value_name = "N", env = "AMOE_ATTENTION")]
+    pub(crate) attention: NonZeroU16,
     /// Expert nodes.
-    #[arg(long, default_value_t = 1, value_name = "N", env = "AMOE_EXPERTS")]
-    pub(crate) experts: u16,
+    #[arg(long, default_value_t = NonZeroU16::MIN, value_name = "N", env = "AMOE_EXPERTS")]
+    pub(crate) experts: NonZeroU16,
     /// Threads that compute; all cores by default.
     #[arg(long, value_name = "N", env = "AMOE_THREADS")]
     pub(crate) threads: Option<usize>,
@@ -43,10 +54,13 @@ pub(crate) struct LocalFlags {
     /// Longest sequence; by default what the model was made for.
     #[arg(long, value_name = "TOKENS", env = "AMOE_MAX_MODEL_LEN")]
     pub(crate) max_model_len: Option<u32>,
-    /// Sequences that run at once.
+    /// Sequences that run at once on an attention node.
     #[arg(long, default_value_t = 256, value_name = "N", env = "AMOE_MAX_NUM_SEQS")]
     pub(crate) max_num_seqs: usize,
-    /// Memory of the KV cache; it becomes resident as it is used.
+    /// Tokens under way at once on an attention node, of prompts and generated ones together.
+    #[arg(long, default_value_t = rows_max(), value_name = "TOKENS", env = "AMOE_MAX_NUM_BATCHED_TOKENS")]
+    pub(crate) max_num_batched_tokens: NonZeroUsize,
+    /// Memory of an attention node's KV cache; it becomes resident as it is used.
     #[arg(long, default_value_t = 2 << 30, value_name = "BYTES", env = "AMOE_KV_CACHE_BYTES")]
     pub(crate) kv_cache_bytes: u64,
 }
@@ -90,6 +104,12 @@ impl LocalCluster {
         served_names: Vec<String>,
         process: Process,
     ) -> Result<Self> {
+        let folder = &flags.model;
+        ensure!(
+            folder.is_dir(),
+            "{}: no such folder, expected one that holds a checkpoint in Hugging Face's layout",
+            folder.display()
+        );
         let hub = Hub::new();
         let coordinator =
             Coordinator::bind(coordinator_config(&flags), &hub, process.clone()).await?;
@@ -138,22 +158,26 @@ impl LocalCluster {
     }
 }
 
-/// The attention node and the expert nodes, taking turns on one device.
+/// The attention nodes and the expert nodes, taking turns on one device.
 async fn nodes(flags: &LocalFlags, hub: Hub, process: Process) -> Result<()> {
     let site = Site::open(&device(flags), hub, process)?;
-    let attention = AttentionNode::join(attention_config(flags), &site);
-    let Some(attention) = attention.await.context("attention node")? else { return Ok(()) };
-    let (engine, door) = attention.start(&site);
-    let (mut engines, mut doors) = (vec![engine], Vec::new());
-    for number in 0..flags.experts {
+    let mut engines = Vec::new();
+    let mut doors: Vec<Pin<Box<dyn Future<Output = Result<()>> + Send>>> = Vec::new();
+    for number in 0..flags.attention.get() {
+        let attention = AttentionNode::join(attention_config(flags, number), &site);
+        let Some(attention) = attention.await.context("attention node")? else { return Ok(()) };
+        let (engine, door) = attention.start(&site);
+        engines.push(engine);
+        doors.push(Box::pin(door));
+    }
+    for number in 0..flags.experts.get() {
         let expert = ExpertNode::join(expert_config(flags, number), &site);
         let Some(expert) = expert.await.context("expert node")? else { return Ok(()) };
         let (engine, door) = expert.start(&site);
         engines.push(engine);
-        doors.push(door);
+        doors.push(Box::pin(door));
     }
     site.drive(engines).await?;
-    door.await?;
     for door in doors {
         door.await?;
     }
@@ -183,7 +207,7 @@ fn schedule(flags: &LocalFlags) -> Schedule {
 fn coordinator_config(flags: &LocalFlags) -> coordinator::Config {
     let mut config = coordinator::Config::default();
     COORDINATOR.clone_into(&mut config.control.listen);
-    config.cluster.expert_nodes_min = usize::from(flags.experts);
+    config.cluster.expert_nodes_min = usize::from(flags.experts.get());
     config
 }
 
@@ -191,11 +215,11 @@ fn cluster() -> ClusterConfig {
     ClusterConfig { coordinators: vec![COORDINATOR.to_owned()] }
 }
 
-fn attention_config(flags: &LocalFlags) -> attention_node::Config {
+fn attention_config(flags: &LocalFlags, number: u16) -> attention_node::Config {
     attention_node::Config {
         node: attention_node::config::NodeConfig {
-            name: "attention-0".to_owned(),
-            listen: "inproc:attention-0".to_owned(),
+            name: format!("attention-{number}"),
+            listen: format!("inproc:attention-{number}"),
             advertise: None,
             schedule: schedule(flags),
         },
@@ -203,14 +227,27 @@ fn attention_config(flags: &LocalFlags) -> attention_node::Config {
         model: ModelConfig { path: flags.model.clone() },
         device: device(flags),
         batching: Tuning::default(),
-        bounds: attention_node::config::BoundsConfig {
-            sequences_max: flags.max_num_seqs,
-            positions_max: flags.max_model_len.map(|tokens| tokens as usize),
-            kv_bytes: flags.kv_cache_bytes,
-            ..attention_node::config::BoundsConfig::default()
-        },
+        bounds: bounds(flags),
         links: LinksConfig::default(),
     }
+}
+
+fn bounds(flags: &LocalFlags) -> BoundsConfig {
+    let default = BoundsConfig::default();
+    let rows_max = flags.max_num_batched_tokens.get();
+    BoundsConfig {
+        sequences_max: flags.max_num_seqs,
+        // A chunk of a prompt is under way as a whole.
+        chunk_tokens_max: default.chunk_tokens_max.min(rows_max),
+        rows_max,
+        positions_max: flags.max_model_len.map(|tokens| tokens as usize),
+        kv_bytes: flags.kv_cache_bytes,
+        ..default
+    }
+}
+
+fn rows_max() -> NonZeroUsize {
+    NonZeroUsize::new(BoundsConfig::default().rows_max).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {

@@ -19,10 +19,11 @@ pub(crate) struct Flags {
     #[command(flatten)]
     cluster: LocalFlags,
     /// Address of HTTP and gRPC.
-    #[arg(long, default_value = "0.0.0.0", env = "AMOE_HOST")]
+    #[arg(long, default_value = "0.0.0.0", env = "AMOE_SERVE_HOST")]
     host: IpAddr,
     /// Port of HTTP and gRPC; 0 takes any.
-    #[arg(long, default_value_t = 8000, env = "AMOE_PORT")]
+    // Kubernetes sets AMOE_PORT, and not to a number, next to a service called amoe.
+    #[arg(long, default_value_t = 8000, env = "AMOE_SERVE_PORT")]
     port: u16,
     /// Names that requests may use; by default the folder's.
     #[arg(long, value_name = "NAME", env = "AMOE_SERVED_MODEL_NAME")]
