@@ -1,6 +1,6 @@
 //! `amoe generate`: a cluster in this process for one prompt, asked over its own gRPC API.
 
-use std::{io::Write, net::SocketAddr, time::Duration};
+use std::{io::Write, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use chassis::{
@@ -11,11 +11,18 @@ use chassis::{
 use clap::Args;
 use gateway::config::ServerConfig;
 use proto::v1::{
-    GenerateRequest, SamplingParams, generate_request::Prompt, inference_client::InferenceClient,
+    GenerateRequest, SamplingParams, TokenIds, generate_request::Prompt,
+    inference_client::InferenceClient,
 };
+use serde::Serialize;
+use serde_json::json;
 use tonic::Code;
 
-use crate::local::{LocalCluster, LocalFlags};
+use crate::{
+    http::Server,
+    local::{LocalCluster, LocalFlags},
+    logits,
+};
 
 /// Pause between looks whether the cluster is ready.
 const READY_PAUSE: Duration = Duration::from_millis(20);
@@ -25,8 +32,8 @@ const READY_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Flags {
     #[command(flatten)]
     cluster: LocalFlags,
-    /// What the text begins with.
-    prompt: String,
+    #[command(flatten)]
+    prompt: PromptFlags,
     /// Tokens to generate at most.
     #[arg(long, default_value_t = 64, value_name = "N")]
     max_tokens: u32,
@@ -39,38 +46,88 @@ pub(crate) struct Flags {
     /// Go on past the model's end token.
     #[arg(long)]
     ignore_eos: bool,
+    /// Write the logits of the prompt's positions, too: tensor `logits`, f32 [positions, vocab].
+    #[arg(long, value_name = "FILE.safetensors")]
+    logits: Option<PathBuf>,
+    /// Print one line of JSON at the end, with `token_ids` and `text`, in place of the text as it comes.
+    #[arg(long)]
+    json: bool,
 }
 
-/// Prints the prompt's continuation as it comes.
+/// What to go on from, one of them.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct PromptFlags {
+    /// What the text begins with.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// The same as token ids: "1 2 3".
+    #[arg(long)]
+    ids: Option<Ids>,
+}
+
+/// Token ids with spaces or commas between them.
+#[derive(Clone, Debug)]
+struct Ids(Vec<u32>);
+
+/// What was generated.
+#[derive(Debug, Default, Serialize)]
+struct Generated {
+    token_ids: Vec<u32>,
+    text: String,
+}
+
+/// Prints the prompt's continuation.
 pub(crate) fn run(flags: Flags) -> Result<()> {
-    let quiet = TelemetryConfig { log: "warn".to_owned(), ..TelemetryConfig::default() };
+    let quiet = TelemetryConfig { log: "error".to_owned(), ..TelemetryConfig::default() };
     telemetry::init(&quiet)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let process =
-            Process::new("generate", &ShutdownConfig::default()).map_err(|error| anyhow!(error))?;
-        let server = ServerConfig {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            ..ServerConfig::default()
-        };
-        let request = request(&flags);
-        let cluster =
-            LocalCluster::open(flags.cluster, server, Vec::new(), process.clone()).await?;
-        let address = cluster.address();
-        let serving = tokio::spawn(cluster.serve());
-        let printed = tokio::select! {
-            printed = print(address, request) => printed,
-            () = process.shutdown.requested() => Ok(()),
-        };
-        process.shutdown.request();
-        serving.await??;
-        printed
-    })
+    let prompt = runtime.block_on(ask_cluster(&flags))?;
+    match (flags.logits, prompt) {
+        (Some(file), Some(prompt)) => logits::write(&file, &flags.cluster, &prompt),
+        _ => Ok(()),
+    }
+}
+
+/// Runs a cluster for one request; the prompt's token ids, unless a signal came first.
+async fn ask_cluster(flags: &Flags) -> Result<Option<Vec<u32>>> {
+    let process =
+        Process::new("generate", &ShutdownConfig::default()).map_err(|error| anyhow!(error))?;
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let server = ServerConfig { address, ..ServerConfig::default() };
+    let cluster =
+        LocalCluster::open(flags.cluster.clone(), server, Vec::new(), process.clone()).await?;
+    let address = cluster.address();
+    let serving = tokio::spawn(cluster.serve());
+    let asked = tokio::select! {
+        asked = ask(address, flags) => asked.map(Some),
+        () = process.shutdown.requested() => Ok(None),
+    };
+    process.shutdown.request();
+    serving.await??;
+    asked
+}
+
+/// Prints the answer; the prompt's token ids.
+async fn ask(address: SocketAddr, flags: &Flags) -> Result<Vec<u32>> {
+    let generated = generate(address, request(flags), !flags.json).await?;
+    let mut out = std::io::stdout();
+    if flags.json {
+        serde_json::to_writer(&out, &generated)?;
+    }
+    out.write_all(b"\n").context("printing")?;
+    match (&flags.prompt.prompt, &flags.prompt.ids) {
+        (Some(text), _) => tokenize(address, text).await,
+        (None, ids) => Ok(ids.iter().flat_map(|ids| &ids.0).copied().collect()),
+    }
 }
 
 fn request(flags: &Flags) -> GenerateRequest {
+    let PromptFlags { prompt, ids } = &flags.prompt;
+    let text = prompt.clone().map(Prompt::Text);
+    let ids = ids.clone().map(|ids| Prompt::Tokens(TokenIds { ids: ids.0 }));
     GenerateRequest {
-        prompt: Some(Prompt::Text(flags.prompt.clone())),
+        prompt: text.or(ids),
         sampling: Some(SamplingParams {
             temperature: Some(flags.temperature),
             max_tokens: Some(flags.max_tokens),
@@ -82,7 +139,7 @@ fn request(flags: &Flags) -> GenerateRequest {
     }
 }
 
-async fn print(address: SocketAddr, request: GenerateRequest) -> Result<()> {
+async fn generate(address: SocketAddr, request: GenerateRequest, print: bool) -> Result<Generated> {
     let mut client = InferenceClient::connect(format!("http://{address}")).await?;
     let mut stream = loop {
         match client.generate_stream(request.clone()).await {
@@ -94,11 +151,60 @@ async fn print(address: SocketAddr, request: GenerateRequest) -> Result<()> {
             Err(status) => return Err(anyhow!("{}", status.message())),
         }
     };
-    let mut out = std::io::stdout();
+    let (mut generated, mut out) = (Generated::default(), std::io::stdout());
     while let Some(part) =
         stream.message().await.map_err(|status| anyhow!("{}", status.message()))?
     {
-        out.write_all(part.text.as_bytes()).and_then(|()| out.flush()).context("printing")?;
+        if print {
+            out.write_all(part.text.as_bytes()).and_then(|()| out.flush()).context("printing")?;
+        }
+        generated.token_ids.extend(part.token_ids);
+        generated.text += &part.text;
     }
-    out.write_all(b"\n").context("printing")
+    Ok(generated)
+}
+
+/// The ids that the gateway made of a prompt.
+async fn tokenize(address: SocketAddr, prompt: &str) -> Result<Vec<u32>> {
+    let server = Server::new(&format!("http://{address}"), None)?;
+    let mut answer = server.answer("/tokenize", &json!({"prompt": prompt})).await?;
+    Ok(serde_json::from_value(answer["tokens"].take())?)
+}
+
+// === impl Ids ===
+
+impl FromStr for Ids {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ids: Vec<u32> = text
+            .split(|between: char| between.is_whitespace() || between == ',')
+            .filter(|id| !id.is_empty())
+            .map(|id| {
+                let wrong =
+                    |_| format!("`{id}` is no token id, expected numbers such as \"1 2 3\"");
+                id.parse().map_err(wrong)
+            })
+            .collect::<Result<_, _>>()?;
+        if ids.is_empty() {
+            return Err("expected at least one token id".to_owned());
+        }
+        Ok(Self(ids))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ids;
+
+    #[test]
+    fn ids_are_numbers() {
+        assert_eq!("1 2,  30\n".parse::<Ids>().map(|ids| ids.0), Ok(vec![1, 2, 30]));
+        for (text, sentence) in [
+            ("1 -2", "`-2` is no token id, expected numbers such as \"1 2 3\""),
+            (" ", "expected at least one token id"),
+        ] {
+            assert_eq!(text.parse::<Ids>().map(|ids| ids.0), Err(sentence.to_owned()));
+        }
+    }
 }

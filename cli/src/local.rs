@@ -184,7 +184,8 @@ async fn nodes(flags: &LocalFlags, hub: Hub, process: Process) -> Result<()> {
     Ok(())
 }
 
-fn device(flags: &LocalFlags) -> CpuOptions {
+/// The processor as the flags want it.
+pub(crate) fn device(flags: &LocalFlags) -> CpuOptions {
     let default = CpuOptions::default();
     CpuOptions {
         threads: flags.threads.unwrap_or(default.threads),

@@ -1,7 +1,9 @@
 //! The `amoe` program: serve a model, generate from it, make synthetic checkpoints.
 
 mod generate;
+mod http;
 mod local;
+mod logits;
 mod serve;
 mod synth;
 
@@ -22,7 +24,7 @@ enum Command {
     /// Serve a checkpoint over OpenAI HTTP and gRPC, all roles in this process.
     Serve(serve::Flags),
     /// Generate text from a prompt, once, without a server.
-    Generate(generate::Flags),
+    Generate(Box<generate::Flags>),
     /// Write a checkpoint with random weights and skewed routing.
     Synth(synth::Flags),
 }
@@ -30,7 +32,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Flags::parse().command {
         Command::Serve(flags) => serve::run(flags),
-        Command::Generate(flags) => generate::run(flags),
+        Command::Generate(flags) => generate::run(*flags),
         Command::Synth(flags) => synth::run(&flags),
     };
     match outcome {

@@ -1,0 +1,59 @@
+//! A client of OpenAI's HTTP API.
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::Value;
+
+/// A server and the connections to it, which are kept.
+#[derive(Debug)]
+pub(crate) struct Server {
+    url: String,
+    key: Option<String>,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// A server at `http://host:port`. Requests carry the key, if there is one, as a bearer token.
+    pub(crate) fn new(url: &str, key: Option<String>) -> Result<Self> {
+        ensure!(url.starts_with("http://"), "{url}: expected a URL such as http://127.0.0.1:8000");
+        let mut connector = HttpConnector::new();
+        // Tokens are small, and when they come is what is measured.
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), key, client })
+    }
+
+    /// Posts a body and reads the whole answer.
+    pub(crate) async fn answer(&self, path: &str, body: &Value) -> Result<Value> {
+        let body = self.post(path, body).await?.into_body();
+        Ok(serde_json::from_slice(&body.collect().await?.to_bytes())?)
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Response<Incoming>> {
+        let url = format!("{}{path}", self.url);
+        let mut request = Request::post(&url).header(CONTENT_TYPE, "application/json");
+        if let Some(key) = &self.key {
+            request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+        }
+        let request = request.body(Full::new(Bytes::from(body.to_string())))?;
+        let response = self.client.request(request).await.with_context(|| url.clone())?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let bytes = response.into_body().collect().await.context(url.clone())?.to_bytes();
+            anyhow::bail!("{url} answers {status}: {}", String::from_utf8_lossy(&bytes).trim());
+        }
+        Ok(response)
+    }
+}
