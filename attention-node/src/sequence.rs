@@ -31,6 +31,17 @@ pub(crate) struct Sequence {
     outputs: mpsc::Sender<TokenOutput>,
 }
 
+/// What follows a drawn token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Another one.
+    Token,
+    /// Nothing: it was the last.
+    Finished,
+    /// Nothing: whoever waited for it has gone.
+    Abandoned,
+}
+
 // === impl Sequence ===
 
 impl Sequence {
@@ -78,10 +89,10 @@ impl Sequence {
         }
     }
 
-    /// Appends a drawn token and tells whoever waits; whether the sequence goes on.
+    /// Appends a drawn token and tells whoever waits; what comes next.
     ///
     /// `positions_max` is the longest sequence that fits here.
-    pub(crate) fn append(&mut self, sampled: Sampled, positions_max: usize) -> bool {
+    pub(crate) fn append(&mut self, sampled: Sampled, positions_max: usize) -> Next {
         let token = sampled.token;
         self.tokens.push(token);
         self.counts.record(token);
@@ -96,7 +107,11 @@ impl Sequence {
         };
         let logprobs = sampled.logprob.map(|logprob| TokenLogprobs { logprob, top: sampled.top });
         let told = self.outputs.try_send(TokenOutput { token, logprobs, finish });
-        finish.is_none() && told.is_ok()
+        match (told, finish) {
+            (Err(_), _) => Next::Abandoned,
+            (Ok(()), Some(_)) => Next::Finished,
+            (Ok(()), None) => Next::Token,
+        }
     }
 
     fn generated(&self) -> usize {

@@ -5,6 +5,7 @@ use std::time::Instant;
 use model::LayerKind;
 
 use super::{AttentionEngine, Turn};
+use crate::sequence::Next;
 
 impl AttentionEngine {
     /// Picks a stage and runs it; whether there was anything to do.
@@ -153,12 +154,19 @@ impl AttentionEngine {
         self.note_cached(key);
         let sequence_key = self.spans[key].sequence;
         let sampled = self.buffers.sampled[at].clone();
-        let goes_on = self.sequences[sequence_key].append(sampled, self.bounds.positions_max);
+        let next = self.sequences[sequence_key].append(sampled, self.bounds.positions_max);
         self.joints.metrics.tokens.inc();
-        if !goes_on {
-            self.finish(sequence_key);
-        } else if self.make_room(sequence_key) {
-            self.start_span(sequence_key);
+        match next {
+            Next::Token => {
+                if self.make_room(sequence_key) {
+                    self.start_span(sequence_key);
+                }
+            }
+            Next::Finished => self.finish(sequence_key),
+            Next::Abandoned => {
+                self.joints.metrics.cancelled.inc();
+                self.finish(sequence_key);
+            }
         }
     }
 }
