@@ -3,14 +3,18 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use model::{SynthSpec, synth};
 
 /// Flags of `amoe synth`. The defaults make a model of 701 million parameters, 1.4 GB.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
     /// Folder to write.
+    #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Architecture, by its name in `config.json`.
+    #[arg(long, default_value = "qwen3_moe")]
+    arch: Arch,
     /// Equal flags and seed give equal files.
     #[arg(long, default_value_t = SynthSpec::default().seed)]
     seed: u64,
@@ -28,7 +32,7 @@ pub(crate) struct Flags {
     hidden: usize,
     /// Width of an expert.
     #[arg(long, default_value_t = SynthSpec::default().width)]
-    width: usize,
+    moe_intermediate: usize,
     /// Attention heads.
     #[arg(long, default_value_t = SynthSpec::default().heads)]
     heads: usize,
@@ -43,23 +47,32 @@ pub(crate) struct Flags {
     vocab: usize,
     /// Exponent of the experts' popularity: 0 is even, 1 the usual skew.
     #[arg(long, default_value_t = SynthSpec::default().zipf)]
-    zipf: f64,
+    router_zipf: f64,
+}
+
+/// Architectures that can be written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Arch {
+    /// Qwen3-MoE.
+    #[value(name = "qwen3_moe")]
+    Qwen3Moe,
 }
 
 /// Writes the checkpoint and says what it holds.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
+    let Arch::Qwen3Moe = flags.arch;
     let spec = SynthSpec {
         seed: flags.seed,
         layers: flags.layers,
         experts: flags.experts,
         top_k: flags.top_k,
         hidden: flags.hidden,
-        width: flags.width,
+        width: flags.moe_intermediate,
         heads: flags.heads,
         kv_heads: flags.kv_heads,
         head_dim: flags.head_dim,
         vocab: flags.vocab,
-        zipf: flags.zipf,
+        zipf: flags.router_zipf,
         ..SynthSpec::default()
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
