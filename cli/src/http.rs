@@ -41,7 +41,8 @@ impl Server {
         Ok(serde_json::from_slice(&body.collect().await?.to_bytes())?)
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Result<Response<Incoming>> {
+    /// Posts a body; the head of the answer, if it is a good one.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Response<Incoming>> {
         let url = format!("{}{path}", self.url);
         let mut request = Request::post(&url).header(CONTENT_TYPE, "application/json");
         if let Some(key) = &self.key {

@@ -263,7 +263,7 @@ fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {
         cluster: cluster(),
         model: ModelConfig { path: flags.model.clone() },
         device: device(flags),
-        batching: Tuning::default(),
+        batching: expert_node::config::default_batching(),
         links: LinksConfig::default(),
     }
 }

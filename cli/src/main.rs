@@ -1,5 +1,6 @@
-//! The `amoe` program: serve a model, generate from it, make synthetic checkpoints.
+//! The `amoe` program: serve a model, generate from it, measure a server, make synthetic checkpoints.
 
+mod bench;
 mod generate;
 mod http;
 mod local;
@@ -25,6 +26,8 @@ enum Command {
     Serve(serve::Flags),
     /// Generate text from a prompt, once, without a server.
     Generate(Box<generate::Flags>),
+    /// Load any server that speaks OpenAI's HTTP API and say how fast it answers.
+    Bench(bench::Flags),
     /// Write a checkpoint with random weights and skewed routing.
     Synth(synth::Flags),
 }
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let outcome = match Flags::parse().command {
         Command::Serve(flags) => serve::run(flags),
         Command::Generate(flags) => generate::run(*flags),
+        Command::Bench(flags) => bench::run(&flags),
         Command::Synth(flags) => synth::run(&flags),
     };
     match outcome {
