@@ -19,11 +19,18 @@ pub struct Config {
     #[serde(default)]
     pub device: CpuOptions,
     /// `[batching]`: which queue runs next.
-    #[serde(default)]
+    #[serde(default = "default_batching")]
     pub batching: Tuning,
     /// `[links]`.
     #[serde(default)]
     pub links: LinksConfig,
+}
+
+/// The paper's constants, with room for the pairs of a whole prefill chunk: an expert whose rows are
+/// spread over two runs is read from memory twice.
+#[must_use]
+pub fn default_batching() -> Tuning {
+    Tuning { drain_max: 4096, ..Tuning::default() }
 }
 
 /// Section `[node]`.

@@ -259,7 +259,7 @@ fn expert_config(checkpoint: &Path, layout: &Layout, number: usize) -> expert_no
         cluster: cluster(),
         model: model(checkpoint),
         device: device(layout),
-        batching: Tuning::default(),
+        batching: expert_node::config::default_batching(),
         links: LinksConfig::default(),
     }
 }
