@@ -26,11 +26,11 @@ pub struct Config {
     pub links: LinksConfig,
 }
 
-/// The paper's constants, with room for the pairs of a whole prefill chunk: an expert whose rows are
-/// spread over two runs is read from memory twice.
+/// The paper's constants, with room for the pairs of a whole batch of prefill chunks: an expert
+/// whose rows are spread over two runs is read from memory twice.
 #[must_use]
 pub fn default_batching() -> Tuning {
-    Tuning { drain_max: 4096, ..Tuning::default() }
+    Tuning { drain_max: 16_384, ..Tuning::default() }
 }
 
 /// Section `[node]`.

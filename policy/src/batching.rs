@@ -86,7 +86,8 @@ pub struct Batcher {
 
 impl Default for Tuning {
     /// The constants of the paper's evaluation (K = 7, d = 0.8, look-back 10), with a guard of
-    /// 50 ms and a drain cap of 512.
+    /// 50 ms and a drain cap of 2048: four full prefill chunks in one run keep weights in use for
+    /// longer than it takes to read them.
     fn default() -> Self {
         Self {
             rule: Rule::Defrag,
@@ -94,7 +95,7 @@ impl Default for Tuning {
             decay: 0.8,
             lookback: 10,
             age_guard_ms: 50,
-            drain_max: 512,
+            drain_max: 2048,
         }
     }
 }
