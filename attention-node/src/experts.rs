@@ -24,6 +24,8 @@ pub(crate) struct Experts {
     target: Option<Arc<Plan>>,
     lease: Option<Lease>,
     nodes: BTreeMap<NodeId, Node>,
+    /// Whether every expert of the serving plan can be reached.
+    reachable: bool,
     /// The newest plan all of whose nodes are linked.
     ready: Epoch,
 }
@@ -60,6 +62,7 @@ impl Experts {
             target: None,
             lease: None,
             nodes: BTreeMap::new(),
+            reachable: false,
             ready: Epoch::default(),
         }
     }
@@ -71,7 +74,7 @@ impl Experts {
 
     /// Whether every expert of the serving plan can be reached.
     pub(crate) fn all_reachable(&self) -> bool {
-        self.serving.as_deref().is_some_and(|plan| self.reaches(plan))
+        self.reachable
     }
 
     /// Takes over the plans of a view, unless they are older than those known.
@@ -137,6 +140,7 @@ impl Experts {
     fn renew(&mut self) {
         let linked = |node: NodeId| self.nodes.get(&node).is_some_and(|node| node.link.is_some());
         self.lease = self.serving.as_deref().map(|plan| Lease::first_live(plan, linked));
+        self.reachable = self.serving.as_deref().is_some_and(|plan| self.reaches(plan));
         let newest = self.target.as_deref().or(self.serving.as_deref());
         if let Some(plan) = newest.filter(|plan| self.reaches(plan)) {
             self.ready = self.ready.max(plan.epoch());
