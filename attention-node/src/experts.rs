@@ -1,16 +1,14 @@
 //! The expert nodes as this node sees them: links, the lease of replicas, and the frames on their way.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::BytesMut;
 use domain::{ClusterView, Epoch, Layer, NodeId, Plan};
+use node::{Outbox, Plans};
 use policy::routing::Lease;
 use proto::frame::{Dispatch, Frame, Pair, Ticket};
 use tokio::runtime::Handle;
-use transport::link::{Connection, LinkSender, Links, Refused};
+use transport::link::{Connection, LinkSender, Links};
 
 use crate::span::{Span, TicketParts};
 
@@ -20,8 +18,7 @@ pub(crate) struct Experts {
     links: Links,
     /// Links are kept up by tasks of this runtime.
     runtime: Handle,
-    serving: Option<Arc<Plan>>,
-    target: Option<Arc<Plan>>,
+    plans: Plans,
     lease: Option<Lease>,
     nodes: BTreeMap<NodeId, Node>,
     /// Whether every expert of the serving plan can be reached.
@@ -36,8 +33,7 @@ struct Node {
     /// Keeps dialling for as long as it lives.
     _connection: Connection,
     link: Option<LinkSender>,
-    /// Bounded by the rows that this node's spans hold.
-    outbox: VecDeque<Frame>,
+    outbox: Outbox,
     outgoing: Outgoing,
 }
 
@@ -58,8 +54,7 @@ impl Experts {
         Self {
             links,
             runtime,
-            serving: None,
-            target: None,
+            plans: Plans::default(),
             lease: None,
             nodes: BTreeMap::new(),
             reachable: false,
@@ -79,14 +74,10 @@ impl Experts {
 
     /// Takes over the plans of a view, unless they are older than those known.
     pub(crate) fn follow(&mut self, view: &ClusterView) {
-        let epoch = |plan: &Option<Arc<Plan>>| plan.as_ref().map_or(Epoch(0), |plan| plan.epoch());
-        if epoch(&view.serving) < epoch(&self.serving) {
+        if !self.plans.follow(view) {
             return;
         }
-        self.serving.clone_from(&view.serving);
-        self.target.clone_from(&view.target);
-        let wanted: BTreeSet<NodeId> =
-            self.serving.iter().chain(&self.target).flat_map(|plan| holders(plan)).collect();
+        let wanted: BTreeSet<NodeId> = self.plans.iter().flat_map(holders).collect();
         self.nodes.retain(|node, _| wanted.contains(node));
         for node in wanted {
             if let Some(member) = view.member(node) {
@@ -109,7 +100,7 @@ impl Experts {
                     address: address.to_owned(),
                     _connection: connection,
                     link: None,
-                    outbox: VecDeque::new(),
+                    outbox: Outbox::default(),
                     outgoing: Outgoing::default(),
                 };
                 self.nodes.insert(node, node_state);
@@ -139,9 +130,9 @@ impl Experts {
     /// Leases anew after the plan or the links changed.
     fn renew(&mut self) {
         let linked = |node: NodeId| self.nodes.get(&node).is_some_and(|node| node.link.is_some());
-        self.lease = self.serving.as_deref().map(|plan| Lease::first_live(plan, linked));
-        self.reachable = self.serving.as_deref().is_some_and(|plan| self.reaches(plan));
-        let newest = self.target.as_deref().or(self.serving.as_deref());
+        self.lease = self.plans.serving().map(|plan| Lease::first_live(plan, linked));
+        self.reachable = self.plans.serving().is_some_and(|plan| self.reaches(plan));
+        let newest = self.plans.newest();
         if let Some(plan) = newest.filter(|plan| self.reaches(plan)) {
             self.ready = self.ready.max(plan.epoch());
         }
@@ -176,14 +167,14 @@ impl Experts {
 
     /// Sends what was added for `layer`; in lockstep mode (`step` > 0) an empty frame to the others.
     pub(crate) fn flush(&mut self, layer: Layer, step: u64) {
-        let epoch = self.serving.as_ref().map_or(Epoch(0), |plan| plan.epoch());
+        let epoch = self.plans.epoch();
         for node in self.nodes.values_mut() {
             if node.outgoing.pairs.is_empty() && (step == 0 || node.link.is_none()) {
                 continue;
             }
             let (pairs, rows) = node.outgoing.take();
             let rows = rows.freeze();
-            node.outbox.push_back(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
+            node.outbox.push(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
             node.empty_outbox();
         }
     }
@@ -201,7 +192,7 @@ impl Experts {
         }
         for (node, tickets) in tickets {
             if let Some(node) = self.nodes.get_mut(&node) {
-                node.outbox.push_back(Frame::Cancel(tickets));
+                node.outbox.push(Frame::Cancel(tickets));
                 node.empty_outbox();
             }
         }
@@ -222,20 +213,8 @@ fn holders(plan: &Plan) -> impl Iterator<Item = NodeId> + '_ {
 
 impl Node {
     fn empty_outbox(&mut self) {
-        let Some(link) = &self.link else { return };
-        while let Some(frame) = self.outbox.pop_front() {
-            match link.try_send(frame) {
-                Ok(()) => {}
-                Err(Refused::NoCredit(frame)) => {
-                    self.outbox.push_front(frame);
-                    return;
-                }
-                // Its Down is on its way, and with it everything is sent again.
-                Err(Refused::Closed(_)) => self.outbox.clear(),
-                Err(error @ Refused::TooLarge { .. }) => {
-                    tracing::error!(%error, "rows cannot be dispatched: raise frame_bytes_max");
-                }
-            }
+        if let Some(link) = &self.link {
+            self.outbox.send(link);
         }
     }
 }

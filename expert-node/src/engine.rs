@@ -1,7 +1,7 @@
 //! The expert node's loop: receive → load → pick → run → publish, one launch per turn.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,6 +11,7 @@ use chassis::{
     engine::{Engine, Step},
 };
 use domain::{ClusterView, Epoch, Health, Layer, Load, NodeId};
+use node::Outbox;
 use policy::batching::{Batcher, Tuning};
 use proto::{
     control::Beat,
@@ -18,7 +19,7 @@ use proto::{
 };
 use tokio::sync::watch;
 use transport::{
-    link::{LinkEvent, LinkEventKind, LinkSender, Permit, Refused},
+    link::{LinkEvent, LinkEventKind, LinkSender, Permit},
     mailbox::Mailbox,
 };
 
@@ -65,8 +66,7 @@ pub(crate) struct ExpertEngine {
 #[derive(Debug)]
 struct Peer {
     link: LinkSender,
-    /// Bounded by what the peer dispatched: its own credit bounds that.
-    outbox: VecDeque<Frame>,
+    outbox: Outbox,
 }
 
 // === impl Schedule ===
@@ -163,7 +163,7 @@ impl ExpertEngine {
 
     fn on_up(&mut self, peer: NodeId, link: LinkSender) {
         tracing::info!(%peer, "link to attention node is up");
-        self.peers.insert(peer, Peer { link, outbox: VecDeque::new() });
+        self.peers.insert(peer, Peer { link, outbox: Outbox::default() });
         if let Schedule::Lockstep(barrier) = &mut self.schedule
             && let Some(step) = barrier.join(peer)
         {
@@ -275,12 +275,12 @@ impl ExpertEngine {
 
     fn send(&mut self, peer: NodeId, frame: Frame) {
         let Some(peer) = self.peers.get_mut(&peer) else { return };
-        peer.outbox.push_back(frame);
-        peer.empty_outbox();
+        peer.outbox.push(frame);
+        peer.outbox.send(&peer.link);
     }
 
     fn empty_outboxes(&mut self) {
-        self.peers.values_mut().for_each(Peer::empty_outbox);
+        self.peers.values_mut().for_each(|peer| peer.outbox.send(&peer.link));
     }
 
     /// Tells the batcher how a layer stands.
@@ -322,26 +322,5 @@ impl ExpertEngine {
     /// After a stop was asked for: nothing waits here, and no attention node needs this one.
     fn is_drained(&self) -> bool {
         self.joints.shutdown.is_requested() && self.peers.is_empty()
-    }
-}
-
-// === impl Peer ===
-
-impl Peer {
-    fn empty_outbox(&mut self) {
-        while let Some(frame) = self.outbox.pop_front() {
-            match self.link.try_send(frame) {
-                Ok(()) => {}
-                Err(Refused::NoCredit(frame)) => {
-                    self.outbox.push_front(frame);
-                    return;
-                }
-                // Its Down is on its way, and the sender dispatches again elsewhere.
-                Err(Refused::Closed(_)) => self.outbox.clear(),
-                Err(error @ Refused::TooLarge { .. }) => {
-                    tracing::error!(%error, "results cannot be sent: raise frame_bytes_max");
-                }
-            }
-        }
     }
 }

@@ -1,20 +1,17 @@
 //! The experts this node holds, brought step by step to what the cluster's plans ask of it.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeSet, VecDeque};
 
-use domain::{ClusterView, Epoch, Expert, Layer, NodeId, Plan};
+use domain::{ClusterView, Epoch, Expert, Layer, NodeId};
 use model::{ExpertHalf, ModelError};
+use node::Plans;
 
 /// Resident experts and the plans they are resident for.
 #[derive(Debug)]
 pub(crate) struct Shard {
     node: NodeId,
     half: ExpertHalf,
-    serving: Option<Arc<Plan>>,
-    target: Option<Arc<Plan>>,
+    plans: Plans,
     missing: VecDeque<(Layer, Expert)>,
     /// The newest plan whose experts are all here.
     ready: Epoch,
@@ -27,8 +24,7 @@ impl Shard {
         Self {
             node,
             half,
-            serving: None,
-            target: None,
+            plans: Plans::default(),
             missing: VecDeque::new(),
             ready: Epoch::default(),
         }
@@ -45,23 +41,21 @@ impl Shard {
 
     /// Whether dispatches of this epoch are served: not older than the one before the serving plan.
     pub(crate) fn serves(&self, epoch: Epoch) -> bool {
-        let oldest = self.serving.as_ref().map(|plan| plan.parent().unwrap_or(plan.epoch()));
-        oldest.is_some_and(|oldest| epoch >= oldest) || self.target.is_some()
+        let oldest = self.plans.serving().map(|plan| plan.parent().unwrap_or(plan.epoch()));
+        oldest.is_some_and(|oldest| epoch >= oldest) || self.plans.target().is_some()
     }
 
     /// Takes over the plans of a view, unless they are older than those known.
     pub(crate) fn follow(&mut self, view: &ClusterView) {
-        let epoch = |plan: &Option<Arc<Plan>>| plan.as_ref().map_or(Epoch(0), |plan| plan.epoch());
-        if epoch(&view.serving) < epoch(&self.serving) {
+        let before = self.plans.epoch();
+        if !self.plans.follow(view) {
             return;
         }
-        let flipped = epoch(&view.serving) > epoch(&self.serving);
-        self.serving.clone_from(&view.serving);
-        self.target.clone_from(&view.target);
+        let flipped = self.plans.epoch() > before;
         let wanted = self.wanted();
         let missing = wanted.iter().filter(|&&(layer, expert)| !self.half.holds(layer, expert));
         self.missing = missing.copied().collect();
-        if flipped && self.target.is_none() {
+        if flipped && self.plans.target().is_none() {
             self.unload_all_but(&wanted);
         }
         self.note_ready();
@@ -69,8 +63,7 @@ impl Shard {
 
     /// What the serving and the target plan together place here.
     fn wanted(&self) -> BTreeSet<(Layer, Expert)> {
-        let plans = self.serving.iter().chain(&self.target);
-        plans.flat_map(|plan| plan.resident_on(self.node)).collect()
+        self.plans.iter().flat_map(|plan| plan.resident_on(self.node)).collect()
     }
 
     fn unload_all_but(&mut self, wanted: &BTreeSet<(Layer, Expert)>) {
@@ -99,7 +92,7 @@ impl Shard {
 
     /// The newest plan counts as ready once everything it places here is held.
     fn note_ready(&mut self) {
-        let Some(newest) = self.target.as_ref().or(self.serving.as_ref()) else { return };
+        let Some(newest) = self.plans.newest() else { return };
         if newest.resident_on(self.node).all(|(layer, expert)| self.half.holds(layer, expert)) {
             self.ready = self.ready.max(newest.epoch());
         }
