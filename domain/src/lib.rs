@@ -1,15 +1,19 @@
 //! The nouns of amoe: plain values that two or more rooms talk about, without I/O, clocks or wire formats.
 
 mod cluster;
+mod cost;
 mod ids;
 mod plan;
 mod sampling;
 mod sequence;
 mod shape;
+mod trace;
 
 pub use cluster::{ClusterView, Health, Load, Member, Role};
+pub use cost::{CostCurve, CurveError};
 pub use ids::{Epoch, Expert, Layer, NodeId};
 pub use plan::{Plan, PlanShapeError, Replicas};
 pub use sampling::SamplingParams;
 pub use sequence::{FinishReason, SequenceRequest, TokenLogprobs, TokenOutput};
 pub use shape::ModelShape;
+pub use trace::{Trace, TraceShapeError};
