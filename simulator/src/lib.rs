@@ -1,0 +1,5 @@
+//! A cluster in virtual time: the decisions of `policy` run against cost curves, and checkers judge every run.
+
+pub mod hardware;
+pub mod skew;
+pub mod workload;

@@ -1,0 +1,1 @@
+//! Which experts a token chooses: the skews that the papers measure under.

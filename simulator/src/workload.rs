@@ -1,0 +1,1 @@
+//! When sequences arrive and how long they are: Poisson arrivals, recorded traces, a fixed number in flight.
