@@ -1,4 +1,4 @@
-//! Chooses the replica that runs each expert: a lease names one node per (layer, expert).
+//! A lease names one active replica per (layer, expert), for attention nodes to look up.
 
 use domain::{Expert, Layer, NodeId, Plan};
 
