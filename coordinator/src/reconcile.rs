@@ -125,11 +125,9 @@ impl Plans {
 
     fn plan(&mut self, shape: &ModelShape, hosts: &[Host], reason: Reason) -> Step {
         let input = Input {
-            epoch: Epoch(self.newest.0 + 1),
             serving: self.serving.as_deref(),
-            shape,
-            hosts,
             spare: self.intent.spare,
+            ..Input::new(Epoch(self.newest.0 + 1), shape, hosts)
         };
         let proposal = match placement::place(self.intent.policy, &input) {
             Ok(proposal) => proposal,

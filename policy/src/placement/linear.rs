@@ -1,107 +1,56 @@
 //! Linear placement: every layer is cut into contiguous shares, one per node in order of node number.
 
-use domain::{NodeId, Plan, Replicas};
+use super::{
+    Host,
+    problem::{HostIndex, LayerTable, Problem},
+    rooms,
+};
 
-use super::{Explanation, Host, Infeasible, Input, Policy, Proposal, Share, Spare};
-
-pub(super) fn place(input: &Input<'_>, hosts: &[Host]) -> Result<Proposal, Infeasible> {
-    let (layers, experts) = (input.shape.moe_layers.len(), input.shape.experts);
-    let needed = layers as u64 * u64::from(experts);
-    let found = hosts.iter().map(|host| u64::from(host.slots)).sum();
-    if found < needed || hosts.is_empty() {
-        return Err(Infeasible { needed, found, hosts: hosts.len() });
-    }
-    let first = quotas(needed, hosts);
-    let mut table = Vec::with_capacity(layers * usize::from(experts));
-    let mut left = first.clone();
-    for layers_left in (1..=layers as u64).rev() {
-        let shares = apportion(&left, layers_left, u64::from(experts));
-        for ((host, &share), left) in hosts.iter().zip(&shares).zip(&mut left) {
-            table.extend((0..share).map(|_| vec![host.id]));
-            *left -= share;
-        }
-    }
-    let spare: Vec<u64> =
-        hosts.iter().zip(&first).map(|(host, &first)| u64::from(host.slots) - first).collect();
-    let further = match input.spare {
-        Spare::Leave => vec![0; hosts.len()],
-        Spare::Fill => fill(&mut table, hosts, spare),
-    };
-    let shares = hosts.iter().zip(first.iter().zip(&further));
-    let explanation = Explanation {
-        policy: Policy::Linear,
-        shares: shares
-            .map(|(&host, (&first, &further))| Share {
-                host,
-                first: narrow(first),
-                further: narrow(further),
-            })
-            .collect(),
-    };
-    let parent = input.serving.map(Plan::epoch);
-    let plan = Plan::new(input.epoch, parent, input.shape, table)
-        .expect("the shares of a layer add up to its experts");
-    Ok(Proposal { plan, explanation })
+pub(super) fn place(problem: &Problem<'_>) -> Vec<LayerTable> {
+    let Problem { hosts, experts, .. } = problem;
+    let rooms = rooms::first(problem);
+    let mut tables: Vec<LayerTable> = rooms.iter().map(|rooms| cut(rooms)).collect();
+    debug_assert!(tables.iter().all(|table| table.len() == *experts));
+    let spare = hosts.iter().enumerate().map(|(at, host)| {
+        let first: u64 = rooms.iter().map(|rooms| u64::from(rooms[at])).sum();
+        u64::from(host.slots) - first
+    });
+    fill(&mut tables, hosts, spare.collect(), problem.wanted() - problem.needed());
+    tables
 }
 
-/// How many experts each host gets over all layers: equal shares, cut off at its slots; what does
-/// not divide evenly goes to the lowest numbers. `needed` is at most the sum of all slots.
-fn quotas(needed: u64, hosts: &[Host]) -> Vec<u64> {
-    let mut quotas = vec![0; hosts.len()];
-    let mut left = needed;
-    while left > 0 {
-        let room = |quota: u64, host: &Host| u64::from(host.slots) - quota;
-        let open = hosts.iter().zip(&quotas).filter(|(host, quota)| room(**quota, host) > 0);
-        let share = (left / open.count() as u64).max(1);
-        for (host, quota) in hosts.iter().zip(&mut quotas) {
-            let given = share.min(room(*quota, host)).min(left);
-            *quota += given;
-            left -= given;
-        }
-    }
-    quotas
-}
-
-/// Cuts one layer of `experts` by what every host still has to get in `layers_left` layers, by
-/// largest remainders (the lower number wins a tie). The sum of `left` is `layers_left * experts`.
-fn apportion(left: &[u64], layers_left: u64, experts: u64) -> Vec<u64> {
-    let mut shares: Vec<u64> = left.iter().map(|left| left / layers_left).collect();
-    let missing = experts - shares.iter().sum::<u64>();
-    let mut by_remainder: Vec<usize> = (0..left.len()).collect();
-    by_remainder.sort_by_key(|&host| std::cmp::Reverse(left[host] % layers_left));
-    for &host in by_remainder.iter().take(usize::try_from(missing).unwrap_or(usize::MAX)) {
-        shares[host] += 1;
-    }
-    shares
+/// One layer whose experts lie on the hosts in order.
+pub(super) fn cut(rooms: &[u32]) -> LayerTable {
+    let hosts = (0..HostIndex::MAX).zip(rooms);
+    hosts.flat_map(|(host, &room)| (0..room).map(move |_| vec![host])).collect()
 }
 
 /// Gives every expert one more replica in turn, on the host with the most spare slots that does not
-/// hold it yet, until nothing fits. Returns how many each host got.
-fn fill(table: &mut [Replicas], hosts: &[Host], mut spare: Vec<u64>) -> Vec<u64> {
-    let mut further = vec![0; hosts.len()];
+/// hold it yet, until nothing fits or there are `limit` of them.
+fn fill(tables: &mut [LayerTable], hosts: &[Host], mut spare: Vec<u64>, limit: u64) {
+    let mut left = limit;
     loop {
-        let mut placed = false;
-        for replicas in table.iter_mut() {
-            let Some(host) = roomiest(hosts, &spare, replicas) else {
+        let before = left;
+        for replicas in tables.iter_mut().flatten() {
+            if left == 0 {
+                return;
+            }
+            let Some(host) = roomiest(hosts.len(), &spare, replicas) else {
                 continue;
             };
-            replicas.push(hosts[host].id);
-            spare[host] -= 1;
-            further[host] += 1;
-            placed = true;
+            replicas.push(host);
+            spare[usize::from(host)] -= 1;
+            left -= 1;
         }
-        if !placed {
-            return further;
+        if left == before {
+            return;
         }
     }
 }
 
-fn roomiest(hosts: &[Host], spare: &[u64], holders: &[NodeId]) -> Option<usize> {
-    (0..hosts.len())
-        .filter(|&host| spare[host] > 0 && !holders.contains(&hosts[host].id))
-        .max_by_key(|&host| (spare[host], std::cmp::Reverse(host)))
-}
-
-fn narrow(count: u64) -> u32 {
-    u32::try_from(count).expect("a share is at most a host's slots, which are a u32")
+fn roomiest(hosts: usize, spare: &[u64], holders: &[HostIndex]) -> Option<HostIndex> {
+    (0..HostIndex::MAX)
+        .take(hosts)
+        .filter(|host| spare[usize::from(*host)] > 0 && !holders.contains(host))
+        .max_by_key(|&host| (spare[usize::from(host)], std::cmp::Reverse(host)))
 }

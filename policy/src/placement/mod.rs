@@ -2,18 +2,29 @@
 //!
 //! A [`Policy`] proposes, [`check`] validates without knowing how the proposal came about, and
 //! [`adoption`] says when to plan again and when a checked plan may serve. Nothing here moves a weight.
+//!
+//! A policy turns its [`Input`] into small integers (`problem`): hosts become 0, 1, 2 …, each with a
+//! number of slots per layer, and layers do not know one another. What comes out is judged by
+//! [`cost()`], which is also how rivals are compared.
 
 pub mod adoption;
 mod check;
+mod cost;
+mod eplb;
 mod linear;
+mod problem;
+mod rooms;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt};
+use std::{fmt, str::FromStr};
 
-use domain::{Epoch, ModelShape, NodeId, Plan};
+use domain::{CostCurve, Epoch, ModelShape, NodeId, Plan, Trace};
+use serde::{Deserialize, Serialize};
 
 pub use check::{Facts, Violation, check};
+pub use cost::cost;
+use problem::Problem;
 
 /// An expert node as a planner sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,12 +35,16 @@ pub struct Host {
     pub slots: u32,
 }
 
-/// How a plan is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How a plan is made. Read and written by name: `linear`, `eplb`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Policy {
     /// Equal contiguous shares of every layer, in order of node number.
     #[default]
     Linear,
+    /// DeepSeek's EPLB: further replicas for the experts with most tokens, then replicas packed so
+    /// that all nodes get equally many tokens. Knows no speeds.
+    Eplb,
 }
 
 /// What to do with slots that are left when every expert has one replica.
@@ -38,11 +53,22 @@ pub enum Spare {
     /// Leave them empty.
     #[default]
     Leave,
-    /// Fill them with further replicas, every expert in turn.
+    /// Hold this many further replicas per layer, as far as they fit.
+    UpTo(u32),
+    /// Fill them with further replicas.
     Fill,
 }
 
-/// Everything a policy may look at.
+/// How experts and nodes are grouped, for the hierarchical form of [`Policy::Eplb`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grouping {
+    /// Groups of consecutive experts that are to stay on one machine together.
+    pub groups: u16,
+    /// Machines, each with equally many consecutive hosts.
+    pub machines: u16,
+}
+
+/// Everything a policy may look at. [`Input::new`] gives the parts that most callers leave alone.
 #[derive(Clone, Debug)]
 pub struct Input<'a> {
     /// The number of the plan to be made.
@@ -55,6 +81,15 @@ pub struct Input<'a> {
     pub hosts: &'a [Host],
     /// What to do with spare slots.
     pub spare: Spare,
+    /// What routing did lately. None or one without steps: every expert counts alike.
+    pub trace: Option<&'a Trace>,
+    /// Time of a host's whole MoE layer against all its (token, expert) pairs, one curve per entry
+    /// of `hosts`. Empty: all hosts are equal, and time is in proportion to tokens.
+    pub curves: &'a [CostCurve],
+    /// How experts and hosts are grouped.
+    pub grouping: Grouping,
+    /// Seed of random starts. Equal seeds give equal plans.
+    pub seed: u64,
 }
 
 /// A plan and why it looks as it does.
@@ -73,6 +108,8 @@ pub struct Explanation {
     pub policy: Policy,
     /// Per host, ascending.
     pub shares: Vec<Share>,
+    /// What [`cost()`] predicts over the input's trace; none without a trace.
+    pub cost_ns: Option<u64>,
 }
 
 /// One host's part of a plan.
@@ -97,32 +134,101 @@ pub struct Infeasible {
     pub hosts: usize,
 }
 
+/// A name that no policy has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownPolicy(String);
+
 /// Makes a plan.
 ///
 /// Equal input gives an equal plan.
 ///
 /// # Errors
 /// The hosts together have fewer slots than the model has experts.
+///
+/// # Panics
+/// The trace is for other layers or experts than the shape, or there are curves for some hosts only.
 pub fn place(policy: Policy, input: &Input<'_>) -> Result<Proposal, Infeasible> {
-    // A host that is named twice is one host; the larger number of slots counts.
-    let unique: BTreeMap<NodeId, u32> = {
-        let mut hosts = input.hosts.to_vec();
-        hosts.sort_unstable();
-        hosts.into_iter().map(|host| (host.id, host.slots)).collect()
+    let problem = Problem::new(input)?;
+    let table = match policy {
+        Policy::Linear => linear::place(&problem),
+        Policy::Eplb => eplb::place(&problem),
     };
-    let hosts: Vec<Host> = unique.into_iter().map(|(id, slots)| Host { id, slots }).collect();
-    match policy {
-        Policy::Linear => linear::place(input, &hosts),
+    Ok(problem.proposal(policy, &table))
+}
+
+impl Default for Grouping {
+    fn default() -> Self {
+        Self { groups: 1, machines: 1 }
+    }
+}
+
+impl<'a> Input<'a> {
+    /// What a first plan looks at: no trace, equal hosts, spare slots left empty.
+    #[must_use]
+    pub fn new(epoch: Epoch, shape: &'a ModelShape, hosts: &'a [Host]) -> Self {
+        Self {
+            epoch,
+            serving: None,
+            shape,
+            hosts,
+            spare: Spare::Leave,
+            trace: None,
+            curves: &[],
+            grouping: Grouping::default(),
+            seed: 0,
+        }
+    }
+}
+
+impl Policy {
+    /// Every policy by name.
+    pub const ALL: [Self; 2] = [Self::Linear, Self::Eplb];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Eplb => "eplb",
+        }
     }
 }
 
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Linear => "linear",
-        })
+        f.write_str(self.name())
     }
 }
+
+impl FromStr for Policy {
+    type Err = UnknownPolicy;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
+        let known = Self::ALL.into_iter().find(|policy| policy.name() == name);
+        known.ok_or_else(|| UnknownPolicy(name.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Policy {
+    type Error = UnknownPolicy;
+
+    fn try_from(name: String) -> Result<Self, UnknownPolicy> {
+        name.parse()
+    }
+}
+
+impl From<Policy> for String {
+    fn from(policy: Policy) -> Self {
+        policy.name().to_owned()
+    }
+}
+
+impl fmt::Display for UnknownPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = Policy::ALL.map(Policy::name).join(", ");
+        write!(f, "`{}` is no placement policy, expected one of {names}", self.0)
+    }
+}
+
+impl std::error::Error for UnknownPolicy {}
 
 impl fmt::Display for Infeasible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,6 +242,9 @@ impl fmt::Display for Explanation {
         write!(f, "{}:", self.policy)?;
         for Share { host, first, further } in &self.shares {
             write!(f, " {} {first}+{further} of {}", host.id, host.slots)?;
+        }
+        if let Some(cost) = self.cost_ns {
+            write!(f, "; predicted {cost} ns")?;
         }
         Ok(())
     }

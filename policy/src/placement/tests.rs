@@ -27,7 +27,7 @@ fn host(id: u32, slots: u32) -> Host {
 }
 
 fn input<'a>(shape: &'a ModelShape, hosts: &'a [Host], spare: Spare) -> Input<'a> {
-    Input { epoch: Epoch(1), serving: None, shape, hosts, spare }
+    Input { spare, ..Input::new(Epoch(1), shape, hosts) }
 }
 
 fn facts<'a>(shape: &'a ModelShape, hosts: &'a [Host]) -> Facts<'a> {
