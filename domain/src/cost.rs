@@ -1,5 +1,6 @@
 //! What work costs on a node: time against tokens, a staircase as wide as the kernels' tiles.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Time against tokens, measured at tile edges and held in between (GEM, profiling).
@@ -7,10 +8,20 @@ use thiserror::Error;
 /// What one call covers is said by whoever holds the curve: one expert of a launch, or a whole MoE
 /// layer. `n` tokens cost what the next edge costs; past the last edge the cost goes on in
 /// proportion to its tokens. No tokens cost nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<(u32, u64)>", into = "Vec<(u32, u64)>")]
 pub struct CostCurve {
     /// (tokens, nanoseconds), tokens ascending, nanoseconds not descending; never empty.
     edges: Vec<(u32, u64)>,
+}
+
+/// What work costs on one expert node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Curves {
+    /// One activated expert's share of a launch, against its tokens.
+    pub expert: CostCurve,
+    /// The node's whole part of a MoE layer, against all its (token, expert) pairs.
+    pub layer: CostCurve,
 }
 
 /// Points that make no curve.
@@ -103,6 +114,20 @@ impl CostCurve {
 
     fn last(&self) -> (u32, u64) {
         self.edges[self.edges.len() - 1]
+    }
+}
+
+impl TryFrom<Vec<(u32, u64)>> for CostCurve {
+    type Error = CurveError;
+
+    fn try_from(edges: Vec<(u32, u64)>) -> Result<Self, CurveError> {
+        Self::new(edges)
+    }
+}
+
+impl From<CostCurve> for Vec<(u32, u64)> {
+    fn from(curve: CostCurve) -> Self {
+        curve.edges
     }
 }
 

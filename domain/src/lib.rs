@@ -2,17 +2,21 @@
 
 mod cluster;
 mod cost;
+mod guidance;
 mod ids;
 mod plan;
+mod profile;
 mod sampling;
 mod sequence;
 mod shape;
 mod trace;
 
 pub use cluster::{ClusterView, Health, Load, Member, Role};
-pub use cost::{CostCurve, CurveError};
+pub use cost::{CostCurve, CurveError, Curves};
+pub use guidance::{Digest, Guidance, Leased};
 pub use ids::{Epoch, Expert, Layer, NodeId};
 pub use plan::{Plan, PlanShapeError, Replicas};
+pub use profile::{NodeProfile, Profile};
 pub use sampling::SamplingParams;
 pub use sequence::{FinishReason, SequenceRequest, TokenLogprobs, TokenOutput};
 pub use shape::ModelShape;

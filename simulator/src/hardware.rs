@@ -2,18 +2,16 @@
 
 mod accelerator;
 mod model;
-mod profile;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 
-use domain::CostCurve;
+use domain::{CostCurve, Profile};
 use serde::Deserialize;
 
 pub use accelerator::Accelerator;
 pub use model::Model;
-pub use profile::{NodeCurves, parse as parse_profile};
 
 /// What is served on what.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -166,7 +164,7 @@ impl Measured {
         let path = folder.join(&self.profile);
         let text = std::fs::read_to_string(&path)
             .map_err(|error| format!("cannot read curve file {}: {error}", path.display()))?;
-        let nodes = parse_profile(&text)
+        let profile: Profile = serde_json::from_str(&text)
             .map_err(|error| format!("curve file {}: {error}", path.display()))?;
         let curve = |name: &str, points: &[(u32, u64)]| {
             CostCurve::new(points.to_vec()).map_err(|error| format!("hardware.{name}: {error}"))
@@ -174,7 +172,7 @@ impl Measured {
         Ok(Costs {
             attention: Attention::Curve(curve("attention", &self.attention)?),
             head: Head::Curve { curve: curve("head", &self.head)?, launch_ns: 0 },
-            expert: nodes[0].expert.clone(),
+            expert: profile.nodes[0].expert.clone(),
             launch_ns: self.launch_ns,
             ..free(model)
         })

@@ -75,15 +75,3 @@ fn overrides_are_checked() {
     assert!(spec(Some(17), None).costs(Path::new("")).unwrap_err().contains("top_k is 17"));
     assert!(spec(None, Some(0)).costs(Path::new("")).unwrap_err().contains("layers is 0"));
 }
-
-#[test]
-fn curve_files_come_in_two_forms_and_bad_ones_are_explained() {
-    let long = r#"{"nodes":[{"name":"a","layer":[[16,9]],"expert":[[1,5],[16,6]]}]}"#;
-    let short = r#"{"curves":[[[1,5]],[[1,7]]]}"#;
-    assert_eq!(parse_profile(long).unwrap()[0].expert.ns(2), 6);
-    assert_eq!(parse_profile(short).unwrap()[1].layer.ns(1), 7);
-    let complaint = |text| parse_profile(text).unwrap_err();
-    assert!(complaint("{}").contains("names no node"));
-    assert!(complaint(r#"{"curves":[[]]}"#).contains("layer curve of node \"0\""));
-    assert!(complaint(r#"{"cvurves":[]}"#).contains("unknown field"));
-}
