@@ -3,6 +3,7 @@
 //! An engine has one stage per decoder layer (an attention node has one more, the LM head) and in
 //! each stage one or more groups of experts. Stages are circular: after the last comes the first.
 
+use domain::Digest;
 use serde::Deserialize;
 
 /// The rule that ranks queues.
@@ -36,6 +37,9 @@ pub struct Tuning {
     /// A queue whose oldest token has waited this long runs next, whatever the rule says. The paper
     /// has no such guard; without it a cold queue can starve.
     pub age_guard_ms: u64,
+    /// Defrag: how long news of tokens on their way from other nodes count. The paper's score sees
+    /// the engine's own queues only; 0 leaves it at that.
+    pub digest_ms: u64,
     /// Most tokens (attention) or pairs (expert) that one run may take.
     pub drain_max: usize,
 }
@@ -80,14 +84,17 @@ pub struct Batcher {
     history_len: usize,
     history_at: usize,
     sums: Vec<u64>,
+    /// Tokens per stage that are on their way from elsewhere, and when that was heard.
+    coming: Vec<u32>,
+    heard_ns: Option<u64>,
 }
 
 // === impl Tuning ===
 
 impl Default for Tuning {
     /// The constants of the paper's evaluation (K = 7, d = 0.8, look-back 10), with a guard of
-    /// 50 ms and a drain cap of 2048: four full prefill chunks in one run keep weights in use for
-    /// longer than it takes to read them.
+    /// 50 ms, digests that count for a second, and a drain cap of 2048: four full prefill chunks in
+    /// one run keep weights in use for longer than it takes to read them.
     fn default() -> Self {
         Self {
             rule: Rule::Defrag,
@@ -95,6 +102,7 @@ impl Default for Tuning {
             decay: 0.8,
             lookback: 10,
             age_guard_ms: 50,
+            digest_ms: 1000,
             drain_max: 2048,
         }
     }
@@ -136,6 +144,8 @@ impl Batcher {
             history_len: 0,
             history_at: 0,
             sums: vec![0; stages],
+            coming: vec![0; stages],
+            heard_ns: None,
         }
     }
 
@@ -159,13 +169,31 @@ impl Batcher {
         *queue = Queue { tokens, oldest_ns };
     }
 
+    /// Tells the batcher how many tokens are on their way to each stage from other nodes, as of
+    /// `now_ns`; see [`pairs_coming`]. What is missing at the end is none.
+    pub fn hear(&mut self, coming: impl IntoIterator<Item = u32>, now_ns: u64) {
+        self.coming.fill(0);
+        self.coming.iter_mut().zip(coming).for_each(|(slot, tokens)| *slot = tokens);
+        self.heard_ns = Some(now_ns);
+    }
+
     /// The queue to run next; none when all are empty. Ties go to the lowest stage and group.
     pub fn pick(&mut self, now_ns: u64) -> Option<Pick> {
+        self.heed(now_ns);
         let pick = self.overdue(now_ns).or_else(|| self.best());
         if pick.is_some() {
             self.remember();
         }
         pick
+    }
+
+    /// Forgets news that are too old.
+    fn heed(&mut self, now_ns: u64) {
+        let expired = |heard| now_ns.saturating_sub(heard) > self.tuning.digest_ms * 1_000_000;
+        if self.heard_ns.is_some_and(expired) {
+            self.heard_ns = None;
+            self.coming.fill(0);
+        }
     }
 
     /// The queue with the oldest token, if that one is older than the guard allows.
@@ -213,9 +241,9 @@ impl Batcher {
         sum / groups
     }
 
-    /// Tokens of a stage now, plus its mean over the remembered picks.
+    /// Tokens of a stage now, plus those on their way to it, plus its mean over the remembered picks.
     fn expected(&self, stage: usize) -> f64 {
-        let now = f64::from(self.stages[stage]);
+        let now = f64::from(self.stages[stage]) + f64::from(self.coming[stage]);
         if self.history_len == 0 {
             return now;
         }
@@ -246,6 +274,27 @@ impl Batcher {
     fn at(&self, at: usize, reason: Reason) -> Pick {
         Pick { stage: at / self.groups, group: at % self.groups, reason }
     }
+}
+
+/// How many (token, expert) pairs are on their way to each layer of one expert node, by what waits
+/// in the cluster.
+///
+/// Rows that wait on attention nodes before a layer come to its experts next; pairs on other expert
+/// nodes come, by way of an attention node, to the layer after theirs. An even share of both is
+/// this node's. `own` is what waits on this node itself, per layer.
+pub fn pairs_coming<'a>(
+    digest: &'a Digest,
+    own: impl Fn(usize) -> u32 + 'a,
+    expert_nodes: u32,
+    top_k: u32,
+) -> impl Iterator<Item = u32> + 'a {
+    let layers = digest.pairs.len();
+    (0..layers).map(move |layer| {
+        let rows = digest.rows.get(layer).copied().unwrap_or(0);
+        let before = (layer + layers - 1) % layers;
+        let elsewhere = digest.pairs[before].saturating_sub(own(before));
+        rows.saturating_mul(top_k).saturating_add(elsewhere) / expert_nodes.max(1)
+    })
 }
 
 #[cfg(test)]

@@ -97,3 +97,25 @@ fn bad_tuning_is_one_sentence() {
     let bad = Tuning { drain_max: 0, ..Tuning::default() };
     assert!(bad.check().is_err() && Tuning::default().check().is_ok());
 }
+
+#[test]
+fn tokens_on_their_way_count_until_the_news_are_old() {
+    // Alone stage 0 wins; with 8 tokens coming to stage 2, stage 1 has them just ahead.
+    let queues: &[&[u32]] = &[&[4], &[3], &[0], &[0]];
+    let tuning = Tuning { digest_ms: 5, ..defrag(1, 0.5) };
+    let mut batcher = batcher(tuning, queues);
+    assert_eq!(batcher.pick(NOW).unwrap().stage, 0);
+    batcher.hear([0, 0, 8], NOW);
+    let pick = batcher.pick(NOW + 5 * MS).unwrap();
+    assert_eq!((pick.stage, pick.reason), (1, Reason::Score(7.0)));
+    assert_eq!(batcher.pick(NOW + 6 * MS).unwrap().stage, 0);
+}
+
+#[test]
+fn a_digest_says_what_comes_to_one_expert_node() {
+    let digest = Digest { rows: vec![6, 0, 1, 9], pairs: vec![10, 4, 8] };
+    let own = |layer: usize| [4, 0, 8][layer];
+    // Layer 0: 6 rows of 2 experts and nothing from the last layer; layer 1: 6 pairs of others from layer 0;
+    // layer 2: 1 row of 2 and 4 pairs. The LM head's rows come to no expert.
+    assert_eq!(pairs_coming(&digest, own, 2, 2).collect::<Vec<_>>(), [6, 3, 3]);
+}
