@@ -8,14 +8,17 @@
 //! [`cost()`], which is also how rivals are compared.
 
 pub mod adoption;
+mod board;
 mod check;
 mod cost;
 mod eplb;
+mod gem;
 mod linear;
 mod problem;
 mod rooms;
 #[cfg(test)]
 mod tests;
+mod times;
 
 use std::{fmt, str::FromStr};
 
@@ -35,7 +38,7 @@ pub struct Host {
     pub slots: u32,
 }
 
-/// How a plan is made. Read and written by name: `linear`, `eplb`.
+/// How a plan is made. Read and written by name: `linear`, `eplb`, `gem`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Policy {
@@ -45,6 +48,8 @@ pub enum Policy {
     /// DeepSeek's EPLB: further replicas for the experts with most tokens, then replicas packed so
     /// that all nodes get equally many tokens. Knows no speeds.
     Eplb,
+    /// Equal slots, and every node as many tokens as it does in the time of the others.
+    Gem,
 }
 
 /// What to do with slots that are left when every expert has one replica.
@@ -152,6 +157,7 @@ pub fn place(policy: Policy, input: &Input<'_>) -> Result<Proposal, Infeasible> 
     let table = match policy {
         Policy::Linear => linear::place(&problem),
         Policy::Eplb => eplb::place(&problem),
+        Policy::Gem => gem::place(&problem),
     };
     Ok(problem.proposal(policy, &table))
 }
@@ -182,12 +188,13 @@ impl<'a> Input<'a> {
 
 impl Policy {
     /// Every policy by name.
-    pub const ALL: [Self; 2] = [Self::Linear, Self::Eplb];
+    pub const ALL: [Self; 3] = [Self::Linear, Self::Eplb, Self::Gem];
 
     fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
             Self::Eplb => "eplb",
+            Self::Gem => "gem",
         }
     }
 }

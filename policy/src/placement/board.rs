@@ -1,0 +1,268 @@
+//! The experts of one layer on hosts, with what every host has to do in every step, so that a swap is
+//! judged in as many operations as there are steps.
+
+use super::{
+    cost,
+    problem::{HostIndex, LayerTable},
+    times::Times,
+};
+
+/// What lies in a slot: an expert, or [`Board::empty`].
+pub(super) type Piece = usize;
+
+/// Steps between two looks at whether a swap can still win.
+const STRIDE: usize = 8;
+
+/// A layer's table under search.
+#[derive(Clone, Debug)]
+pub(super) struct Board<'a> {
+    times: &'a Times<'a>,
+    steps: usize,
+    experts: usize,
+    /// `[expert][step]`: tokens of one replica. One more row, of zeros, stands for a free slot.
+    rows: Vec<u32>,
+    /// Per host, one entry per slot.
+    held: Vec<Vec<Piece>>,
+    /// `[host][step]`: tokens.
+    sums: Vec<u32>,
+    /// `[host][step]`: nanoseconds.
+    finish: Vec<u64>,
+    /// The three slowest hosts of each step, slowest first.
+    slowest: Vec<[Finish; 3]>,
+    /// Σ over steps of the slowest host's time.
+    cost: u64,
+}
+
+/// When a host finishes a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Finish {
+    ns: u64,
+    /// Of no meaning at 0 ns.
+    host: usize,
+}
+
+/// Two pieces that change places, and the cost thereafter. Either of them may be a free slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Swap {
+    pub(super) cost: u64,
+    /// Host and place among its slots.
+    pub(super) from: (usize, usize),
+    pub(super) to: (usize, usize),
+}
+
+/// Room for intermediate results, kept from search to search.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// Per step: the slowest of the hosts that do not take part.
+    others: Vec<u64>,
+    /// Sum of `others` from each step on.
+    rest: Vec<u64>,
+    /// Swaps judged so far, times steps.
+    pub(super) work: u64,
+}
+
+// === impl Board ===
+
+impl<'a> Board<'a> {
+    /// The board of a table. `counts` are the layer's tokens `[step][expert]`; `rooms` the slots per
+    /// host, at least as many as the table uses.
+    pub(super) fn new(
+        times: &'a Times<'a>,
+        counts: &[&[u32]],
+        table: &LayerTable,
+        rooms: &[u32],
+    ) -> Self {
+        let (steps, experts) = (counts.len(), table.len());
+        let mut rows = Vec::with_capacity((experts + 1) * steps);
+        for (expert, hosts) in table.iter().enumerate() {
+            rows.extend(counts.iter().map(|counts| cost::share(counts[expert], hosts.len())));
+        }
+        rows.resize((experts + 1) * steps, 0);
+        let mut held: Vec<Vec<Piece>> = vec![Vec::new(); rooms.len()];
+        for (expert, hosts) in table.iter().enumerate() {
+            for &host in hosts {
+                held[usize::from(host)].push(expert);
+            }
+        }
+        for (pieces, &room) in held.iter_mut().zip(rooms) {
+            pieces.resize(pieces.len().max(room as usize), experts);
+        }
+        let mut board = Self {
+            times,
+            steps,
+            experts,
+            rows,
+            held,
+            sums: vec![0; rooms.len() * steps],
+            finish: vec![0; rooms.len() * steps],
+            slowest: vec![Default::default(); steps],
+            cost: 0,
+        };
+        for host in 0..rooms.len() {
+            board.recount(host);
+        }
+        board.rank();
+        board
+    }
+
+    pub(super) fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    /// The pieces of each host.
+    pub(super) fn held(&self) -> &[Vec<Piece>] {
+        &self.held
+    }
+
+    pub(super) fn table(&self) -> LayerTable {
+        let mut table = vec![Vec::new(); self.experts];
+        for (host, pieces) in (0..HostIndex::MAX).zip(&self.held) {
+            for &piece in pieces.iter().filter(|&&piece| piece != self.experts) {
+                table[piece].push(host);
+            }
+        }
+        table
+    }
+
+    /// Hosts that are the slowest of some step, those first whose slow steps take longest together.
+    pub(super) fn stragglers(&self) -> Vec<usize> {
+        let mut weights = vec![0_u64; self.held.len()];
+        for [slowest, ..] in self.slowest.iter().filter(|[slowest, ..]| slowest.ns > 0) {
+            weights[slowest.host] += slowest.ns;
+        }
+        let mut hosts: Vec<usize> = (0..weights.len()).filter(|&host| weights[host] > 0).collect();
+        hosts.sort_by_key(|&host| std::cmp::Reverse(weights[host]));
+        hosts
+    }
+
+    /// The swap between `host` and any other host that leaves the least cost, if it is below `bound`.
+    pub(super) fn best_swap(
+        &self,
+        host: usize,
+        mut bound: u64,
+        scratch: &mut Scratch,
+    ) -> Option<Swap> {
+        let mut best = None;
+        for other in (0..self.held.len()).filter(|&other| other != host) {
+            self.look_past(host, other, scratch);
+            if scratch.rest[0] >= bound {
+                continue;
+            }
+            for (place, &piece) in self.held[host].iter().enumerate() {
+                for (place_there, &there) in self.held[other].iter().enumerate() {
+                    if !self.may_swap((host, piece), (other, there)) {
+                        continue;
+                    }
+                    let judged = self.judge((host, piece), (other, there), bound, scratch);
+                    let Some(cost) = judged else { continue };
+                    bound = cost;
+                    best = Some(Swap { cost, from: (host, place), to: (other, place_there) });
+                }
+            }
+        }
+        best
+    }
+
+    /// Whether the pieces differ and neither host holds what it would get.
+    pub(super) fn may_swap(&self, from: (usize, Piece), to: (usize, Piece)) -> bool {
+        let gets = |host: usize, piece| piece == self.experts || !self.held[host].contains(&piece);
+        from.1 != to.1 && gets(from.0, to.1) && gets(to.0, from.1)
+    }
+
+    /// Makes a swap.
+    pub(super) fn swap(&mut self, from: (usize, usize), to: (usize, usize)) {
+        let piece = self.held[from.0][from.1];
+        self.held[from.0][from.1] = std::mem::replace(&mut self.held[to.0][to.1], piece);
+        self.recount(from.0);
+        self.recount(to.0);
+        self.rank();
+    }
+
+    /// The cost after a swap, if it is below `bound`. `scratch` has looked past both hosts.
+    fn judge(
+        &self,
+        from: (usize, Piece),
+        to: (usize, Piece),
+        bound: u64,
+        scratch: &mut Scratch,
+    ) -> Option<u64> {
+        let (times, times_there) = (self.times.of(from.0), self.times.of(to.0));
+        let steps = self.sums(from.0).iter().zip(self.sums(to.0));
+        let rows = self.row(from.1).iter().zip(self.row(to.1));
+        let mut cost = 0;
+        for (step, (((&sum, &sum_there), (&gives, &takes)), &others)) in
+            steps.zip(rows).zip(&scratch.others).enumerate()
+        {
+            if step % STRIDE == 0 && cost + scratch.rest[step] >= bound {
+                scratch.work += step as u64;
+                return None;
+            }
+            let here = times.ns(sum - gives + takes);
+            let there = times_there.ns(sum_there - takes + gives);
+            cost += here.max(there).max(others);
+        }
+        scratch.work += self.steps as u64;
+        (cost < bound).then_some(cost)
+    }
+
+    /// Fills `scratch` with what the hosts other than `a` and `b` need.
+    fn look_past(&self, a: usize, b: usize, scratch: &mut Scratch) {
+        let others = self.slowest.iter().map(|slowest| {
+            let other = slowest.iter().find(|finish| finish.host != a && finish.host != b);
+            other.map_or(0, |finish| finish.ns)
+        });
+        scratch.others.clear();
+        scratch.others.extend(others);
+        scratch.rest.clear();
+        scratch.rest.resize(self.steps + 1, 0);
+        for step in (0..self.steps).rev() {
+            scratch.rest[step] = scratch.rest[step + 1] + scratch.others[step];
+        }
+    }
+
+    fn row(&self, piece: Piece) -> &[u32] {
+        &self.rows[piece * self.steps..][..self.steps]
+    }
+
+    fn sums(&self, host: usize) -> &[u32] {
+        &self.sums[host * self.steps..][..self.steps]
+    }
+
+    /// Adds up a host's tokens and times.
+    fn recount(&mut self, host: usize) {
+        let sums = &mut self.sums[host * self.steps..][..self.steps];
+        sums.fill(0);
+        for &piece in &self.held[host] {
+            let row = &self.rows[piece * self.steps..][..self.steps];
+            for (sum, tokens) in sums.iter_mut().zip(row) {
+                *sum += tokens;
+            }
+        }
+        let times = self.times.of(host);
+        let finish = &mut self.finish[host * self.steps..][..self.steps];
+        for (finish, &sum) in finish.iter_mut().zip(&*sums) {
+            *finish = times.ns(sum);
+        }
+    }
+
+    /// Finds the slowest hosts of each step, and with them the cost.
+    fn rank(&mut self) {
+        self.slowest.fill(Default::default());
+        for (host, finish) in self.finish.chunks(self.steps.max(1)).enumerate() {
+            for (slowest, &ns) in self.slowest.iter_mut().zip(finish) {
+                let [first, second, third] = *slowest;
+                let new = Finish { ns, host };
+                *slowest = if ns > first.ns {
+                    [new, first, second]
+                } else if ns > second.ns {
+                    [first, new, second]
+                } else if ns > third.ns {
+                    [first, second, new]
+                } else {
+                    continue;
+                };
+            }
+        }
+        self.cost = self.slowest.iter().map(|[slowest, ..]| slowest.ns).sum();
+    }
+}
