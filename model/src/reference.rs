@@ -45,7 +45,7 @@ impl Reference {
         cpu: &Arc<Cpu>,
         blocks: usize,
     ) -> Result<Self, ModelError> {
-        let attention = AttentionHalf::load(checkpoint, Arc::clone(cpu))?;
+        let attention = AttentionHalf::load(checkpoint, Arc::clone(cpu), |_, _| ())?;
         Ok(Self {
             kv: attention.new_kv(blocks)?,
             attention,

@@ -164,7 +164,7 @@ fn each_half_reads_its_own_tensors_only() {
     let is_expert = |name: &str| name.contains(".experts.");
     let attention = ScratchCheckpoint::copy("qwen2_moe");
     attention.rewrite(|tensors| tensors.retain(|name, _| !is_expert(name)));
-    AttentionHalf::load(&open(attention.path()), cpu()).unwrap();
+    AttentionHalf::load(&open(attention.path()), cpu(), |_, _| ()).unwrap();
 
     let experts = ScratchCheckpoint::copy("qwen2_moe");
     experts.rewrite(|tensors| tensors.retain(|name, _| is_expert(name)));
@@ -174,7 +174,7 @@ fn each_half_reads_its_own_tensors_only() {
         half.load_expert(layer, expert).unwrap();
     }
     assert_eq!(half.resident().collect::<Vec<_>>(), slots);
-    assert!(AttentionHalf::load(&open(experts.path()), cpu()).is_err());
+    assert!(AttentionHalf::load(&open(experts.path()), cpu(), |_, _| ()).is_err());
 }
 
 #[test]

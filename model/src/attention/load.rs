@@ -21,11 +21,16 @@ use crate::{
 const MLP: [&str; 3] = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"];
 
 impl AttentionHalf {
-    /// Reads and packs the attention half's own tensors; pages of experts are not touched.
+    /// Reads and packs the attention half's own tensors; pages of experts are not touched. Before
+    /// each layer `progress` hears how many are loaded, and of how many.
     ///
     /// # Errors
     /// One sentence on the first tensor that is missing or wrong.
-    pub fn load(checkpoint: &Checkpoint, cpu: Arc<Cpu>) -> Result<Self, ModelError> {
+    pub fn load(
+        checkpoint: &Checkpoint,
+        cpu: Arc<Cpu>,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self, ModelError> {
         let spec = checkpoint.spec().clone();
         let model = Weights::new(checkpoint, &cpu, String::new());
         // The largest first, while nothing else is resident.
@@ -35,6 +40,7 @@ impl AttentionHalf {
             .iter()
             .enumerate()
             .map(|(layer, &kind)| {
+                progress(layer, spec.layers.len());
                 let prefix = format!("model.layers.{layer}.");
                 decoder_layer(&Weights::new(checkpoint, &cpu, prefix), &spec, kind)
             })
