@@ -13,11 +13,12 @@ use chassis::{
     Readiness, Shutdown,
     engine::{Engine, Step},
 };
-use domain::{ClusterView, Health, Layer, Load, SequenceRequest, TokenOutput};
+use domain::{ClusterView, Guidance, Health, Layer, Load, SequenceRequest, TokenOutput};
 use model::{AttentionHalf, KvCache, Routed, Sampled, SamplingScratch, Scratch};
+use node::Reports;
 use policy::kv_blocks::KvBlocks;
 use proto::{
-    control::Beat,
+    control::{Beat, Report, Work},
     frame::{Frame, Output, Ticket},
 };
 use slab::Slab;
@@ -93,7 +94,9 @@ pub(crate) struct Joints {
     pub(crate) commands: Mailbox<Command>,
     pub(crate) links: Mailbox<LinkEvent>,
     pub(crate) views: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) guidance: watch::Receiver<Arc<Guidance>>,
     pub(crate) beats: watch::Sender<Beat>,
+    pub(crate) reports: Reports,
     pub(crate) shutdown: Shutdown,
     pub(crate) readiness: Readiness,
     pub(crate) metrics: Metrics,
@@ -123,6 +126,8 @@ pub(crate) struct AttentionEngine {
     /// Trips begun so far: their serials.
     trips: u32,
     buffers: Buffers,
+    /// Runs of layers since the last report.
+    work: Work,
     began: Instant,
     seen_view: bool,
 }
@@ -189,6 +194,7 @@ impl AttentionEngine {
             retry_at: None,
             trips: 0,
             buffers: Buffers::default(),
+            work: Work::default(),
             began: Instant::now(),
             seen_view: false,
         }
@@ -213,6 +219,10 @@ impl AttentionEngine {
             let view = Arc::clone(&self.joints.views.borrow_and_update());
             self.experts.follow(&view);
             self.retry_at = self.retry_at.map(|_| Instant::now());
+        }
+        if self.joints.guidance.has_changed().unwrap_or(false) {
+            let guidance = Arc::clone(&self.joints.guidance.borrow_and_update());
+            self.experts.heed(&guidance);
         }
         while let Some(event) = self.joints.links.try_recv() {
             received = true;
@@ -343,5 +353,11 @@ impl AttentionEngine {
             *beat = Beat { health, load, epoch_ready };
             changed
         });
+        if self.joints.reports.are_wanted() {
+            let routed = self.experts.take_routed(&self.half.spec().shape());
+            let (queued, work) = (self.ready.rows_per_stage().to_vec(), self.work);
+            self.joints.reports.send(Report { queued, routed, work });
+            self.work = Work::default();
+        }
     }
 }

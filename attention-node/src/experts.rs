@@ -1,10 +1,13 @@
 //! The expert nodes as this node sees them: links, the lease of replicas, and the frames on their way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::BytesMut;
-use domain::{ClusterView, Epoch, Layer, NodeId, Plan};
-use node::{Outbox, Plans};
+use domain::{ClusterView, Epoch, Guidance, Layer, Leased, ModelShape, NodeId, Plan};
+use node::{Followed, Outbox, Plans};
 use policy::routing::Lease;
 use proto::frame::{Dispatch, Frame, Pair, Ticket};
 use tokio::runtime::Handle;
@@ -19,8 +22,16 @@ pub(crate) struct Experts {
     /// Links are kept up by tasks of this runtime.
     runtime: Handle,
     plans: Plans,
+    /// The nodes that hold anything under these plans.
+    holders: BTreeSet<NodeId>,
+    /// What the coordinator last advised.
+    advice: Option<Arc<Leased>>,
     lease: Option<Lease>,
     nodes: BTreeMap<NodeId, Node>,
+    experts: usize,
+    /// Pairs sent since the last report, `[layer][expert]`, flattened; dense layers have their
+    /// empty places too.
+    routed: Vec<u32>,
     /// Whether every expert of the serving plan can be reached.
     reachable: bool,
     /// The newest plan all of whose nodes are linked.
@@ -50,13 +61,18 @@ struct Outgoing {
 // === impl Experts ===
 
 impl Experts {
-    pub(crate) fn new(links: Links, runtime: Handle) -> Self {
+    pub(crate) fn new(links: Links, runtime: Handle, shape: &ModelShape) -> Self {
+        let experts = usize::from(shape.experts);
         Self {
             links,
             runtime,
             plans: Plans::default(),
+            holders: BTreeSet::new(),
+            advice: None,
             lease: None,
             nodes: BTreeMap::new(),
+            experts,
+            routed: vec![0; usize::from(shape.layers) * experts],
             reachable: false,
             ready: Epoch::default(),
         }
@@ -74,22 +90,49 @@ impl Experts {
 
     /// Takes over the plans of a view, unless they are older than those known.
     pub(crate) fn follow(&mut self, view: &ClusterView) {
-        if !self.plans.follow(view) {
+        let followed = self.plans.follow(view);
+        if followed == Followed::Refused {
             return;
         }
-        let wanted: BTreeSet<NodeId> = self.plans.iter().flat_map(holders).collect();
-        self.nodes.retain(|node, _| wanted.contains(node));
-        for node in wanted {
+        let mut relinked = followed == Followed::Changed;
+        if relinked {
+            self.holders = self.plans.iter().flat_map(holders).collect();
+            let holders = &self.holders;
+            self.nodes.retain(|node, _| holders.contains(node));
+        }
+        for node in self.holders.clone() {
             if let Some(member) = view.member(node) {
-                self.link_to(node, &member.address);
+                relinked |= self.link_to(node, &member.address);
             }
         }
-        self.renew();
+        if relinked {
+            self.renew();
+        }
     }
 
-    fn link_to(&mut self, node: NodeId, address: &str) {
+    /// Takes over the coordinator's advice on which replica to use.
+    pub(crate) fn heed(&mut self, guidance: &Guidance) {
+        if self.advice != guidance.lease {
+            self.advice.clone_from(&guidance.lease);
+            self.renew_lease();
+        }
+    }
+
+    /// Pairs sent since this was last asked, `[moe layer][expert]`; empty if there were none.
+    pub(crate) fn take_routed(&mut self, shape: &ModelShape) -> Vec<u32> {
+        if self.routed.iter().all(|&pairs| pairs == 0) {
+            return Vec::new();
+        }
+        let rows = shape.moe_layers.iter().map(|layer| layer.index() * self.experts);
+        let routed = rows.flat_map(|row| &self.routed[row..row + self.experts]).copied().collect();
+        self.routed.fill(0);
+        routed
+    }
+
+    /// Links up with a node; whether anything changed.
+    fn link_to(&mut self, node: NodeId, address: &str) -> bool {
         if self.nodes.get(&node).is_some_and(|known| known.address == address) {
-            return;
+            return false;
         }
         // A node that moved loses its old link first.
         self.nodes.remove(&node);
@@ -108,6 +151,7 @@ impl Experts {
             Err(error) => tracing::error!(%node, %error, "an expert node has no usable address"),
         }
         drop(entered);
+        true
     }
 
     /// A link came up.
@@ -129,13 +173,20 @@ impl Experts {
 
     /// Leases anew after the plan or the links changed.
     fn renew(&mut self) {
-        let linked = |node: NodeId| self.nodes.get(&node).is_some_and(|node| node.link.is_some());
-        self.lease = self.plans.serving().map(|plan| Lease::first_live(plan, linked));
+        self.renew_lease();
         self.reachable = self.plans.serving().is_some_and(|plan| self.reaches(plan));
         let newest = self.plans.newest();
         if let Some(plan) = newest.filter(|plan| self.reaches(plan)) {
             self.ready = self.ready.max(plan.epoch());
         }
+    }
+
+    fn renew_lease(&mut self) {
+        let linked = |node: NodeId| self.nodes.get(&node).is_some_and(|node| node.link.is_some());
+        self.lease = self.plans.serving().map(|plan| match &self.advice {
+            Some(advice) => Lease::advised(plan, advice, linked),
+            None => Lease::first_live(plan, linked),
+        });
     }
 
     /// Whether at least one replica of every expert is linked.
@@ -148,10 +199,12 @@ impl Experts {
     pub(crate) fn add(&mut self, key: usize, span: &mut Span) {
         let Some(lease) = &self.lease else { return };
         let (layer, serial) = (span.trip.layer, span.trip.serial());
-        let nodes = &mut self.nodes;
+        let (nodes, routed) = (&mut self.nodes, &mut self.routed);
+        let row = layer.index() * self.experts;
         span.trip.send_unsent(|unsent| {
             let node = lease.node(layer, unsent.choice.expert)?;
             let outgoing = &mut nodes.get_mut(&node)?.outgoing;
+            routed[row + unsent.choice.expert.index()] += 1;
             let row = outgoing.row(key, unsent.row, unsent.bytes);
             #[expect(clippy::cast_possible_truncation, reason = "top-k is a u8")]
             outgoing.pairs.push(Pair {

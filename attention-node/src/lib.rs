@@ -82,6 +82,7 @@ impl AttentionNode {
             model_fingerprint,
             shape: half.spec().shape(),
             expert_slots: 0,
+            curves: None,
         };
         let coordinators = &config.cluster.coordinators;
         let Some(membership) = Membership::join(newcomer, coordinators, site).await? else {
@@ -135,13 +136,15 @@ fn assemble(
         commands: command_queue,
         links: link_events,
         views: membership.views.clone(),
+        guidance: membership.guidance.clone(),
         beats: membership.beats.clone(),
+        reports: membership.reports.clone(),
         shutdown: site.process.shutdown.clone(),
         readiness: site.process.readiness.part(&config.node.name),
         metrics: Metrics::register(registry, &config.node.name)?,
     };
     let door = Door::new(commands, shape.vocab, bounds.positions_max);
-    let experts = Experts::new(links, Handle::current());
+    let experts = Experts::new(links, Handle::current(), &shape);
     Ok((AttentionEngine::new(half, kv, bounds, ready, experts, joints), door))
 }
 

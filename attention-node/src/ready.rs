@@ -142,6 +142,11 @@ impl Ready {
         }
     }
 
+    /// Rows that are ready, per stage.
+    pub(crate) fn rows_per_stage(&self) -> &[u32] {
+        &self.rows
+    }
+
     /// Rows that are ready, over all stages.
     pub(crate) fn rows(&self) -> u32 {
         self.rows.iter().sum()

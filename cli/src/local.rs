@@ -265,5 +265,6 @@ fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {
         device: device(flags),
         batching: expert_node::config::default_batching(),
         links: LinksConfig::default(),
+        loading: expert_node::config::LoadingConfig::default(),
     }
 }

@@ -205,6 +205,7 @@ impl Term {
                 node_id: id,
                 lease_ms: millis(terms.lease),
                 heartbeat_ms: millis(terms.heartbeat),
+                report_ms: 0,
             },
             views: self.desk.views.subscribe(),
         };

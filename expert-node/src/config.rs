@@ -24,6 +24,9 @@ pub struct Config {
     /// `[links]`.
     #[serde(default)]
     pub links: LinksConfig,
+    /// `[loading]`.
+    #[serde(default)]
+    pub loading: LoadingConfig,
 }
 
 /// The paper's constants, with room for the pairs of a whole batch of prefill chunks: an expert
@@ -50,12 +53,30 @@ pub struct NodeConfig {
     pub expert_slots: Option<u32>,
 }
 
+/// Section `[loading]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoadingConfig {
+    /// Bytes of experts that are read per second while others are served, so that a new plan
+    /// slows no token. Experts that nobody holds any more are read at once.
+    pub bytes_per_second: u64,
+}
+
+impl Default for LoadingConfig {
+    fn default() -> Self {
+        Self { bytes_per_second: 256 << 20 }
+    }
+}
+
 impl chassis::role::RoleConfig for Config {
     fn check(&self) -> Result<(), String> {
         self.batching.check().map_err(|error| format!("section `batching`: {error}"))?;
         self.cluster.check()?;
         if self.node.expert_slots == Some(0) {
             return Err("key `node.expert_slots` is 0, expected at least 1".to_owned());
+        }
+        if self.loading.bytes_per_second == 0 {
+            return Err("key `loading.bytes_per_second` is 0, expected at least 1".to_owned());
         }
         Ok(())
     }

@@ -10,11 +10,11 @@ use chassis::{
     Readiness, Shutdown,
     engine::{Engine, Step},
 };
-use domain::{ClusterView, Epoch, Health, Layer, Load, NodeId};
-use node::Outbox;
+use domain::{ClusterView, CostCurve, Epoch, Health, Layer, Load, NodeId};
+use node::{Outbox, Reports};
 use policy::batching::{Batcher, Tuning};
 use proto::{
-    control::Beat,
+    control::{Beat, Report, Work},
     frame::{Dispatch, Frame, Ticket},
 };
 use tokio::sync::watch;
@@ -42,6 +42,9 @@ pub(crate) struct Joints {
     pub(crate) inbox: Mailbox<LinkEvent>,
     pub(crate) views: watch::Receiver<Arc<ClusterView>>,
     pub(crate) beats: watch::Sender<Beat>,
+    pub(crate) reports: Reports,
+    /// What one activated expert's share of a launch should take, if it was measured.
+    pub(crate) curve: Option<CostCurve>,
     pub(crate) shutdown: Shutdown,
     pub(crate) readiness: Readiness,
     pub(crate) metrics: Metrics,
@@ -59,6 +62,8 @@ pub(crate) struct ExpertEngine {
     peers: BTreeMap<NodeId, Peer>,
     row_bytes: usize,
     drain_max: usize,
+    /// Runs since the last report.
+    work: Work,
     began: Instant,
     seen_view: bool,
 }
@@ -94,7 +99,7 @@ impl Engine for ExpertEngine {
         } else if self.is_drained() {
             Step::Finished
         } else {
-            Step::Idle { wake_at: None }
+            Step::Idle { wake_at: self.shard.wake_at() }
         }
     }
 }
@@ -113,6 +118,7 @@ impl ExpertEngine {
             peers: BTreeMap::new(),
             row_bytes,
             drain_max,
+            work: Work::default(),
             began: Instant::now(),
             seen_view: false,
         }
@@ -219,7 +225,9 @@ impl ExpertEngine {
     // --- load ---
 
     fn load(&mut self) -> bool {
-        match self.shard.load_next() {
+        let queues = &self.queues;
+        self.shard.free(|layer, expert| queues.wait_for(layer, expert));
+        match self.shard.load() {
             Ok(loaded) => loaded,
             Err(error) => {
                 tracing::error!(%error, "an expert cannot be loaded");
@@ -240,11 +248,20 @@ impl ExpertEngine {
             .drain(layer, pairs_max, self.row_bytes, |expert, pair| launch.add(expert, pair));
         let (pairs, experts) = (launch.pairs(), launch.experts());
         if pairs > 0 {
+            let predicted_ns = self.predict();
             self.compute(layer);
-            self.joints.metrics.ran(pairs, experts, began.elapsed());
+            let took = began.elapsed();
+            self.joints.metrics.ran(pairs, experts, took);
+            self.work.add(pairs, experts, took, predicted_ns);
         }
         self.note(layer);
         true
+    }
+
+    /// What the run that was put together should take; 0 if nobody knows.
+    fn predict(&self) -> u64 {
+        let Some(curve) = &self.joints.curve else { return 0 };
+        self.launch.tokens().map(|tokens| curve.ns(u32::try_from(tokens).unwrap_or(u32::MAX))).sum()
     }
 
     fn pick(&mut self) -> Option<Layer> {
@@ -317,6 +334,11 @@ impl ExpertEngine {
             *beat = Beat { health, load, epoch_ready: ready };
             changed
         });
+        if self.joints.reports.are_wanted() {
+            let (queued, work) = (self.queues.pairs_per_layer().to_vec(), self.work);
+            self.joints.reports.send(Report { queued, routed: Vec::new(), work });
+            self.work = Work::default();
+        }
     }
 
     /// After a stop was asked for: nothing waits here, and no attention node needs this one.

@@ -44,6 +44,12 @@ impl Launch {
         self.experts.len()
     }
 
+    /// Tokens of each expert in the run.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = usize> + '_ {
+        let begins = std::iter::once(0).chain(self.experts.iter().map(|&(_, end)| end));
+        self.experts.iter().zip(begins).map(|(&(_, end), begin)| end - begin)
+    }
+
     /// Computes the run and gives one frame per sender to `publish`. The launch is empty afterwards.
     ///
     /// # Errors

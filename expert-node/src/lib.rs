@@ -4,6 +4,7 @@ mod barrier;
 pub mod config;
 mod engine;
 mod launch;
+mod loader;
 mod metrics;
 mod queues;
 mod shard;
@@ -22,6 +23,7 @@ use transport::{
 
 pub use config::Config;
 use engine::{ExpertEngine, Joints, Schedule};
+use loader::Loader;
 use metrics::Metrics;
 use shard::Shard;
 
@@ -88,6 +90,7 @@ impl ExpertNode {
             model_fingerprint,
             shape: shape.clone(),
             expert_slots: config.node.expert_slots.unwrap_or(all),
+            curves: None,
         };
         let coordinators = &config.cluster.coordinators;
         let Some(membership) = Membership::join(newcomer, coordinators, site).await? else {
@@ -108,6 +111,8 @@ impl ExpertNode {
             inbox,
             views: membership.views.clone(),
             beats: membership.beats.clone(),
+            reports: membership.reports.clone(),
+            curve: None,
             shutdown: site.process.shutdown.clone(),
             readiness: site.process.readiness.part(&config.node.name),
             metrics: Metrics::register(&site.process.registry, &config.node.name)?,
@@ -116,7 +121,13 @@ impl ExpertNode {
             node::config::Schedule::Async => Schedule::asynchronous(shape.layers, config.batching),
             node::config::Schedule::Lockstep => Schedule::lockstep(),
         };
-        let shard = Shard::new(membership.identity.node, half);
+        let loader = Loader::start(
+            half.loader()?,
+            config.loading.bytes_per_second,
+            shape.expert_bytes,
+            site.bell.clone(),
+        )?;
+        let shard = Shard::new(membership.identity.node, half, loader);
         let engine = ExpertEngine::new(shard, schedule, config.batching.drain_max, joints);
         Ok(Some(Self { engine, door, membership }))
     }

@@ -76,6 +76,16 @@ impl MicroQueues {
         self.pairs[layer]
     }
 
+    /// Pairs that wait, per layer.
+    pub(crate) fn pairs_per_layer(&self) -> &[u32] {
+        &self.pairs
+    }
+
+    /// Whether pairs wait for an expert.
+    pub(crate) fn wait_for(&self, layer: Layer, expert: Expert) -> bool {
+        !self.queues[layer.index() * self.experts + expert.index()].is_empty()
+    }
+
     /// Pairs that wait in all.
     pub(crate) fn pairs_total(&self) -> u32 {
         self.pairs.iter().sum()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use domain::{ClusterView, Epoch, Health, Load, Role};
 use proto::control::{Beat, Registration};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use transport::{
     AddressError, Hub, KeepAlive,
     control::{ControlClient, ControlSettings},
@@ -42,11 +42,14 @@ impl Membership {
             expert_slots: 0,
             epoch: Epoch(0),
             node: None,
+            curves: None,
         };
         let beat = Beat { health: Health::Ready, load: Load::default(), epoch_ready: Epoch(0) };
         let (beat, beats) = watch::channel(beat);
         let settings = ControlSettings::new(config.cluster.coordinators.clone());
-        let control = ControlClient::start(settings, registration, beats, hub.clone())?;
+        // A gateway sees nothing that decisions are made from.
+        let (_, reports) = mpsc::channel(1);
+        let control = ControlClient::start(settings, registration, beats, reports, hub.clone())?;
         Ok(Self { control, beat, hub })
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use domain::{ClusterView, Epoch, Health, Load, ModelShape, Role};
+use domain::{ClusterView, Curves, Epoch, Guidance, Health, Load, ModelShape, Role};
 use model::Compute;
 use proto::{
     control::{Beat, Registration},
@@ -15,7 +15,7 @@ use transport::{
     link::{Identity, LinkSettings},
 };
 
-use crate::{Site, config::LinksConfig};
+use crate::{Reports, Site, config::LinksConfig, reports};
 
 /// What a node says of itself when it joins.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct Newcomer {
     pub shape: ModelShape,
     /// Experts it has room for; 0 for an attention node.
     pub expert_slots: u32,
+    /// What work costs on an expert node, if it was measured.
+    pub curves: Option<Curves>,
 }
 
 /// A node that is a member. Dropping it ends the session with the coordinator.
@@ -43,8 +45,12 @@ pub struct Membership {
     pub beats: watch::Sender<Beat>,
     /// The coordinator's last view.
     pub views: watch::Receiver<Arc<ClusterView>>,
+    /// The coordinator's last advice.
+    pub guidance: watch::Receiver<Arc<Guidance>>,
+    /// What it reports in between.
+    pub reports: Reports,
     _control: ControlClient,
-    waker: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Membership {
@@ -73,9 +79,12 @@ impl Membership {
             expert_slots: newcomer.expert_slots,
             epoch: Epoch::default(),
             node: None,
+            curves: newcomer.curves,
         };
+        let (reports, taken) = reports::channel();
         let settings = ControlSettings::new(coordinators.to_vec());
-        let control = ControlClient::start(settings, registration, beats_seen, site.hub.clone())?;
+        let hub = site.hub.clone();
+        let control = ControlClient::start(settings, registration, beats_seen, taken, hub)?;
         let mut welcome = control.welcome();
         let node = tokio::select! {
             welcome = welcome.wait_for(Option::is_some) => welcome?.map(|welcome| welcome.node_id),
@@ -83,15 +92,19 @@ impl Membership {
         };
         let Some(node) = node else { return Ok(None) };
         let views = control.view();
-        let waker = tokio::spawn(site.clone().wake_on_news(views.clone()));
+        let tasks = [
+            tokio::spawn(site.clone().wake_on_news(views.clone())),
+            tokio::spawn(reports.clone().ask(control.welcome(), site.bell.clone())),
+        ];
         let identity = Identity { node, model_fingerprint };
-        Ok(Some(Self { identity, beats, views, _control: control, waker }))
+        let guidance = control.guidance();
+        Ok(Some(Self { identity, beats, views, guidance, reports, _control: control, tasks }))
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.waker.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 

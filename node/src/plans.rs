@@ -4,6 +4,17 @@ use std::sync::Arc;
 
 use domain::{ClusterView, Epoch, Plan};
 
+/// What a view meant to the plans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// Its serving plan is older than the one that is known: nothing of it is to be followed.
+    Refused,
+    /// Its plans are those that are known.
+    Unchanged,
+    /// At least one of its plans is new, or one is gone.
+    Changed,
+}
+
 /// The plans of the newest view.
 #[derive(Debug, Default)]
 pub struct Plans {
@@ -43,15 +54,20 @@ impl Plans {
         self.serving().map_or(Epoch(0), Plan::epoch)
     }
 
-    /// Takes over the plans of a view; whether they were, for a node refuses a serving plan that is
-    /// older than the one it knows.
-    pub fn follow(&mut self, view: &ClusterView) -> bool {
-        if view.serving.as_deref().map_or(Epoch(0), Plan::epoch) < self.epoch() {
-            return false;
+    /// Takes over the plans of a view, unless its serving plan is older than the one that is known.
+    pub fn follow(&mut self, view: &ClusterView) -> Followed {
+        let epoch = |plan: &Option<Arc<Plan>>| plan.as_deref().map(Plan::epoch);
+        if epoch(&view.serving).unwrap_or_default() < self.epoch() {
+            return Followed::Refused;
+        }
+        // Plans are immutable: one number is one plan.
+        let same = epoch(&view.serving) == epoch(&self.serving);
+        if same && epoch(&view.target) == epoch(&self.target) {
+            return Followed::Unchanged;
         }
         self.serving.clone_from(&view.serving);
         self.target.clone_from(&view.target);
-        true
+        Followed::Changed
     }
 }
 
@@ -62,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_older_plan_is_refused() {
+    fn an_older_plan_is_refused_and_an_equal_one_is_no_news() {
         let shape = ModelShape {
             layers: 1,
             moe_layers: Vec::new(),
@@ -80,11 +96,13 @@ mod tests {
             ..ClusterView::default()
         };
         let mut plans = Plans::default();
-        assert!(plans.follow(&ClusterView::default()));
-        assert!(plans.follow(&view(3, 4)));
+        assert_eq!(plans.follow(&ClusterView::default()), Followed::Unchanged);
+        assert_eq!(plans.follow(&view(3, 4)), Followed::Changed);
         assert_eq!((plans.epoch(), plans.newest().map(Plan::epoch)), (Epoch(3), Some(Epoch(4))));
-        assert!(!plans.follow(&view(2, 5)) && !plans.follow(&ClusterView::default()));
+        assert_eq!(plans.follow(&view(2, 5)), Followed::Refused);
+        assert_eq!(plans.follow(&ClusterView::default()), Followed::Refused);
+        assert_eq!(plans.follow(&view(3, 4)), Followed::Unchanged);
         assert_eq!(plans.iter().map(Plan::epoch).collect::<Vec<_>>(), [Epoch(3), Epoch(4)]);
-        assert!(plans.follow(&view(4, 4)));
+        assert_eq!(plans.follow(&view(4, 4)), Followed::Changed);
     }
 }

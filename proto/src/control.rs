@@ -3,10 +3,16 @@
 use std::sync::Arc;
 
 use domain::{
-    ClusterView, Epoch, Health, Layer, Load, Member, ModelShape, NodeId, Plan, Replicas, Role,
+    ClusterView, Curves, Epoch, Health, Layer, Load, Member, ModelShape, NodeId, Plan, Replicas,
+    Role,
 };
 
 use crate::{Invalid, internal as wire};
+
+mod guidance;
+mod report;
+
+pub use report::{Report, Work};
 
 /// What a process says of itself when it opens a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +33,8 @@ pub struct Registration {
     pub epoch: Epoch,
     /// The number it had so far; a coordinator that has forgotten everything gives it again.
     pub node: Option<NodeId>,
+    /// What work costs on an expert node; none if it did not measure, and for other roles.
+    pub curves: Option<Curves>,
 }
 
 /// What a process says at every heartbeat.
@@ -49,6 +57,8 @@ pub struct Welcome {
     pub lease_ms: u32,
     /// How often it should beat.
     pub heartbeat_ms: u32,
+    /// How often it should report what it saw; 0: not at all.
+    pub report_ms: u32,
 }
 
 // === small values ===
@@ -185,6 +195,7 @@ impl From<Registration> for wire::Register {
             expert_slots: registration.expert_slots,
             epoch: registration.epoch.0,
             node_id: registration.node.map_or(0, |node| node.0),
+            curves: registration.curves.as_ref().map(Into::into),
         }
     }
 }
@@ -209,6 +220,7 @@ impl TryFrom<wire::Register> for Registration {
             expert_slots: register.expert_slots,
             epoch: Epoch(register.epoch),
             node: (register.node_id != 0).then_some(NodeId(register.node_id)),
+            curves: register.curves.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -243,6 +255,7 @@ impl From<Welcome> for wire::Welcome {
             node_id: welcome.node_id.0,
             lease_ms: welcome.lease_ms,
             heartbeat_ms: welcome.heartbeat_ms,
+            report_ms: welcome.report_ms,
         }
     }
 }
@@ -260,6 +273,7 @@ impl TryFrom<wire::Welcome> for Welcome {
             node_id: NodeId(welcome.node_id),
             lease_ms: welcome.lease_ms,
             heartbeat_ms: welcome.heartbeat_ms,
+            report_ms: welcome.report_ms,
         })
     }
 }
@@ -351,6 +365,8 @@ impl TryFrom<wire::ClusterView> for ClusterView {
 
 #[cfg(test)]
 mod tests {
+    use domain::CostCurve;
+
     use super::*;
 
     fn shape() -> ModelShape {
@@ -398,6 +414,10 @@ mod tests {
             expert_slots: 4,
             epoch: Epoch(2),
             node: Some(NodeId(3)),
+            curves: Some(Curves {
+                expert: CostCurve::new(vec![(1, 900), (16, 1000)]).unwrap(),
+                layer: CostCurve::new(vec![(8, 4000)]).unwrap(),
+            }),
         };
         let wire = wire::Register::from(registration.clone());
         assert_eq!(Registration::try_from(wire), Ok(registration));

@@ -261,6 +261,7 @@ fn expert_config(checkpoint: &Path, layout: &Layout, number: usize) -> expert_no
         device: device(layout),
         batching: expert_node::config::default_batching(),
         links: LinksConfig::default(),
+        loading: expert_node::config::LoadingConfig::default(),
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use domain::{ClusterView, Epoch};
+use domain::{ClusterView, Epoch, Guidance};
 use futures::{StreamExt, stream};
 use proto::{
-    control::{Beat, Registration, Welcome},
+    control::{Beat, Registration, Report, Welcome},
     internal::{
         CoordinatorMessage, Heartbeat, NodeMessage, Register, control_client,
         coordinator_message::Kind as ToNode, node_message::Kind as FromNode,
@@ -32,8 +32,9 @@ mod tests;
 const LEADER_METADATA: &str = "amoe-leader";
 /// How often a leader's address is followed to the next before an ordinary pause.
 const REDIRECTS_MAX: u32 = 4;
-/// Beats that may wait for the connection; more are dropped, for the next one says it all.
-const BEATS_MAX: usize = 4;
+/// Beats and reports that may wait for the connection; more are dropped. The next beat says it all,
+/// and reports are samples.
+const SAID_MAX: usize = 8;
 /// Largest message from a coordinator: a view with the plans of a large model.
 const VIEW_BYTES_MAX: usize = 64 << 20;
 
@@ -68,6 +69,7 @@ pub enum ControlStatus {
 pub struct ControlClient {
     welcome: watch::Receiver<Option<Welcome>>,
     view: watch::Receiver<Arc<ClusterView>>,
+    guidance: watch::Receiver<Arc<Guidance>>,
     status: watch::Receiver<ControlStatus>,
     _stop: DropGuard,
 }
@@ -79,8 +81,10 @@ struct Keeper {
     hub: Hub,
     registration: Registration,
     beats: watch::Receiver<Beat>,
+    reports: mpsc::Receiver<Report>,
     welcome: watch::Sender<Option<Welcome>>,
     view: watch::Sender<Arc<ClusterView>>,
+    guidance: watch::Sender<Arc<Guidance>>,
     status: watch::Sender<ControlStatus>,
 }
 
@@ -117,7 +121,8 @@ impl ControlSettings {
 
 impl ControlClient {
     /// Registers and keeps the session up until dropped. `beats` holds what to say at each
-    /// heartbeat; a change of its health or epoch is said at once. Must be called within a tokio
+    /// heartbeat; a change of its health or epoch is said at once. `reports` are passed on while
+    /// there is a session; who has none to give closes the channel. Must be called within a tokio
     /// runtime.
     ///
     /// # Errors
@@ -126,19 +131,32 @@ impl ControlClient {
         settings: ControlSettings,
         registration: Registration,
         beats: watch::Receiver<Beat>,
+        reports: mpsc::Receiver<Report>,
         hub: Hub,
     ) -> Result<Self, AddressError> {
         let endpoints = addresses(&settings.endpoints)?;
         let (welcome, welcome_seen) = watch::channel(None);
         let (view, view_seen) = watch::channel(Arc::default());
+        let (guidance, guidance_seen) = watch::channel(Arc::default());
         let (status, status_seen) = watch::channel(ControlStatus::Lost("not tried yet".into()));
-        let keeper =
-            Keeper { settings, endpoints, hub, registration, beats, welcome, view, status };
+        let keeper = Keeper {
+            settings,
+            endpoints,
+            hub,
+            registration,
+            beats,
+            reports,
+            welcome,
+            view,
+            guidance,
+            status,
+        };
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(keeper.run()));
         Ok(Self {
             welcome: welcome_seen,
             view: view_seen,
+            guidance: guidance_seen,
             status: status_seen,
             _stop: stop.drop_guard(),
         })
@@ -154,6 +172,12 @@ impl ControlClient {
     #[must_use]
     pub fn view(&self) -> watch::Receiver<Arc<ClusterView>> {
         self.view.clone()
+    }
+
+    /// The newest advice, empty before the first. It outlives its session.
+    #[must_use]
+    pub fn guidance(&self) -> watch::Receiver<Arc<Guidance>> {
+        self.guidance.clone()
     }
 
     /// How the session stands, for readiness and metrics.
@@ -272,7 +296,7 @@ impl Keeper {
             .map_err(End::Lost)?;
         let mut client =
             control_client::ControlClient::new(channel).max_decoding_message_size(VIEW_BYTES_MAX);
-        let (outbound, queued) = mpsc::channel(BEATS_MAX);
+        let (outbound, queued) = mpsc::channel(SAID_MAX);
         let register = FromNode::Register(Register::from(self.registration.clone()));
         let register = stream::once(async { message(register) });
         let greeted = async {
@@ -308,6 +332,8 @@ impl Keeper {
         let mut said = None;
         // Whoever gave up saying anything new still lives for as long as this client does.
         let mut news = true;
+        // What was seen before the session is of no use to anybody now.
+        while self.reports.try_recv().is_ok() {}
         loop {
             let received = tokio::select! {
                 received = session.inbound.message() => received,
@@ -322,16 +348,27 @@ impl Keeper {
                     }
                     continue;
                 }
+                Some(report) = self.reports.recv() => {
+                    // A queue that is full is one more reason not to keep old samples.
+                    let _ = session.outbound.try_send(message(FromNode::Report(report.into())));
+                    continue;
+                }
             };
-            let view = match received {
-                Ok(Some(CoordinatorMessage { kind: Some(ToNode::View(view)) })) => view,
-                Ok(Some(_)) => return End::Lost("expected a view, got another message".into()),
+            match received {
+                Ok(Some(CoordinatorMessage { kind: Some(ToNode::View(view)) })) => {
+                    match ClusterView::try_from(view) {
+                        Ok(view) => self.take(view, &mut newest),
+                        Err(invalid) => return End::Lost(invalid.to_string()),
+                    }
+                }
+                Ok(Some(CoordinatorMessage { kind: Some(ToNode::Guidance(guidance)) })) => {
+                    self.guidance.send_replace(Arc::new(guidance.into()));
+                }
+                Ok(Some(_)) => {
+                    return End::Lost("expected a view or guidance, got another message".into());
+                }
                 Ok(None) => return End::Lost("the coordinator ended the session".into()),
                 Err(status) => return end(&status),
-            };
-            match ClusterView::try_from(view) {
-                Ok(view) => self.take(view, &mut newest),
-                Err(invalid) => return End::Lost(invalid.to_string()),
             }
         }
     }

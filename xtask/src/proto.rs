@@ -7,14 +7,15 @@ use protox::prost::Message;
 
 use crate::root;
 
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
+    "amoe/v1/admin.proto",
     "amoe/v1/inference.proto",
     "amoe/internal/v1/control.proto",
     "amoe/internal/v1/link.proto",
     "amoe/internal/v1/sequence.proto",
 ];
 
-/// Packages whose descriptors a server shows by reflection: the public API only.
+/// Files whose descriptors a gateway shows by reflection: what it serves to everybody.
 const PUBLIC: [&str; 1] = ["amoe/v1/inference.proto"];
 
 /// The generated files by name, as they ought to be.

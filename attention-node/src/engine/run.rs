@@ -43,7 +43,9 @@ impl AttentionEngine {
         self.scatter(picked, &residual);
         self.buffers.residual = residual;
         let rows = self.buffers.rows.len();
-        self.joints.metrics.ran_layer(picked.len(), rows, began.elapsed());
+        let took = began.elapsed();
+        self.joints.metrics.ran_layer(picked.len(), rows, took);
+        self.work.add(rows, 0, took, 0);
         if kind == LayerKind::Dense {
             let now = self.now_ns();
             picked.iter().for_each(|&key| self.advance(key, now));

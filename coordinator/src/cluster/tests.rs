@@ -54,6 +54,7 @@ fn registration(name: &str) -> Registration {
         expert_slots: if role == Role::Expert { 4 } else { 0 },
         epoch: Epoch(0),
         node: None,
+        curves: None,
     }
 }
 

@@ -135,6 +135,7 @@ pub(crate) fn registration(name: &str) -> Registration {
         expert_slots: if role == Role::Expert { 12 } else { 0 },
         epoch: Epoch(0),
         node: None,
+        curves: None,
     }
 }
 

@@ -10,7 +10,7 @@ use proto::{
     internal::{self as wire, control_client},
 };
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -203,8 +203,10 @@ async fn a_nodes_own_client_joins_within_the_process() {
     };
     let (beats, watched) = watch::channel(beat(0));
     let settings = ControlSettings::new(vec![coordinator.address.clone()]);
+    let (_, reports) = mpsc::channel(1);
+    let registration = registration("expert-0");
     let client =
-        ControlClient::start(settings, registration("expert-0"), watched, hub.clone()).unwrap();
+        ControlClient::start(settings, registration, watched, reports, hub.clone()).unwrap();
     let mut view = client.view();
     let target = view.wait_for(|view| view.target.is_some());
     let target = tokio::time::timeout(PATIENCE, target).await.unwrap().unwrap().target.clone();

@@ -1,6 +1,6 @@
 //! A lease names one active replica per (layer, expert), for attention nodes to look up.
 
-use domain::{Expert, Layer, NodeId, Plan};
+use domain::{Expert, Layer, Leased, NodeId, Plan};
 
 /// The active replica of every (layer, expert) under one plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,15 +18,28 @@ impl Lease {
     /// All attention nodes that see the same plan and the same live nodes agree on the result, so
     /// an expert's tokens meet in one queue instead of being spread over its replicas.
     pub fn first_live(plan: &Plan, alive: impl Fn(NodeId) -> bool) -> Self {
+        Self::new(plan, |_, replicas| replicas.iter().copied().find(|&node| alive(node)))
+    }
+
+    /// Leases the replica that the coordinator advises, and the first live one where that is not
+    /// alive or is none of the expert's replicas. Advice for another plan is not followed.
+    pub fn advised(plan: &Plan, advice: &Leased, alive: impl Fn(NodeId) -> bool) -> Self {
+        let nodes: &[NodeId] = if advice.epoch == plan.epoch() { &advice.nodes } else { &[] };
+        Self::new(plan, |slot, replicas| {
+            let advised = nodes.get(slot).filter(|node| replicas.contains(node));
+            let mut wanted = advised.into_iter().chain(replicas);
+            wanted.find(|&&node| alive(node)).copied()
+        })
+    }
+
+    fn new(plan: &Plan, mut choose: impl FnMut(usize, &[NodeId]) -> Option<NodeId>) -> Self {
         let mut rows = Vec::new();
         for (row, layer) in plan.moe_layers().iter().enumerate() {
             rows.resize(layer.index(), None);
             rows.push(Some(row));
         }
-        let nodes = plan
-            .table()
-            .map(|replicas| replicas.iter().copied().find(|&node| alive(node)))
-            .collect();
+        let slots = plan.table().enumerate();
+        let nodes = slots.map(|(slot, replicas)| choose(slot, replicas)).collect();
         Self { rows, experts: usize::from(plan.experts()), nodes }
     }
 
@@ -69,5 +82,13 @@ mod tests {
         assert_eq!(leased(0, 0), None, "a dense layer has no experts");
         let none = Lease::first_live(&plan, |_| false);
         assert_eq!(none.node(Layer(1), Expert(0)), None);
+        let advice = |epoch| Leased { epoch: Epoch(epoch), nodes: node(&[2, 1, 3, 3]) };
+        let leased = |lease: &Lease| lease.nodes.iter().flatten().map(|node| node.0).collect();
+        let lease: Vec<_> = leased(&Lease::advised(&plan, &advice(1), |_| true));
+        assert_eq!(lease, [2, 2, 3, 3], "node 1 has no replica of the second");
+        let lease: Vec<_> = leased(&Lease::advised(&plan, &advice(1), |node| node != NodeId(2)));
+        assert_eq!(lease, [1, 3, 3], "node 2 is not alive");
+        let lease: Vec<_> = leased(&Lease::advised(&plan, &advice(2), |_| true));
+        assert_eq!(lease, [1, 2, 3, 1], "another plan's advice");
     }
 }

@@ -33,7 +33,7 @@ pub struct Load {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeMessage {
-    #[prost(oneof = "node_message::Kind", tags = "1, 2")]
+    #[prost(oneof = "node_message::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<node_message::Kind>,
 }
 /// Nested message and enum types in `NodeMessage`.
@@ -44,6 +44,8 @@ pub mod node_message {
         Register(super::Register),
         #[prost(message, tag = "2")]
         Heartbeat(super::Heartbeat),
+        #[prost(message, tag = "3")]
+        Report(super::Report),
     }
 }
 /// First message of a session.
@@ -72,6 +74,26 @@ pub struct Register {
     /// The number the node had so far, 0 if none: peers know it by that.
     #[prost(uint32, tag = "8")]
     pub node_id: u32,
+    /// What work costs on an expert node; absent if it did not measure.
+    #[prost(message, optional, tag = "9")]
+    pub curves: ::core::option::Option<Curves>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Curves {
+    /// One activated expert's share of a launch, against its tokens.
+    #[prost(message, optional, tag = "1")]
+    pub expert: ::core::option::Option<Curve>,
+    /// A node's whole part of a MoE layer, against all its (token, expert) pairs.
+    #[prost(message, optional, tag = "2")]
+    pub layer: ::core::option::Option<Curve>,
+}
+/// Time at ascending numbers of tokens; both lists are equally long.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Curve {
+    #[prost(uint32, repeated, tag = "1")]
+    pub tokens: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint64, repeated, tag = "2")]
+    pub ns: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
@@ -83,9 +105,39 @@ pub struct Heartbeat {
     #[prost(uint64, tag = "3")]
     pub epoch_ready: u64,
 }
+/// What a node saw since its last report. It is a sample: one that finds no room is dropped.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Report {
+    /// What waits now, per layer: rows (attention nodes, which have the LM head as a last one) or
+    /// (token, expert) pairs (expert nodes).
+    #[prost(uint32, repeated, tag = "1")]
+    pub queued: ::prost::alloc::vec::Vec<u32>,
+    /// Attention nodes: pairs routed, row-major \[moe layer\]\[expert\]; empty if there were none.
+    #[prost(uint32, repeated, tag = "2")]
+    pub routed: ::prost::alloc::vec::Vec<u32>,
+    /// Runs of layers.
+    #[prost(message, optional, tag = "3")]
+    pub work: ::core::option::Option<Work>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Work {
+    #[prost(uint64, tag = "1")]
+    pub runs: u64,
+    /// Rows (attention nodes) or pairs (expert nodes), over all runs.
+    #[prost(uint64, tag = "2")]
+    pub tokens: u64,
+    /// Activated experts, over all runs; 0 on attention nodes.
+    #[prost(uint64, tag = "3")]
+    pub experts: u64,
+    #[prost(uint64, tag = "4")]
+    pub busy_ns: u64,
+    /// What the runs take by the node's own curve, 0 without one.
+    #[prost(uint64, tag = "5")]
+    pub predicted_ns: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoordinatorMessage {
-    #[prost(oneof = "coordinator_message::Kind", tags = "1, 2")]
+    #[prost(oneof = "coordinator_message::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<coordinator_message::Kind>,
 }
 /// Nested message and enum types in `CoordinatorMessage`.
@@ -96,6 +148,8 @@ pub mod coordinator_message {
         Welcome(super::Welcome),
         #[prost(message, tag = "2")]
         View(super::ClusterView),
+        #[prost(message, tag = "3")]
+        Guidance(super::Guidance),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -107,6 +161,9 @@ pub struct Welcome {
     pub lease_ms: u32,
     #[prost(uint32, tag = "3")]
     pub heartbeat_ms: u32,
+    /// How often it should report; 0: not at all.
+    #[prost(uint32, tag = "4")]
+    pub report_ms: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Member {
@@ -152,6 +209,33 @@ pub struct ClusterView {
     pub serving: ::core::option::Option<Plan>,
     #[prost(message, optional, tag = "5")]
     pub target: ::core::option::Option<Plan>,
+}
+/// What the coordinator advises from moment to moment. A node that has none decides for itself.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Guidance {
+    #[prost(message, optional, tag = "1")]
+    pub lease: ::core::option::Option<Lease>,
+    #[prost(message, optional, tag = "2")]
+    pub digest: ::core::option::Option<Digest>,
+}
+/// The replica that runs each expert under one plan.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Lease {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Row-major \[moe layer\]\[expert\].
+    #[prost(uint32, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<u32>,
+}
+/// What waits per layer, over all nodes that reported lately.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Digest {
+    /// Rows on attention nodes, the LM head last.
+    #[prost(uint32, repeated, tag = "1")]
+    pub rows: ::prost::alloc::vec::Vec<u32>,
+    /// (token, expert) pairs on expert nodes.
+    #[prost(uint32, repeated, tag = "2")]
+    pub pairs: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

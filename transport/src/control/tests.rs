@@ -1,6 +1,6 @@
 //! The client against a coordinator that does what each test says.
 
-use domain::{Health, Load, ModelShape, NodeId, Plan, Role};
+use domain::{Digest, Health, Load, ModelShape, NodeId, Plan, Role};
 use futures::stream::BoxStream;
 use proto::internal::{
     self,
@@ -17,7 +17,8 @@ use crate::{
 /// Only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A lease so long that only urgent beats and the first one come during a test.
-const SLOW: Welcome = Welcome { node_id: NodeId(7), lease_ms: 3_600_000, heartbeat_ms: 1_800_000 };
+const SLOW: Welcome =
+    Welcome { node_id: NodeId(7), lease_ms: 3_600_000, heartbeat_ms: 1_800_000, report_ms: 0 };
 
 type Answer = Result<CoordinatorMessage, Status>;
 
@@ -152,6 +153,7 @@ fn registration() -> Registration {
         expert_slots: 0,
         epoch: Epoch(2),
         node: None,
+        curves: None,
     }
 }
 
@@ -161,9 +163,18 @@ fn beat(health: Health, running: u32) -> Beat {
 
 /// A client of the given coordinators, and what it says of itself.
 fn client(endpoints: &[&str], hub: &Hub) -> (ControlClient, watch::Sender<Beat>) {
+    let (_, reports) = mpsc::channel(1);
+    client_that_reports(endpoints, reports, hub)
+}
+
+fn client_that_reports(
+    endpoints: &[&str],
+    reports: mpsc::Receiver<Report>,
+    hub: &Hub,
+) -> (ControlClient, watch::Sender<Beat>) {
     let (beats, said) = watch::channel(beat(Health::Joining, 0));
-    let client =
-        ControlClient::start(settings(endpoints), registration(), said, hub.clone()).unwrap();
+    let (settings, hub) = (settings(endpoints), hub.clone());
+    let client = ControlClient::start(settings, registration(), said, reports, hub).unwrap();
     (client, beats)
 }
 
@@ -177,7 +188,7 @@ async fn a_client_registers_and_beats() {
     let hub = Hub::new();
     let mut coordinator = Coordinator::start("inproc:c", &hub).await;
     let (client, _beats) = client(&["inproc:c"], &hub);
-    let often = Welcome { node_id: NodeId(7), lease_ms: 100, heartbeat_ms: 5 };
+    let often = Welcome { node_id: NodeId(7), lease_ms: 100, heartbeat_ms: 5, report_ms: 0 };
     let (registered, mut opened) = coordinator.welcomed(often).await;
     assert_eq!(registered, registration());
     for _ in 0..5 {
@@ -205,6 +216,37 @@ async fn what_the_coordinator_acts_on_is_said_at_once() {
     let ready = Beat { epoch_ready: Epoch(3), ..beat(Health::Ready, 7) };
     beats.send_replace(ready.clone());
     assert_eq!(opened.beat().await, ready);
+}
+
+#[tokio::test]
+async fn reports_are_passed_on_and_guidance_is_kept() {
+    let hub = Hub::new();
+    let mut coordinator = Coordinator::start("inproc:c", &hub).await;
+    let (reports, to_pass_on) = mpsc::channel(2);
+    let report = |queued| Report { queued: vec![queued], ..Report::default() };
+    reports.send(report(1)).await.unwrap();
+    let (client, _beats) = client_that_reports(&["inproc:c"], to_pass_on, &hub);
+    let (_, mut opened) = coordinator.welcomed(SLOW).await;
+    assert_eq!(opened.beat().await, beat(Health::Joining, 0));
+    reports.send(report(2)).await.unwrap();
+    match opened.next().await {
+        Some(FromNode::Report(passed)) => {
+            assert_eq!(
+                Report::from(passed),
+                report(2),
+                "what is older than the session is dropped"
+            );
+        }
+        other => panic!("expected a report, got {other:?}"),
+    }
+    let digest = Digest { rows: vec![1], pairs: vec![2] };
+    let guidance = Guidance { lease: None, digest: Some(digest) };
+    opened.answer(ToNode::Guidance(internal::Guidance::from(&guidance))).await;
+    seen(&mut client.guidance(), |seen| **seen == guidance).await;
+    drop((coordinator.sessions, opened));
+    coordinator.server.abort();
+    seen(&mut client.status(), |status| matches!(status, ControlStatus::Lost(_))).await;
+    assert_eq!(**client.guidance().borrow(), guidance);
 }
 
 #[tokio::test]
@@ -299,7 +341,7 @@ async fn a_coordinator_that_talks_nonsense_is_left() {
     let hub = Hub::new();
     let mut coordinator = Coordinator::start("inproc:c", &hub).await;
     let (client, _beats) = client(&["inproc:c"], &hub);
-    let nonsense = internal::Welcome { node_id: 1, lease_ms: 5, heartbeat_ms: 5 };
+    let nonsense = internal::Welcome { node_id: 1, lease_ms: 5, heartbeat_ms: 5, report_ms: 0 };
     let broken_view = internal::ClusterView {
         serving: Some(internal::Plan::default()),
         ..internal::ClusterView::default()
@@ -318,7 +360,7 @@ async fn a_coordinator_that_talks_nonsense_is_left() {
         (
             ToNode::Welcome(SLOW.into()),
             Some(ToNode::Welcome(SLOW.into())),
-            "expected a view, got another message",
+            "expected a view or guidance, got another message",
         ),
         (ToNode::Welcome(SLOW.into()), Some(ToNode::View(broken_view)), "view.shape: is missing"),
     ] {
