@@ -7,7 +7,8 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use domain::{CostCurve, Profile};
+use domain::{CostCurve, Profile, Trace};
+use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
 use serde::Deserialize;
 
 pub use accelerator::Accelerator;
@@ -235,7 +236,46 @@ impl Costs {
         }
         CostCurve::new(edges).expect("edges ascend and times do not fall")
     }
+
+    /// The layer curve of a node with `resident` experts of a layer under the routing that `trace`
+    /// recorded, as GEM profiles it "per model and task": nodes are made up of experts drawn at
+    /// random, and their times are averaged over nodes with about as many pairs.
+    ///
+    /// None if the trace has no tokens.
+    #[must_use]
+    pub fn layer_under(&self, trace: &Trace, resident: u16, seed: u64) -> Option<CostCurve> {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let mut order: Vec<usize> = (0..trace.experts()).collect();
+        let mut nodes: Vec<(u32, u64)> = Vec::new();
+        for step in 0..trace.steps() {
+            for layer in 0..trace.layers() {
+                let counts = trace.counts(step, layer);
+                order.shuffle(&mut random);
+                nodes.extend(order.chunks(usize::from(resident.max(1))).map(|experts| {
+                    let tokens = experts.iter().map(|&expert| counts[expert]);
+                    (tokens.clone().sum(), self.launch(tokens))
+                }));
+            }
+        }
+        nodes.retain(|&(pairs, _)| pairs > 0);
+        nodes.sort_unstable();
+        let mut edges: Vec<(u32, u64)> = Vec::new();
+        for bin in nodes.chunks(nodes.len().div_ceil(PROFILE_POINTS).max(1)) {
+            let pairs = bin[bin.len() - 1].0;
+            let ns = bin.iter().map(|&(_, ns)| ns).sum::<u64>() / bin.len() as u64;
+            match edges.last().copied() {
+                // A bin that ends where the one before it did says nothing new.
+                Some((before, _)) if before == pairs => {}
+                Some((_, floor)) => edges.push((pairs, ns.max(floor))),
+                None => edges.push((pairs, ns)),
+            }
+        }
+        CostCurve::new(edges).ok()
+    }
 }
+
+/// Points of a layer curve that was profiled under recorded routing.
+const PROFILE_POINTS: usize = 48;
 
 /// The edges of a kernel's tiles in tokens per expert: 16 wide while small, then 64, then 128.
 fn tile_edges() -> impl Iterator<Item = u32> {

@@ -75,3 +75,16 @@ fn overrides_are_checked() {
     assert!(spec(Some(17), None).costs(Path::new("")).unwrap_err().contains("top_k is 17"));
     assert!(spec(None, Some(0)).costs(Path::new("")).unwrap_err().contains("layers is 0"));
 }
+
+#[test]
+fn a_profile_under_recorded_routing_tells_activations_from_tokens() {
+    let costs = costs(Device::H200, Model::Qwen3With30B);
+    let mut trace = Trace::new(1, 4);
+    // Few pairs on one expert, or the same number on all: 1 or 2 activated on a node of two.
+    trace.push(&[8, 0, 8, 0]).unwrap();
+    trace.push(&[200, 200, 200, 200]).unwrap();
+    let curve = costs.layer_under(&trace, 2, 1).unwrap();
+    assert!(curve.ns(8) < costs.launch([8, 8]));
+    assert_eq!(curve.ns(400), costs.launch([200, 200]));
+    assert_eq!(costs.layer_under(&Trace::new(1, 4), 2, 1), None);
+}
