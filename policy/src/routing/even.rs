@@ -1,10 +1,14 @@
 //! EPLB's routing: every replica of an expert gets an equal part of its tokens.
 
-use super::{Instance, board::Board};
+use super::{
+    Instance,
+    board::{Board, Measure},
+};
 
 /// Spreads each expert's tokens. What does not divide goes to replicas from one that differs from
 /// expert to expert, so that low nodes are not favoured.
 pub(super) fn split(board: &mut Board, instance: &Instance<'_>) {
+    board.clear(instance, Measure::Count);
     for (expert, &tokens) in instance.tokens.iter().enumerate() {
         let replicas = instance.hosts.replicas(expert);
         let count = replicas.len();

@@ -1,4 +1,4 @@
-//! The greedy of METRO and AEBS: one expert after the other to its least loaded host.
+//! The greedy of METRO and AEBS: one expert after the other to the host that is done with it first.
 
 use super::{Instance, board::Board};
 
@@ -18,7 +18,7 @@ pub(super) fn place(
             continue;
         }
         if let Some(replica) = board.earliest(hosts, hosts.replicas(expert)) {
-            board.put(hosts, replica, tokens);
+            board.put(hosts, expert, replica, tokens);
         }
     }
 }

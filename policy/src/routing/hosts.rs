@@ -123,8 +123,8 @@ impl Hosts {
         self.fewest_first.iter().map(|&expert| usize::from(expert))
     }
 
-    /// Where each node's part begins in an array of all replicas.
-    pub(super) fn rooms(&self) -> &[u32] {
-        &self.rooms
+    /// Where a node's part begins in an array that has room for all replicas of every node.
+    pub(super) fn room(&self, node: usize) -> usize {
+        self.rooms[node] as usize
     }
 }

@@ -7,13 +7,17 @@
 //! rival: an expert's tokens go to all of its replicas.
 
 mod board;
+mod count;
+mod cut;
 mod even;
 mod greedy;
 mod hosts;
 mod lease;
+mod search;
 mod shares;
 #[cfg(test)]
 mod tests;
+mod time;
 
 use std::{fmt, str::FromStr};
 
@@ -21,10 +25,12 @@ use domain::CostCurve;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use board::{Board, Measure};
+use board::Board;
 pub use hosts::{BadHosts, Hosts};
 pub use lease::Lease;
+use search::Search;
 pub use shares::{Assignment, Share};
+use time::Timed;
 
 /// How replicas are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +115,8 @@ pub struct UnknownPolicy(String);
 pub struct Router {
     policy: Policy,
     board: Board,
+    search: Search,
+    timed: Timed,
     assignment: Assignment,
 }
 
@@ -118,7 +126,8 @@ impl Router {
     /// A router that follows `policy`.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        Self { policy, board: Board::default(), assignment: Assignment::default() }
+        let (board, search, timed) = <_>::default();
+        Self { policy, board, search, timed, assignment: Assignment::default() }
     }
 
     /// The policy it follows.
@@ -133,22 +142,13 @@ impl Router {
     /// The instance's lengths do not fit, or an expert with tokens has no host.
     pub fn route(&mut self, instance: &Instance<'_>) -> Result<&Assignment, Unroutable> {
         instance.check()?;
-        let hosts = instance.hosts;
-        self.board.clear(hosts);
+        let Self { board, search, timed, .. } = self;
         match self.policy {
-            Policy::EvenSplit => even::split(&mut self.board, instance),
-            Policy::Metro => {
-                self.board.measure(instance, Measure::Count);
-                greedy::place(&mut self.board, instance, 0..hosts.experts());
-            }
-            Policy::Time => {
-                self.board.measure(instance, Measure::Time);
-                greedy::place(&mut self.board, instance, hosts.fewest_first());
-            }
-            Policy::Aebs | Policy::Exact => {
-                self.board.measure(instance, Measure::Count);
-                greedy::place(&mut self.board, instance, hosts.fewest_first());
-            }
+            Policy::EvenSplit => even::split(board, instance),
+            Policy::Metro => count::metro(board, instance),
+            Policy::Aebs => count::aebs(board, instance),
+            Policy::Exact => count::exact(board, search, instance),
+            Policy::Time => timed.place(board, search, instance),
         }
         self.assignment.fill(instance, self.board.parts());
         Ok(&self.assignment)
