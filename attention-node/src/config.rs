@@ -1,7 +1,7 @@
 //! An attention node's configuration, section by section.
 
 use model::CpuOptions;
-use node::config::{ClusterConfig, LinksConfig, ModelConfig, Schedule};
+use node::config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule};
 use policy::batching::Tuning;
 use serde::Deserialize;
 
@@ -44,6 +44,9 @@ pub struct NodeConfig {
     /// When a layer may run.
     #[serde(default)]
     pub schedule: Schedule,
+    /// What it computes on.
+    #[serde(default)]
+    pub device: Device,
 }
 
 /// Section `[bounds]`.

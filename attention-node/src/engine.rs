@@ -15,7 +15,7 @@ use chassis::{
 };
 use domain::{ClusterView, Guidance, Health, Layer, Load, SequenceRequest, TokenOutput};
 use model::{AttentionHalf, KvCache, Routed, Sampled, SamplingScratch, Scratch};
-use node::Reports;
+use node::{Pace, Reports};
 use policy::kv_blocks::KvBlocks;
 use proto::{
     control::{Beat, Report, Work},
@@ -108,6 +108,7 @@ pub(crate) struct AttentionEngine {
     joints: Joints,
     bounds: Bounds,
     half: AttentionHalf,
+    pace: Pace,
     kv: KvCache,
     blocks: KvBlocks,
     experts: Experts,
@@ -169,6 +170,7 @@ impl Engine for AttentionEngine {
 impl AttentionEngine {
     pub(crate) fn new(
         half: AttentionHalf,
+        pace: Pace,
         kv: KvCache,
         bounds: Bounds,
         ready: Ready,
@@ -180,6 +182,7 @@ impl AttentionEngine {
             joints,
             bounds,
             half,
+            pace,
             kv,
             blocks: KvBlocks::new(blocks, model::BLOCK_TOKENS),
             experts,

@@ -15,7 +15,7 @@ use anyhow::{Result, ensure};
 use chassis::{Shutdown, engine::Engine, role::Process};
 use domain::Role;
 use model::{AttentionHalf, BLOCK_TOKENS, Checkpoint};
-use node::{Membership, Newcomer, Site, config::Schedule};
+use node::{Membership, Newcomer, Pace, Progress, Site, config::Schedule};
 use proto::internal::sequences_server::SequencesServer;
 use tokio::runtime::Handle;
 use transport::{
@@ -69,7 +69,9 @@ impl AttentionNode {
         site.process.readiness.part(&config.node.name).set(EXPERTS_LINKED, false);
         let checkpoint = Checkpoint::open(&config.model.path)?;
         let model_fingerprint = checkpoint.fingerprint_on(&site.cpu);
-        let half = AttentionHalf::load(&checkpoint, Arc::clone(&site.cpu))?;
+        let mut progress = Progress::new("layers");
+        let told = |done, all| progress.left(all - done);
+        let half = AttentionHalf::load(&checkpoint, Arc::clone(&site.cpu), told)?;
         drop(checkpoint);
         let listener = Listener::bind(&config.node.listen, &site.hub).await?;
         let newcomer = Newcomer {
@@ -145,7 +147,8 @@ fn assemble(
     };
     let door = Door::new(commands, shape.vocab, bounds.positions_max);
     let experts = Experts::new(links, Handle::current(), &shape);
-    Ok((AttentionEngine::new(half, kv, bounds, ready, experts, joints), door))
+    let pace = Pace::open(&config.node.device, &config.node.name)?;
+    Ok((AttentionEngine::new(half, pace, kv, bounds, ready, experts, joints), door))
 }
 
 /// Blocks of the KV cache: what its memory holds, but no more than all sequences can fill.

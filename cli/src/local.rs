@@ -17,7 +17,7 @@ use gateway::{Gateway, Membership};
 use model::{Compute, CpuOptions, Isa};
 use node::{
     Site,
-    config::{ClusterConfig, LinksConfig, ModelConfig, Schedule},
+    config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule},
 };
 use policy::batching::Tuning;
 use transport::Hub;
@@ -223,6 +223,7 @@ fn attention_config(flags: &LocalFlags, number: u16) -> attention_node::Config {
             listen: format!("inproc:attention-{number}"),
             advertise: None,
             schedule: schedule(flags),
+            device: Device::default(),
         },
         cluster: cluster(),
         model: ModelConfig { path: flags.model.clone() },
@@ -258,6 +259,7 @@ fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {
             listen: format!("memory:expert-{number}"),
             advertise: None,
             schedule: schedule(flags),
+            device: Device::default(),
             expert_slots: None,
         },
         cluster: cluster(),

@@ -1,7 +1,7 @@
 //! An expert node's configuration, section by section.
 
 use model::CpuOptions;
-use node::config::{ClusterConfig, LinksConfig, ModelConfig, Schedule};
+use node::config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule};
 use policy::batching::Tuning;
 use serde::Deserialize;
 
@@ -49,6 +49,9 @@ pub struct NodeConfig {
     /// When a layer may run.
     #[serde(default)]
     pub schedule: Schedule,
+    /// What it computes on.
+    #[serde(default)]
+    pub device: Device,
     /// Experts this node has room for, over all layers; all of the model's if absent.
     pub expert_slots: Option<u32>,
 }

@@ -10,9 +10,9 @@ use chassis::{
     Readiness, Shutdown,
     engine::{Engine, Step},
 };
-use domain::{ClusterView, CostCurve, Epoch, Health, Layer, Load, NodeId};
-use node::{Outbox, Reports};
-use policy::batching::{Batcher, Tuning};
+use domain::{ClusterView, CostCurve, Digest, Epoch, Guidance, Health, Layer, Load, NodeId, Role};
+use node::{Outbox, Pace, Reports};
+use policy::batching::{self, Batcher, Tuning};
 use proto::{
     control::{Beat, Report, Work},
     frame::{Dispatch, Frame, Ticket},
@@ -41,11 +41,13 @@ pub(crate) enum Schedule {
 pub(crate) struct Joints {
     pub(crate) inbox: Mailbox<LinkEvent>,
     pub(crate) views: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) guidance: watch::Receiver<Arc<Guidance>>,
     pub(crate) beats: watch::Sender<Beat>,
     pub(crate) reports: Reports,
     /// What one activated expert's share of a launch should take, if it was measured.
     pub(crate) curve: Option<CostCurve>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) pace: Pace,
     pub(crate) readiness: Readiness,
     pub(crate) metrics: Metrics,
 }
@@ -64,6 +66,8 @@ pub(crate) struct ExpertEngine {
     drain_max: usize,
     /// Runs since the last report.
     work: Work,
+    /// Members that hold experts, this one among them.
+    expert_nodes: u32,
     began: Instant,
     seen_view: bool,
 }
@@ -119,6 +123,7 @@ impl ExpertEngine {
             row_bytes,
             drain_max,
             work: Work::default(),
+            expert_nodes: 1,
             began: Instant::now(),
             seen_view: false,
         }
@@ -137,12 +142,29 @@ impl ExpertEngine {
             received = true;
             let view = Arc::clone(&self.joints.views.borrow_and_update());
             self.shard.follow(&view);
+            self.expert_nodes = u32::try_from(view.role(Role::Expert).count()).unwrap_or(u32::MAX);
+        }
+        if self.joints.guidance.has_changed().unwrap_or(false) {
+            self.heed();
         }
         while let Some(event) = self.joints.inbox.try_recv() {
             received = true;
             self.on_link_event(event);
         }
         received
+    }
+
+    /// Tells the batcher what the coordinator says is on its way here.
+    fn heed(&mut self) {
+        let now = self.now_ns();
+        let guidance = Arc::clone(&self.joints.guidance.borrow_and_update());
+        let spec = self.shard.half().spec();
+        let fits = |digest: &&Digest| digest.pairs.len() == spec.layers.len();
+        let digest = guidance.digest.as_ref().filter(fits);
+        if let (Schedule::Async(batcher), Some(digest)) = (&mut self.schedule, digest) {
+            let (own, top_k) = (|layer| self.queues.pairs(layer), u32::from(spec.shape().top_k));
+            batcher.hear(batching::pairs_coming(digest, own, self.expert_nodes, top_k), now);
+        }
     }
 
     fn on_link_event(&mut self, event: LinkEvent) {
@@ -249,7 +271,8 @@ impl ExpertEngine {
         let (pairs, experts) = (launch.pairs(), launch.experts());
         if pairs > 0 {
             let predicted_ns = self.predict();
-            self.compute(layer);
+            let due = began + self.joints.pace.launch(self.launch.tokens());
+            self.compute(layer, due);
             let took = began.elapsed();
             self.joints.metrics.ran(pairs, experts, took);
             self.work.add(pairs, experts, took, predicted_ns);
@@ -275,7 +298,8 @@ impl ExpertEngine {
         }
     }
 
-    fn compute(&mut self, layer: Layer) {
+    /// Computes the run and sends the results, not before `due`.
+    fn compute(&mut self, layer: Layer, due: Instant) {
         let mut frames = Vec::with_capacity(self.peers.len());
         let publish = |peer, frame| frames.push((peer, frame));
         let outcome = self.launch.run(layer, &self.shard, self.row_bytes, publish);
@@ -283,6 +307,7 @@ impl ExpertEngine {
             // Pairs are checked when they arrive and experts leave only after their epoch is over.
             tracing::error!(%error, %layer, "a run was dropped");
         }
+        Pace::hold(due);
         for (peer, frame) in frames {
             self.send(peer, frame);
         }

@@ -15,7 +15,7 @@ use anyhow::Result;
 use chassis::{Shutdown, engine::Engine, role::Process};
 use domain::Role;
 use model::{Checkpoint, ExpertHalf};
-use node::{Membership, Newcomer, Site};
+use node::{Membership, Newcomer, Pace, Site};
 use transport::{
     Address, Hub, KeepAlive, Listener,
     link::{LinkMetrics, Links, MemoryListener},
@@ -77,6 +77,7 @@ impl ExpertNode {
             Some(_) => None,
             None => Some(Listener::bind(&config.node.listen, &site.hub).await?),
         };
+        let pace = Pace::open(&config.node.device, &config.node.name)?;
         let shape = half.spec().shape();
         let all = u32::try_from(shape.slots().count())?;
         let newcomer = Newcomer {
@@ -90,7 +91,7 @@ impl ExpertNode {
             model_fingerprint,
             shape: shape.clone(),
             expert_slots: config.node.expert_slots.unwrap_or(all),
-            curves: None,
+            curves: pace.curves(),
         };
         let coordinators = &config.cluster.coordinators;
         let Some(membership) = Membership::join(newcomer, coordinators, site).await? else {
@@ -110,9 +111,11 @@ impl ExpertNode {
         let joints = Joints {
             inbox,
             views: membership.views.clone(),
+            guidance: membership.guidance.clone(),
             beats: membership.beats.clone(),
             reports: membership.reports.clone(),
-            curve: None,
+            curve: pace.curves().map(|curves| curves.expert),
+            pace,
             shutdown: site.process.shutdown.clone(),
             readiness: site.process.readiness.part(&config.node.name),
             metrics: Metrics::register(&site.process.registry, &config.node.name)?,

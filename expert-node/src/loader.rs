@@ -85,7 +85,8 @@ impl Loader {
 
 impl Reader {
     fn run(mut self) {
-        let pause = Duration::from_secs_f64(self.expert_bytes as f64 / self.bytes_per_second as f64);
+        let pause =
+            Duration::from_secs_f64(self.expert_bytes as f64 / self.bytes_per_second as f64);
         let mut next = Instant::now();
         while let Some(Wish { layer, expert, urgent }) = self.wishes.blocking_recv() {
             if !urgent {

@@ -7,7 +7,7 @@ use std::{
 
 use domain::{ClusterView, Epoch, Expert, Layer, NodeId};
 use model::{ExpertHalf, ModelError};
-use node::{Followed, Plans};
+use node::{Followed, Plans, Progress};
 
 use crate::loader::Loader;
 
@@ -21,6 +21,7 @@ pub(crate) struct Shard {
     node: NodeId,
     half: ExpertHalf,
     loader: Loader,
+    progress: Progress,
     plans: Plans,
     missing: VecDeque<(Layer, Expert)>,
     /// Whether tokens stand still until what is missing is here.
@@ -47,6 +48,7 @@ impl Shard {
             node,
             half,
             loader,
+            progress: Progress::new("experts"),
             plans: Plans::default(),
             missing: VecDeque::new(),
             urgent: false,
@@ -132,6 +134,7 @@ impl Shard {
         }
         let loaded = self.half.load_expert(layer, expert);
         loaded.inspect_err(|_| self.failed = true)?;
+        self.progress.left(self.missing.len());
         Ok(true)
     }
 

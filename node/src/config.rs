@@ -16,6 +16,17 @@ pub enum Schedule {
     Lockstep,
 }
 
+/// What a node computes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Device {
+    /// The processor, as section `[device]` has it: `cpu`.
+    #[default]
+    Cpu,
+    /// The processor at the pace of a curve file's node: `paced:FILE`.
+    Paced(PathBuf),
+}
+
 /// Section `[cluster]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,6 +51,20 @@ pub struct LinksConfig {
     pub credit_bytes: u64,
     /// Largest frame; the same on all nodes.
     pub frame_bytes_max: usize,
+}
+
+// === impl Device ===
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match (name.as_str(), name.strip_prefix("paced:")) {
+            ("cpu", _) => Ok(Self::Cpu),
+            (_, Some(file)) if !file.is_empty() => Ok(Self::Paced(file.into())),
+            _ => Err(format!("unknown device \"{name}\", expected \"cpu\" or \"paced:FILE\"")),
+        }
+    }
 }
 
 // === impl ClusterConfig ===

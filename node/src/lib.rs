@@ -4,12 +4,16 @@
 pub mod config;
 mod membership;
 mod outbox;
+mod pace;
 mod plans;
+mod progress;
 mod reports;
 mod site;
 
 pub use membership::{Membership, Newcomer, link_settings};
 pub use outbox::Outbox;
+pub use pace::Pace;
 pub use plans::{Followed, Plans};
+pub use progress::Progress;
 pub use reports::Reports;
 pub use site::Site;

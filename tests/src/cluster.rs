@@ -16,7 +16,7 @@ use gateway::{Gateway, Membership};
 use model::{Compute, CpuOptions};
 use node::{
     Site,
-    config::{ClusterConfig, LinksConfig, ModelConfig, Schedule},
+    config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule},
 };
 use policy::batching::Tuning;
 use tokio::task::JoinHandle;
@@ -254,6 +254,7 @@ fn expert_config(checkpoint: &Path, layout: &Layout, number: usize) -> expert_no
             },
             advertise: None,
             schedule: layout.schedule,
+            device: Device::default(),
             expert_slots: None,
         },
         cluster: cluster(),
@@ -272,6 +273,7 @@ fn attention_config(checkpoint: &Path, layout: &Layout, number: usize) -> attent
             listen: format!("inproc:attention-{number}"),
             advertise: None,
             schedule: layout.schedule,
+            device: Device::default(),
         },
         cluster: cluster(),
         model: model(checkpoint),

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use model::LayerKind;
+use node::Pace;
 
 use super::{AttentionEngine, Turn};
 use crate::sequence::Next;
@@ -37,6 +38,8 @@ impl AttentionEngine {
         let kind = self.half.layer_kind(layer);
         if kind == LayerKind::Moe {
             self.route(layer, picked, &residual);
+            Pace::hold(began + self.pace.layer(self.buffers.rows.len()));
+            self.send(layer, picked);
         }
         // The experts are at work meanwhile.
         self.half.local_mlp(layer, &mut residual, &mut self.buffers.scratch);
@@ -95,7 +98,7 @@ impl AttentionEngine {
         self.half.attend(layer, &spans, &mut self.kv, residual, &mut self.buffers.scratch);
     }
 
-    /// Runs the gate and sends every row to its experts.
+    /// Runs the gate: every row has its experts.
     fn route(&mut self, layer: domain::Layer, picked: &[usize], residual: &[f32]) {
         let mut routed = std::mem::take(&mut self.buffers.routed);
         self.half.route(layer, residual, &mut routed, &mut self.buffers.scratch);
@@ -111,6 +114,10 @@ impl AttentionEngine {
             span.trip.begin(self.trips, layer, top_k, wire, choices);
         }
         self.buffers.routed = routed;
+    }
+
+    /// Sends every row to its experts.
+    fn send(&mut self, layer: domain::Layer, picked: &[usize]) {
         self.add(picked.iter().copied());
         self.experts.flush(layer, self.ready.step());
     }
