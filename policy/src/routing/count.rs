@@ -8,20 +8,20 @@ use super::{
 };
 
 /// METRO's greedy (Algorithm 1), in ascending order of experts.
-pub(super) fn metro(board: &mut Board, instance: &Instance<'_>) {
-    board.clear(instance, Measure::Count);
+pub(super) fn metro(board: &mut Board, instance: &Instance<'_>, by: Measure) {
+    board.clear(instance, by);
     greedy::place(board, instance, 0..instance.hosts.experts());
 }
 
 /// JANUS' greedy: what has no choice first, then what has the least.
-pub(super) fn aebs(board: &mut Board, instance: &Instance<'_>) {
-    board.clear(instance, Measure::Count);
+pub(super) fn aebs(board: &mut Board, instance: &Instance<'_>, by: Measure) {
+    board.clear(instance, by);
     greedy::place(board, instance, instance.hosts.fewest_first());
 }
 
 /// The smallest largest count (METRO, section 3.2), from `aebs` along augmenting paths.
-pub(super) fn exact(board: &mut Board, search: &mut Search, instance: &Instance<'_>) {
-    aebs(board, instance);
+pub(super) fn exact(board: &mut Board, search: &mut Search, instance: &Instance<'_>, by: Measure) {
+    aebs(board, instance, by);
     relieve(board, search, instance);
 }
 

@@ -31,10 +31,13 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// Finds the experts that may be split.
-    pub(super) fn begin(&mut self, instance: &Instance<'_>) {
+    /// Finds the experts that may be split: none if that is not wanted.
+    pub(super) fn begin(&mut self, instance: &Instance<'_>, wanted: bool) {
         let hosts = instance.hosts;
         self.ridges.clear();
+        if !wanted {
+            return;
+        }
         self.ridges.extend(instance.curves.iter().map(domain::CostCurve::ridge));
         self.heavy.clear();
         self.heavy.reserve(hosts.experts());

@@ -1,4 +1,4 @@
-//! EPLB's routing: every replica of an expert gets an equal part of its tokens.
+//! Routing without looking at loads: EPLB's, where every replica of an expert gets an equal part of its tokens.
 
 use super::{
     Instance,
@@ -20,6 +20,17 @@ pub(super) fn split(board: &mut Board, instance: &Instance<'_>) {
         for turn in 0..count {
             let replica = replicas.start + (expert + turn) % count;
             board.set_part(replica, each + u32::from(turn < rest));
+        }
+    }
+}
+
+/// Gives each expert's tokens to one of its replicas, which differs from expert to expert.
+pub(super) fn spread(board: &mut Board, instance: &Instance<'_>) {
+    board.clear(instance, Measure::Count);
+    for (expert, &tokens) in instance.tokens.iter().enumerate() {
+        let replicas = instance.hosts.replicas(expert);
+        if tokens > 0 && !replicas.is_empty() {
+            board.set_part(replicas.start + expert % replicas.len(), tokens);
         }
     }
 }

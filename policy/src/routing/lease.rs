@@ -1,10 +1,11 @@
 //! A lease names one active replica per (layer, expert), for attention nodes to look up.
 
-use domain::{Expert, Layer, Leased, NodeId, Plan};
+use domain::{Epoch, Expert, Layer, Leased, NodeId, Plan};
 
 /// The active replica of every (layer, expert) under one plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
+    epoch: Epoch,
     /// Row of each layer in `nodes`; none for a layer without experts.
     rows: Vec<Option<usize>>,
     experts: usize,
@@ -18,29 +19,36 @@ impl Lease {
     /// All attention nodes that see the same plan and the same live nodes agree on the result, so
     /// an expert's tokens meet in one queue instead of being spread over its replicas.
     pub fn first_live(plan: &Plan, alive: impl Fn(NodeId) -> bool) -> Self {
-        Self::new(plan, |_, replicas| replicas.iter().copied().find(|&node| alive(node)))
+        let live = |replicas: &[NodeId]| replicas.iter().copied().find(|&node| alive(node));
+        Self::new(plan, plan.table().map(live).collect())
     }
 
     /// Leases the replica that the coordinator advises, and the first live one where that is not
     /// alive or is none of the expert's replicas. Advice for another plan is not followed.
     pub fn advised(plan: &Plan, advice: &Leased, alive: impl Fn(NodeId) -> bool) -> Self {
         let nodes: &[NodeId] = if advice.epoch == plan.epoch() { &advice.nodes } else { &[] };
-        Self::new(plan, |slot, replicas| {
+        let choose = |(slot, replicas): (usize, &[NodeId])| {
             let advised = nodes.get(slot).filter(|node| replicas.contains(node));
             let mut wanted = advised.into_iter().chain(replicas);
             wanted.find(|&&node| alive(node)).copied()
-        })
+        };
+        Self::new(plan, plan.table().enumerate().map(choose).collect())
     }
 
-    fn new(plan: &Plan, mut choose: impl FnMut(usize, &[NodeId]) -> Option<NodeId>) -> Self {
+    /// A lease from its table, `[moe layer][expert]`.
+    pub(super) fn new(plan: &Plan, nodes: Vec<Option<NodeId>>) -> Self {
         let mut rows = Vec::new();
         for (row, layer) in plan.moe_layers().iter().enumerate() {
             rows.resize(layer.index(), None);
             rows.push(Some(row));
         }
-        let slots = plan.table().enumerate();
-        let nodes = slots.map(|(slot, replicas)| choose(slot, replicas)).collect();
-        Self { rows, experts: usize::from(plan.experts()), nodes }
+        Self { epoch: plan.epoch(), rows, experts: usize::from(plan.experts()), nodes }
+    }
+
+    /// The plan whose replicas these are.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// The node that runs `expert` of `layer`; none if no replica is alive.
@@ -49,6 +57,18 @@ impl Lease {
         let row = self.rows.get(layer.index()).copied().flatten()?;
         debug_assert!(expert.index() < self.experts, "{expert} is not of this model");
         self.nodes[row * self.experts + expert.index()]
+    }
+
+    /// The nodes in the order `[moe layer][expert]`.
+    pub fn nodes(&self) -> impl Iterator<Item = Option<NodeId>> + '_ {
+        self.nodes.iter().copied()
+    }
+
+    /// The lease as advice to those who follow [`Lease::advised`]. Where it names nobody, the advice
+    /// names somebody who is of no use.
+    #[must_use]
+    pub fn advice(&self) -> Leased {
+        Leased { epoch: self.epoch, nodes: self.nodes().map(Option::unwrap_or_default).collect() }
     }
 }
 
@@ -83,7 +103,7 @@ mod tests {
         let none = Lease::first_live(&plan, |_| false);
         assert_eq!(none.node(Layer(1), Expert(0)), None);
         let advice = |epoch| Leased { epoch: Epoch(epoch), nodes: node(&[2, 1, 3, 3]) };
-        let leased = |lease: &Lease| lease.nodes.iter().flatten().map(|node| node.0).collect();
+        let leased = |lease: &Lease| lease.nodes().flatten().map(|node| node.0).collect();
         let lease: Vec<_> = leased(&Lease::advised(&plan, &advice(1), |_| true));
         assert_eq!(lease, [2, 2, 3, 3], "node 1 has no replica of the second");
         let lease: Vec<_> = leased(&Lease::advised(&plan, &advice(1), |node| node != NodeId(2)));

@@ -9,6 +9,7 @@
 mod board;
 mod count;
 mod cut;
+mod demand;
 mod even;
 mod greedy;
 mod hosts;
@@ -25,7 +26,8 @@ use domain::CostCurve;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use board::Board;
+use board::{Board, Measure};
+pub use demand::Demand;
 pub use hosts::{BadHosts, Hosts};
 pub use lease::Lease;
 use search::Search;
@@ -103,6 +105,9 @@ pub enum Unroutable {
         /// Its tokens.
         tokens: u32,
     },
+    /// The hosts themselves make no sense.
+    #[error(transparent)]
+    Hosts(#[from] BadHosts),
 }
 
 /// A name that is no policy's.
@@ -111,7 +116,7 @@ pub enum Unroutable {
 pub struct UnknownPolicy(String);
 
 /// Routes one instance after the other; allocates only when an instance is larger than all before.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Router {
     policy: Policy,
     board: Board,
@@ -126,8 +131,7 @@ impl Router {
     /// A router that follows `policy`.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        let (board, search, timed) = <_>::default();
-        Self { policy, board, search, timed, assignment: Assignment::default() }
+        Self { policy, ..Self::default() }
     }
 
     /// The policy it follows.
@@ -141,14 +145,30 @@ impl Router {
     /// # Errors
     /// The instance's lengths do not fit, or an expert with tokens has no host.
     pub fn route(&mut self, instance: &Instance<'_>) -> Result<&Assignment, Unroutable> {
+        self.decide(instance, Measure::Count, true)
+    }
+
+    /// The same for a lease: nothing is split, and what a node has already counts for every
+    /// policy. For one that counts, the instance has no curves and that is a count.
+    fn lease(&mut self, instance: &Instance<'_>) -> Result<&Assignment, Unroutable> {
+        self.decide(instance, Measure::Time, false)
+    }
+
+    fn decide(
+        &mut self,
+        instance: &Instance<'_>,
+        counted: Measure,
+        may_split: bool,
+    ) -> Result<&Assignment, Unroutable> {
         instance.check()?;
         let Self { board, search, timed, .. } = self;
         match self.policy {
-            Policy::EvenSplit => even::split(board, instance),
-            Policy::Metro => count::metro(board, instance),
-            Policy::Aebs => count::aebs(board, instance),
-            Policy::Exact => count::exact(board, search, instance),
-            Policy::Time => timed.place(board, search, instance),
+            Policy::EvenSplit if may_split => even::split(board, instance),
+            Policy::EvenSplit => even::spread(board, instance),
+            Policy::Metro => count::metro(board, instance, counted),
+            Policy::Aebs => count::aebs(board, instance, counted),
+            Policy::Exact => count::exact(board, search, instance, counted),
+            Policy::Time => timed.place(board, search, instance, may_split),
         }
         self.assignment.fill(instance, self.board.parts());
         Ok(&self.assignment)

@@ -36,14 +36,15 @@ impl Timed {
         board: &mut Board,
         search: &mut Search,
         instance: &Instance<'_>,
+        may_split: bool,
     ) {
         board.clear(instance, Measure::Time);
         greedy::place(board, instance, self.order.costliest_first(board, instance));
-        self.cuts.begin(instance);
+        self.cuts.begin(instance, may_split);
         self.improve(board, search, instance);
-        count::metro(&mut self.rival, instance);
+        count::metro(&mut self.rival, instance, Measure::Count);
         self.outdo_rival(board, search, instance);
-        count::aebs(&mut self.rival, instance);
+        count::aebs(&mut self.rival, instance, Measure::Count);
         self.outdo_rival(board, search, instance);
         count::relieve(&mut self.rival, search, instance);
         self.outdo_rival(board, search, instance);
