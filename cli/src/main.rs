@@ -6,6 +6,7 @@ mod http;
 mod local;
 mod logits;
 mod serve;
+mod simulate;
 mod synth;
 
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Command {
     Generate(Box<generate::Flags>),
     /// Load any server that speaks OpenAI's HTTP API and say how fast it answers.
     Bench(bench::Flags),
+    /// Run a scenario in virtual time, with the decisions of a live cluster.
+    Simulate(simulate::Flags),
     /// Write a checkpoint with random weights and skewed routing.
     Synth(synth::Flags),
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Serve(flags) => serve::run(flags),
         Command::Generate(flags) => generate::run(*flags),
         Command::Bench(flags) => bench::run(&flags),
+        Command::Simulate(flags) => simulate::run(&flags),
         Command::Synth(flags) => synth::run(&flags),
     };
     match outcome {

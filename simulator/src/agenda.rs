@@ -92,10 +92,7 @@ mod tests {
         agenda.note(3, Event::Finished(1));
         agenda.note(3, Event::Finished(0));
         let order: Vec<_> = std::iter::from_fn(|| agenda.take()).collect();
-        assert_eq!(
-            order,
-            [(3, Event::Finished(1)), (3, Event::Finished(0)), (7, Event::Census)]
-        );
+        assert_eq!(order, [(3, Event::Finished(1)), (3, Event::Finished(0)), (7, Event::Census)]);
         assert_eq!(agenda.now_ns(), 7);
     }
 }

@@ -86,7 +86,8 @@ impl Attention {
     /// Every span that is ready.
     pub(crate) fn spans_ready(&self) -> impl Iterator<Item = u32> + '_ {
         let queued = self.ready.iter().flat_map(|queue| queue.spans.iter().map(|entry| entry.span));
-        let streams = self.streams.iter().flat_map(|stream| stream.back.iter().chain(&stream.fresh));
+        let streams =
+            self.streams.iter().flat_map(|stream| stream.back.iter().chain(&stream.fresh));
         queued.chain(streams.copied())
     }
 }

@@ -197,9 +197,9 @@ mod tests {
     fn speeds_are_spread_evenly_around_one() {
         let factors = spread(0.5, 5, 3);
         let speeds: Vec<f64> = factors.iter().map(|factor| 1.0 / factor).collect();
-        let (low, high) = speeds.iter().fold((f64::MAX, 0.0_f64), |(low, high), &speed| {
-            (low.min(speed), high.max(speed))
-        });
+        let (low, high) = speeds
+            .iter()
+            .fold((f64::MAX, 0.0_f64), |(low, high), &speed| (low.min(speed), high.max(speed)));
         assert!((high / low - 1.5).abs() < 1e-12);
         assert!((speeds.iter().sum::<f64>() - 5.0).abs() < 1e-12);
         assert_ne!(factors, spread(0.5, 5, 4), "the order is drawn");

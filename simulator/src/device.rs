@@ -123,7 +123,8 @@ impl Device {
             Work::Async(batcher) => {
                 let waiting = batcher.tokens();
                 let pick = batcher.pick(now_ns)?;
-                let experts = if colocated { pick.stage % 2 == 1 } else { self.part.expert.is_some() };
+                let experts =
+                    if colocated { pick.stage % 2 == 1 } else { self.part.expert.is_some() };
                 let layer = if colocated { pick.stage / 2 } else { pick.stage };
                 let job = if experts {
                     let group = narrow(pick.group);

@@ -249,8 +249,8 @@ impl<'a> Engine<'a> {
     }
 
     fn check_bounds(&self) -> Result<(), Violation> {
-        let rows = u64::from(self.run.bounds.sequences_max)
-            * u64::from(self.run.prefill.chunk.max(1));
+        let rows =
+            u64::from(self.run.bounds.sequences_max) * u64::from(self.run.prefill.chunk.max(1));
         let tokens = rows * self.attention.len() as u64 * u64::from(self.cluster.costs.top_k);
         let mut held = vec![0; self.attention.len()];
         for (_, sequence) in self.sequences.iter() {

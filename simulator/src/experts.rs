@@ -52,14 +52,16 @@ impl Experts {
 
     /// Tokens that wait, each counted once per expert.
     pub(crate) fn tokens_waiting(&self) -> u32 {
-        let streams = self.streams.iter().flat_map(|stream| stream.pending.iter().chain(&stream.passed));
+        let streams =
+            self.streams.iter().flat_map(|stream| stream.pending.iter().chain(&stream.passed));
         let pairs = streams.flat_map(|(_, pairs)| pairs).map(|pair| u32::from(pair.tokens));
         self.queues.iter().map(|queue| queue.tokens).sum::<u32>() + pairs.sum::<u32>()
     }
 
     /// Every pair that waits.
     pub(crate) fn pairs_waiting(&self) -> impl Iterator<Item = &Pair> {
-        let streams = self.streams.iter().flat_map(|stream| stream.pending.iter().chain(&stream.passed));
+        let streams =
+            self.streams.iter().flat_map(|stream| stream.pending.iter().chain(&stream.passed));
         let queues = self.queues.iter().map(|queue| &queue.pairs);
         queues.chain(streams.map(|(_, pairs)| pairs)).flatten()
     }
@@ -150,7 +152,11 @@ impl Stream {
     }
 
     /// The pairs of a turn that has not passed.
-    pub(crate) fn pending(&mut self, turn: u64, empty: impl FnOnce() -> Vec<Pair>) -> &mut Vec<Pair> {
+    pub(crate) fn pending(
+        &mut self,
+        turn: u64,
+        empty: impl FnOnce() -> Vec<Pair>,
+    ) -> &mut Vec<Pair> {
         let at = self.pending.iter().position(|&(pending, _)| pending == turn);
         let at = at.unwrap_or_else(|| {
             self.pending.push((turn, empty()));

@@ -79,7 +79,12 @@ impl Judge {
 
     /// A sequence's tokens from `position` on have been through all layers; `expected` is the first
     /// that has not.
-    pub(crate) fn served(&self, sequence: u64, position: u32, expected: u32) -> Result<(), Violation> {
+    pub(crate) fn served(
+        &self,
+        sequence: u64,
+        position: u32,
+        expected: u32,
+    ) -> Result<(), Violation> {
         if position == expected {
             return Ok(());
         }
@@ -101,7 +106,13 @@ impl Judge {
     }
 
     /// A node's KV blocks: those that sequences hold and those that are free make up all.
-    pub(crate) fn kv(&self, node: usize, held: usize, free: usize, total: usize) -> Result<(), Violation> {
+    pub(crate) fn kv(
+        &self,
+        node: usize,
+        held: usize,
+        free: usize,
+        total: usize,
+    ) -> Result<(), Violation> {
         if held + free == total {
             return Ok(());
         }
@@ -113,7 +124,8 @@ impl Judge {
     pub(crate) fn census(&self, census: &Census) -> Result<(), Violation> {
         let spans = census.spans.iter().map(|&(at, _)| at);
         let numbers = spans.chain(census.pairs.iter().map(|&(span, _)| span));
-        let most = numbers.chain(census.ready.iter().copied()).max().map_or(0, |at| at as usize + 1);
+        let most =
+            numbers.chain(census.ready.iter().copied()).max().map_or(0, |at| at as usize + 1);
         let (mut found, mut places) = (vec![0; most], vec![0; most]);
         for &(span, tokens) in &census.pairs {
             found[span as usize] += u32::from(tokens);
@@ -136,7 +148,9 @@ impl Judge {
             owned[sequence] += 1;
         }
         // What is left belongs to no span.
-        if let Some(span) = found.iter().zip(&places).position(|(&found, &places)| found + places > 0) {
+        if let Some(span) =
+            found.iter().zip(&places).position(|(&found, &places)| found + places > 0)
+        {
             let span = u32::try_from(span).unwrap_or(u32::MAX);
             return Err(self.wrong(Wrong::Unasked { span }));
         }
@@ -183,7 +197,10 @@ impl fmt::Display for Wrong {
             }
             Self::EpochFell { from, to } => write!(f, "{to} was to follow {from}"),
             Self::NotHeld { layer, expert, node } => {
-                write!(f, "expert {expert} of layer {layer} was sent to node {node}, which has it not")
+                write!(
+                    f,
+                    "expert {expert} of layer {layer} was sent to node {node}, which has it not"
+                )
             }
             Self::BadPlan(why) => write!(f, "a plan was refused by the checker: {why}"),
             Self::Stuck { sequences } => {

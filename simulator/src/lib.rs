@@ -14,6 +14,7 @@ mod links;
 mod messages;
 mod meter;
 pub mod outcome;
+mod plot;
 pub mod results;
 mod routes;
 pub mod scenario;

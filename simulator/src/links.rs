@@ -105,12 +105,8 @@ mod tests {
 
     fn links() -> Links {
         let between = spec::Wire { latency_us: 5.0, gbps: 1.0, message_us: 0.0 };
-        let spec = spec::Links {
-            latency_us: 1.0,
-            gbps: 8.0,
-            message_us: 0.0,
-            between: Some(between),
-        };
+        let spec =
+            spec::Links { latency_us: 1.0, gbps: 8.0, message_us: 0.0, between: Some(between) };
         Links::new(&spec, vec![0, 0, 1])
     }
 

@@ -75,7 +75,8 @@ impl Messages {
 
     /// Sender, receiver and size.
     pub(crate) fn route(&self, at: u32) -> (usize, usize, u64) {
-        let message = self.messages[at as usize].as_ref().expect("only messages under way are named");
+        let message =
+            self.messages[at as usize].as_ref().expect("only messages under way are named");
         (usize::from(message.from), usize::from(message.to), message.bytes)
     }
 

@@ -1,10 +1,14 @@
 //! What a scenario is for: numbers worked out from its runs, beside those of the papers.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     outcome::Outcome,
+    plot,
     scenario::{Done, Point},
+    study::Finding,
 };
 
 /// One `[[result]]` of a scenario file.
@@ -109,20 +113,6 @@ enum Metric {
     Trend,
 }
 
-/// One result.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Result {
-    /// Short name.
-    pub id: String,
-    /// What it is.
-    pub quantity: String,
-    /// The number in the paper.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub paper: Option<f64>,
-    /// Ours; none where it does not exist, such as a ratio to nothing.
-    pub measured: Option<f64>,
-}
-
 /// One run's outcome.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
@@ -140,10 +130,8 @@ pub struct Measured {
 /// Everything that a scenario came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct Results {
-    /// The scenario's title.
-    pub title: String,
-    /// What was to be worked out.
-    pub results: Vec<Result>,
+    /// What was to be worked out, and what studies found.
+    pub results: Vec<Finding>,
     /// Every run.
     pub runs: Vec<Measured>,
     /// For pictures: what devices did first in the window of each run.
@@ -155,7 +143,7 @@ pub struct Results {
 
 impl Wanted {
     /// Checks that the runs it names are there.
-    pub(crate) fn check(&self, ids: &[&str]) -> std::result::Result<(), String> {
+    pub(crate) fn check(&self, ids: &[&str]) -> Result<(), String> {
         let named: &[&String] = match &self.value {
             Value::Measured { run, .. } => &[run],
             Value::Ratio(pair) | Value::Change(pair) => &[&pair.numerator, &pair.denominator],
@@ -166,18 +154,19 @@ impl Wanted {
         }
     }
 
-    fn work_out(&self, runs: &[Measured]) -> Result {
+    /// The number; none where it does not exist, such as a ratio to nothing.
+    fn work_out(&self, runs: &[Measured]) -> Option<Finding> {
         let measured = match &self.value {
             Value::Measured { of, run, reduce, at } => side(runs, run, *of, *reduce, *at),
             Value::Ratio(pair) => pair.ratio(runs),
             Value::Change(pair) => pair.ratio(runs).map(|ratio| (ratio - 1.0) * 100.0),
         };
-        Result {
+        Some(Finding {
             id: self.id.clone(),
             quantity: self.quantity.clone(),
             paper: self.paper,
-            measured: measured.filter(|value| value.is_finite()),
-        }
+            measured: measured.filter(|value| value.is_finite())?,
+        })
     }
 }
 
@@ -202,13 +191,7 @@ fn points<'a>(runs: &'a [Measured], id: &'a str) -> impl Iterator<Item = &'a Mea
 }
 
 /// A measurement of all points of a run, as one number.
-fn side(
-    runs: &[Measured],
-    id: &str,
-    of: Metric,
-    reduce: Reduce,
-    at: Option<Limit>,
-) -> Option<f64> {
+fn side(runs: &[Measured], id: &str, of: Metric, reduce: Reduce, at: Option<Limit>) -> Option<f64> {
     let points = points(runs, id).map(|point| &point.outcome);
     let Some(limit) = at else { return reduce.apply(points.map(|outcome| of.read(outcome))) };
     let read: Vec<(f64, f64)> =
@@ -233,7 +216,9 @@ impl Reduce {
         match self {
             Self::Max => values.into_iter().reduce(f64::max),
             Self::Min => values.into_iter().reduce(f64::min),
-            Self::Mean => (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64),
+            Self::Mean => {
+                (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+            }
             Self::First => values.first().copied(),
             Self::Last => values.last().copied(),
         }
@@ -278,10 +263,69 @@ impl Metric {
     }
 }
 
+// === impl Measured ===
+
+impl Measured {
+    /// The run's id, and the swept values after it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        std::iter::once(&self.id).chain(&self.at).cloned().collect::<Vec<_>>().join(" ")
+    }
+}
+
 // === impl Results ===
 
+impl fmt::Display for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for run in &self.runs {
+            let Outcome { throughput, offered, itl_ms, ttft_ms, attention, expert, .. } =
+                &run.outcome;
+            writeln!(
+                f,
+                "{}: {throughput:.0} of {offered:.0} tokens/s, ITL {:.2} ms (p99 {:.2}), TTFT {:.1} ms; \
+                 attention {:.0} % busy, {:.1} rows a run; experts {:.0} % busy, {:.1} tokens a run",
+                run.name(),
+                itl_ms.mean,
+                itl_ms.p99,
+                ttft_ms.mean,
+                attention.busy * 100.0,
+                attention.batch,
+                expert.busy * 100.0,
+                expert.batch,
+            )?;
+        }
+        for Finding { id, quantity, paper, measured } in &self.results {
+            write!(f, "{id}: {measured:.4} ({quantity}")?;
+            match paper {
+                Some(paper) => writeln!(f, "; the paper: {paper})")?,
+                None => writeln!(f, ")")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Results {
-    pub(crate) fn new(title: &str, points: &[Point], done: Vec<Done>, wanted: &[Wanted]) -> Self {
+    /// Pictures, each with a file name: throughput and latency against load, and a timeline per run.
+    #[must_use]
+    pub fn pictures(&self) -> Vec<(String, String)> {
+        let load = plot::load(&self.runs).map(|svg| ("load.svg".to_owned(), svg));
+        let timelines = self.runs.iter().zip(&self.timelines).filter_map(|(run, stretches)| {
+            let letters = |letter: char| {
+                if letter.is_ascii_alphanumeric() || "-_.=".contains(letter) { letter } else { '_' }
+            };
+            let name: String = run.name().chars().map(letters).collect();
+            Some((format!("timeline-{name}.svg"), plot::timeline(run, stretches)?))
+        });
+        load.into_iter().chain(timelines).collect()
+    }
+
+    pub(crate) fn new(
+        points: &[Point],
+        done: Vec<Done>,
+        wanted: &[Wanted],
+        findings: Vec<Finding>,
+    ) -> Self {
         let (outcomes, timelines): (Vec<_>, Vec<_>) = done.into_iter().unzip();
         let measured = |(point, outcome): (&Point, Outcome)| Measured {
             id: point.id.clone(),
@@ -290,8 +334,8 @@ impl Results {
             outcome,
         };
         let runs: Vec<Measured> = points.iter().zip(outcomes).map(measured).collect();
-        let results = wanted.iter().map(|wanted| wanted.work_out(&runs)).collect();
-        Self { title: title.to_owned(), results, runs, timelines }
+        let worked_out = wanted.iter().filter_map(|wanted| wanted.work_out(&runs));
+        Self { results: worked_out.chain(findings).collect(), runs, timelines }
     }
 }
 

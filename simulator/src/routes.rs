@@ -64,11 +64,13 @@ impl Routes {
     }
 
     fn follow(&mut self, lease: &Lease, plan: &Plan) {
-        let slots = plan.moe_layers().iter().flat_map(|&layer| {
-            (0..plan.experts()).map(move |expert| (layer, Expert(expert)))
-        });
+        let slots = plan
+            .moe_layers()
+            .iter()
+            .flat_map(|&layer| (0..plan.experts()).map(move |expert| (layer, Expert(expert))));
         for (slot, (layer, expert)) in slots.enumerate() {
-            let node = lease.node(layer, expert).expect("every expert of a checked plan has a host");
+            let node =
+                lease.node(layer, expert).expect("every expert of a checked plan has a host");
             self.lease[slot] = u16::try_from(node.0).expect("nodes are counted in u16");
         }
     }

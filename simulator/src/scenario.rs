@@ -1,6 +1,12 @@
-//! A scenario file: runs laid over a base, sweeps over lists of values, and results worked out from them.
+//! A scenario file: runs laid over a base, sweeps over lists of values, studies, and results worked out from them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use serde::Deserialize;
 use thiserror::Error;
@@ -10,6 +16,7 @@ use crate::{
     outcome::Outcome,
     results::{Results, Wanted},
     spec::Run,
+    study,
 };
 
 /// Points that one scenario may have.
@@ -19,16 +26,18 @@ const POINTS_MAX: usize = 4096;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    /// What it is about.
-    title: String,
     /// What all runs begin from.
     #[serde(default)]
     base: Table,
     /// The runs.
+    #[serde(default)]
     run: Vec<FileRun>,
-    /// What is to be worked out.
+    /// What is to be worked out from them.
     #[serde(default)]
     result: Vec<Wanted>,
+    /// Studies that need no clock.
+    #[serde(default)]
+    study: Vec<study::Spec>,
 }
 
 /// One `[[run]]`: a name, lists of values, and whatever it has other than the base.
@@ -45,10 +54,10 @@ struct FileRun {
 /// A scenario, read and checked.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// What it is about.
-    pub title: String,
     /// Every run of every sweep, in the order of the file.
     pub points: Vec<Point>,
+    /// Studies, in the order of the file.
+    pub studies: Vec<study::Spec>,
     wanted: Vec<Wanted>,
     folder: PathBuf,
     path: PathBuf,
@@ -84,13 +93,13 @@ pub enum ScenarioError {
         /// What and where.
         what: String,
     },
-    /// A run could not be set up.
-    #[error("scenario {path}, run {point}: {what}")]
+    /// A run or a study could not be set up.
+    #[error("scenario {path}, {name}: {what}")]
     SetUp {
         /// The file.
         path: String,
-        /// The run.
-        point: String,
+        /// The run or the study.
+        name: String,
         /// Why.
         what: String,
     },
@@ -122,8 +131,8 @@ impl Scenario {
         let text = std::fs::read_to_string(path)
             .map_err(|error| ScenarioError::Read { path: place.clone(), error })?;
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        let scenario = Self::parse(&text, seed)
-            .map_err(|what| ScenarioError::Bad { path: place, what })?;
+        let scenario =
+            Self::parse(&text, seed).map_err(|what| ScenarioError::Bad { path: place, what })?;
         Ok(Self { folder, path: path.to_owned(), ..scenario })
     }
 
@@ -140,7 +149,9 @@ impl Scenario {
             }
             let mut table = file.base.clone();
             overlay(&mut table, run.over);
-            for (at, table) in swept(&table, &run.sweep).map_err(|what| format!("run {}: {what}", run.id))? {
+            for (at, table) in
+                swept(&table, &run.sweep).map_err(|what| format!("run {}: {what}", run.id))?
+            {
                 points.push(point(&run.id, at, table, seed)?);
             }
             if points.len() > POINTS_MAX {
@@ -149,24 +160,33 @@ impl Scenario {
         }
         let ids: Vec<&str> = points.iter().map(|point| point.id.as_str()).collect();
         file.result.iter().try_for_each(|wanted| wanted.check(&ids))?;
+        if points.is_empty() && file.study.is_empty() {
+            return Err("there is neither a [[run]] nor a [[study]]".to_owned());
+        }
+        let mut studies = file.study;
+        if let Some(seed) = seed {
+            studies.iter_mut().for_each(|study| study.seed = seed);
+        }
         Ok(Self {
-            title: file.title,
             points,
+            studies,
             wanted: file.result,
             folder: PathBuf::new(),
             path: PathBuf::new(),
         })
     }
 
-    /// Keeps only the run of this name, `id` or `id key=value …`; results are not worked out then.
+    /// Keeps only the run or the study of this name, `id` or `id key=value …`; results that compare
+    /// runs are not worked out then.
     ///
     /// # Errors
     /// There is none.
     pub fn only(mut self, name: &str) -> Result<Self, ScenarioError> {
         self.points.retain(|point| point.id == name || point.name() == name);
+        self.studies.retain(|study| study.id == name);
         self.wanted.clear();
-        if self.points.is_empty() {
-            let what = format!("there is no run `{name}`");
+        if self.points.is_empty() && self.studies.is_empty() {
+            let what = format!("there is no run or study `{name}`");
             return Err(ScenarioError::Bad { path: self.path.display().to_string(), what });
         }
         Ok(self)
@@ -177,46 +197,59 @@ impl Scenario {
     /// # Errors
     /// The first run, in the order of the file, that cannot be set up or broke a rule.
     pub fn run(&self, threads: usize) -> Result<Results, ScenarioError> {
-        let mut outcomes: Vec<Option<Result<Done, ScenarioError>>> = Vec::new();
-        outcomes.resize_with(self.points.len(), || None);
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let taken = std::sync::Mutex::new(&mut outcomes);
-        std::thread::scope(|scope| {
-            for _ in 0..threads.clamp(1, self.points.len()) {
-                scope.spawn(|| {
-                    while let Some(at) = self.take(&next) {
-                        let done = self.run_point(&self.points[at]);
-                        if let Ok(mut outcomes) = taken.lock() {
-                            outcomes[at] = Some(done);
-                        }
-                    }
-                });
-            }
-        });
-        let done = outcomes.into_iter().flatten().collect::<Result<Vec<_>, _>>()?;
-        Ok(Results::new(&self.title, &self.points, done, &self.wanted))
-    }
-
-    fn take(&self, next: &std::sync::atomic::AtomicUsize) -> Option<usize> {
-        let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        (at < self.points.len()).then_some(at)
+        let runs = in_parallel(threads, &self.points, |point| self.run_point(point));
+        let runs = runs.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let studies = in_parallel(threads, &self.studies, |study| self.run_study(study));
+        let findings = studies.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(Results::new(&self.points, runs, &self.wanted, findings.concat()))
     }
 
     fn run_point(&self, point: &Point) -> Result<Done, ScenarioError> {
-        let path = || self.path.display().to_string();
-        let outcome = crate::simulate(&point.run, &self.folder);
-        outcome.map_err(|error| match error {
-            crate::RunError::SetUp(what) => {
-                ScenarioError::SetUp { path: path(), point: point.name(), what }
-            }
+        crate::simulate(&point.run, &self.folder).map_err(|error| match error {
+            crate::RunError::SetUp(what) => self.set_up(point.name(), what),
             crate::RunError::Violated(violation) => ScenarioError::Violated {
-                path: path(),
+                path: self.path.display().to_string(),
                 point: point.name(),
                 seed: point.run.seed,
                 violation,
             },
         })
     }
+
+    fn run_study(&self, study: &study::Spec) -> Result<Vec<study::Finding>, ScenarioError> {
+        study.run(&self.folder).map_err(|what| self.set_up(study.id.clone(), what))
+    }
+
+    fn set_up(&self, name: String, what: String) -> ScenarioError {
+        ScenarioError::SetUp { path: self.path.display().to_string(), name, what }
+    }
+}
+
+/// Does the work of every item on up to `threads` threads; the answers in the order of the items.
+fn in_parallel<I: Sync, O: Send>(
+    threads: usize,
+    items: &[I],
+    work: impl Fn(&I) -> O + Sync,
+) -> Vec<O> {
+    let mut answers: Vec<Option<O>> = Vec::new();
+    answers.resize_with(items.len(), || None);
+    let next = AtomicUsize::new(0);
+    let slots = Mutex::new(&mut answers);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, items.len().max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(at) else { return };
+                    let answer = work(item);
+                    if let Ok(mut slots) = slots.lock() {
+                        slots[at] = Some(answer);
+                    }
+                }
+            });
+        }
+    });
+    answers.into_iter().flatten().collect()
 }
 
 /// A run's outcome and the first things that its devices did in its window.
@@ -234,7 +267,8 @@ impl Point {
 
 fn point(id: &str, at: Vec<String>, mut table: Table, seed: Option<u64>) -> Result<Point, String> {
     if let Some(seed) = seed {
-        let seed = i64::try_from(seed).map_err(|_| format!("seed {seed}: expected at most 2^63"))?;
+        let seed =
+            i64::try_from(seed).map_err(|_| format!("seed {seed}: expected at most 2^63"))?;
         table.insert("seed".to_owned(), Value::Integer(seed));
     }
     let name = std::iter::once(id.to_owned()).chain(at.clone()).collect::<Vec<_>>().join(" ");

@@ -1,9 +1,6 @@
 //! What a run is: nodes, links, schedule, decisions and bounds, as a scenario file writes them.
 
-use policy::{
-    batching::Tuning,
-    placement, routing,
-};
+use policy::{batching::Tuning, placement, routing};
 use serde::{Deserialize, Serialize};
 
 use crate::{hardware, skew, workload};
@@ -311,15 +308,35 @@ impl Run {
             .chain([self.links.between.map(|wire| (wire.latency_us, wire.gbps, wire.message_us))])
             .flatten();
         for (latency, gbps, message) in wires {
-            expect(latency >= 0.0 && message >= 0.0, "links: latency_us and message_us", "at least 0")?;
+            expect(
+                latency >= 0.0 && message >= 0.0,
+                "links: latency_us and message_us",
+                "at least 0",
+            )?;
             expect(gbps > 0.0, "links: gbps", "above 0")?;
         }
-        expect(self.duration_s > 0.0 && self.duration_s <= 1e6, "duration_s", "above 0, at most 10^6")?;
-        expect(0.0 <= from && from < to && to <= 1.0, "window", "two ascending shares of the run, 0 to 1")?;
+        expect(
+            self.duration_s > 0.0 && self.duration_s <= 1e6,
+            "duration_s",
+            "above 0, at most 10^6",
+        )?;
+        expect(
+            0.0 <= from && from < to && to <= 1.0,
+            "window",
+            "two ascending shares of the run, 0 to 1",
+        )?;
         expect(self.bin_s > 0.0, "bin_s", "above 0")?;
-        expect(!split || (attention > 0 && expert > 0), "nodes", "at least one attention and one expert")?;
+        expect(
+            !split || (attention > 0 && expert > 0),
+            "nodes",
+            "at least one attention and one expert",
+        )?;
         expect(split || both > 0, "nodes: both", "at least 1")?;
-        expect(u32::from(attention) + u32::from(expert) <= 4096 && both <= 4096, "nodes", "at most 4096")?;
+        expect(
+            u32::from(attention) + u32::from(expert) <= 4096 && both <= 4096,
+            "nodes",
+            "at most 4096",
+        )?;
         expect(per_box > 0, "nodes: per_box", "at least 1")?;
         expect((0.0..=10.0).contains(&self.speed.spread), "speed: spread", "0 to 10")?;
         expect(self.speed.factors.iter().all(|&factor| factor > 0.0), "speed: factors", "above 0")?;
@@ -345,7 +362,11 @@ fn expect(holds: bool, key: &str, expected: &str) -> Result<(), String> {
 }
 
 /// Microseconds as a scenario writes them, in whole nanoseconds.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked: not negative")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked: not negative"
+)]
 pub(crate) fn ns_of_us(us: f64) -> u64 {
     (us * 1e3).round() as u64
 }

@@ -98,9 +98,7 @@ impl Engine<'_> {
     pub(super) fn begin_span(&mut self, at: u32) {
         let sequence = self.sequences.get(at);
         let rows = match sequence.next.cmp(&sequence.prompt) {
-            Ordering::Less => {
-                (sequence.prompt - sequence.next).min(self.run.prefill.chunk.into())
-            }
+            Ordering::Less => (sequence.prompt - sequence.next).min(self.run.prefill.chunk.into()),
             Ordering::Equal | Ordering::Greater => 1,
         };
         let (home, stream) = (usize::from(sequence.home), usize::from(sequence.stream));

@@ -24,7 +24,12 @@ impl Engine<'_> {
     }
 
     /// Takes the spans to run; their rows and the time it takes.
-    pub(super) fn start_attention(&mut self, device: usize, stage: usize, stream: u8) -> (u32, u64) {
+    pub(super) fn start_attention(
+        &mut self,
+        device: usize,
+        stage: usize,
+        stream: u8,
+    ) -> (u32, u64) {
         let part = self.devices[device].part;
         let home = usize::from(part.attention.expect("only attention nodes run attention"));
         let node = &mut self.attention[home];
@@ -150,11 +155,23 @@ impl Engine<'_> {
     }
 
     /// Puts a message on its way. What stays on a device is there at once.
-    pub(super) fn send(&mut self, from: usize, to: usize, bytes: u64, load: Load, pairs: Vec<Pair>) {
+    pub(super) fn send(
+        &mut self,
+        from: usize,
+        to: usize,
+        bytes: u64,
+        load: Load,
+        pairs: Vec<Pair>,
+    ) {
         let now_ns = self.agenda.now_ns();
         let narrow = |device: usize| u16::try_from(device).expect("devices are counted in u16");
-        let message =
-            self.messages.insert(Message { from: narrow(from), to: narrow(to), bytes, load, pairs });
+        let message = self.messages.insert(Message {
+            from: narrow(from),
+            to: narrow(to),
+            bytes,
+            load,
+            pairs,
+        });
         if from == to {
             self.agenda.note(now_ns, Event::Received(message));
         } else {

@@ -22,7 +22,11 @@ const RECENT_MAX: usize = 64;
 const DRAWN_FROM: u64 = 1 << 48;
 
 /// The first plan of a run, from a trace that is drawn from its skew.
-pub(super) fn first(run: &Run, cluster: &Cluster, chooser: &mut Chooser) -> Result<Arc<Plan>, String> {
+pub(super) fn first(
+    run: &Run,
+    cluster: &Cluster,
+    chooser: &mut Chooser,
+) -> Result<Arc<Plan>, String> {
     let trace = drawn(run, cluster, chooser);
     let mut input = Input::new(Cluster::FIRST_EPOCH, &cluster.shape, &cluster.hosts);
     input.spare = Spare::UpTo(cluster.further);
@@ -128,8 +132,7 @@ impl Engine<'_> {
             self.meter.moved += gained.iter().sum::<u64>();
             self.loading = Some(Arc::new(proposal.plan));
             #[expect(clippy::cast_precision_loss, reason = "a time, not a count")]
-            let seconds =
-                (most * self.cluster.costs.expert_bytes) as f64 / online.bytes_per_s;
+            let seconds = (most * self.cluster.costs.expert_bytes) as f64 / online.bytes_per_s;
             self.agenda.note(self.agenda.now_ns() + ns_of_us(seconds * 1e6), Event::Loaded);
         }
         Ok(())

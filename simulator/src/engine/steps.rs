@@ -120,18 +120,20 @@ impl Engine<'_> {
             .collect();
         let mut left = self.route_together(layer, stream, &nodes)?;
         for &node in &nodes {
-            let mut undecided =
-                std::mem::take(&mut self.attention[node].streams[stream].undecided);
+            let mut undecided = std::mem::take(&mut self.attention[node].streams[stream].undecided);
             for pair in &undecided {
                 let rows = self.spans.get(pair.span).rows;
                 let mut tokens = pair.tokens;
-                while let Some(share) = left[usize::from(pair.expert)].last_mut().filter(|_| tokens > 0) {
+                while let Some(share) =
+                    left[usize::from(pair.expert)].last_mut().filter(|_| tokens > 0)
+                {
                     let taken = share.1.min(tokens.into());
                     share.1 -= taken;
                     let taken = u16::try_from(taken).unwrap_or(u16::MAX);
                     tokens -= taken;
                     let to = usize::from(share.0);
-                    self.scratch.outgoing[to].add(crate::spans::Pair { tokens: taken, ..*pair }, rows);
+                    self.scratch.outgoing[to]
+                        .add(crate::spans::Pair { tokens: taken, ..*pair }, rows);
                     if share.1 == 0 {
                         left[usize::from(pair.expert)].pop();
                     }
@@ -159,9 +161,9 @@ impl Engine<'_> {
             }
         }
         let (hosts, router) = self.routes.layer(layer);
-        let instance =
-            Instance { hosts, tokens, curves: &self.cluster.curves, backlog_ns: &[] };
-        let assignment = router.route(&instance).expect("every expert of a checked plan has a host");
+        let instance = Instance { hosts, tokens, curves: &self.cluster.curves, backlog_ns: &[] };
+        let assignment =
+            router.route(&instance).expect("every expert of a checked plan has a host");
         let shares: Vec<Vec<(u16, u32)>> = (0..tokens.len())
             .map(|expert| {
                 assignment.shares(expert).iter().map(|share| (share.node, share.tokens)).collect()

@@ -1,0 +1,52 @@
+//! `amoe simulate`: run a scenario in virtual time and say what it came to.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use simulator::scenario::Scenario;
+
+/// Flags of `amoe simulate`.
+#[derive(Debug, Args)]
+pub(crate) struct Flags {
+    /// The scenario; simulator/README.md says how one is written.
+    file: PathBuf,
+    /// Print results and runs as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Draw throughput and latency against load, and what nodes did, into this folder.
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
+    /// Replaces the seeds of the file.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Only the run or study of this name.
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+}
+
+/// Runs the scenario and prints what it came to.
+pub(crate) fn run(flags: &Flags) -> Result<()> {
+    let mut scenario = Scenario::read(&flags.file, flags.seed)?;
+    if let Some(name) = &flags.run {
+        scenario = scenario.only(name)?;
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let results = scenario.run(threads)?;
+    if let Some(folder) = &flags.plot {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create folder {}", folder.display()))?;
+        for (name, picture) in results.pictures() {
+            let path = folder.join(name);
+            std::fs::write(&path, picture)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    #[expect(clippy::print_stdout, reason = "what the person asked for")]
+    if flags.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        print!("{results}");
+    }
+    Ok(())
+}
