@@ -51,6 +51,17 @@ pub enum Reason {
         /// Nodes that may not hold experts any more.
         left: Vec<NodeId>,
     },
+    /// By what was observed another plan is so much faster that moving pays.
+    Observed {
+        /// Predicted time of the observed steps under the plan that serves.
+        before_ns: u64,
+        /// The same under the new plan.
+        after_ns: u64,
+    },
+    /// An operator wished to plan anew.
+    Asked,
+    /// An operator gave the plan.
+    Imported,
 }
 
 /// What planning last looked at, so that it is not tried again in vain.
@@ -174,6 +185,13 @@ impl fmt::Display for Reason {
                 joined.iter().try_for_each(|id| write!(f, " +{id}"))?;
                 left.iter().try_for_each(|id| write!(f, " -{id}"))
             }
+            Self::Observed { before_ns, after_ns } => {
+                let saved = before_ns.saturating_sub(*after_ns).saturating_mul(100);
+                let percent = saved.checked_div(*before_ns).unwrap_or(0);
+                write!(f, "it saves {percent} % of the time that experts take")
+            }
+            Self::Asked => f.write_str("an operator wished it"),
+            Self::Imported => f.write_str("an operator gave it"),
         }
     }
 }

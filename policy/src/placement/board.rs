@@ -1,6 +1,10 @@
 //! The experts of one layer on hosts, with what every host has to do in every step, so that a swap is
 //! judged in as many operations as there are steps.
 
+mod exchange;
+
+pub(super) use exchange::Exchange;
+
 use super::{
     cost,
     problem::{HostIndex, LayerTable},
@@ -19,6 +23,10 @@ pub(super) struct Board<'a> {
     times: &'a Times<'a>,
     steps: usize,
     experts: usize,
+    /// `[step][expert]`: tokens of the expert, all replicas together.
+    counts: &'a [&'a [u32]],
+    /// Replicas of each expert; none for a free slot.
+    replicas: Vec<usize>,
     /// `[expert][step]`: tokens of one replica. One more row, of zeros, stands for a free slot.
     rows: Vec<u32>,
     /// Per host, one entry per slot.
@@ -57,6 +65,12 @@ pub(super) struct Scratch {
     others: Vec<u64>,
     /// Sum of `others` from each step on.
     rest: Vec<u64>,
+    /// Per step: tokens of both hosts that take part.
+    both: Vec<u32>,
+    /// Per step: tokens of the host without the piece that it gives.
+    kept: Vec<u32>,
+    /// The cost to stay below.
+    bound: u64,
     /// Swaps judged so far, times steps.
     pub(super) work: u64,
 }
@@ -68,16 +82,13 @@ impl<'a> Board<'a> {
     /// host, at least as many as the table uses.
     pub(super) fn new(
         times: &'a Times<'a>,
-        counts: &[&[u32]],
+        counts: &'a [&'a [u32]],
         table: &LayerTable,
         rooms: &[u32],
     ) -> Self {
         let (steps, experts) = (counts.len(), table.len());
-        let mut rows = Vec::with_capacity((experts + 1) * steps);
-        for (expert, hosts) in table.iter().enumerate() {
-            rows.extend(counts.iter().map(|counts| cost::share(counts[expert], hosts.len())));
-        }
-        rows.resize((experts + 1) * steps, 0);
+        let mut replicas: Vec<usize> = table.iter().map(Vec::len).collect();
+        replicas.push(0);
         let mut held: Vec<Vec<Piece>> = vec![Vec::new(); rooms.len()];
         for (expert, hosts) in table.iter().enumerate() {
             for &host in hosts {
@@ -91,13 +102,18 @@ impl<'a> Board<'a> {
             times,
             steps,
             experts,
-            rows,
+            counts,
+            replicas,
+            rows: vec![0; (experts + 1) * steps],
             held,
             sums: vec![0; rooms.len() * steps],
             finish: vec![0; rooms.len() * steps],
             slowest: vec![Default::default(); steps],
             cost: 0,
         };
+        for expert in 0..experts {
+            board.share_out(expert);
+        }
         for host in 0..rooms.len() {
             board.recount(host);
         }
@@ -107,6 +123,10 @@ impl<'a> Board<'a> {
 
     pub(super) fn cost(&self) -> u64 {
         self.cost
+    }
+
+    pub(super) fn experts(&self) -> usize {
+        self.experts
     }
 
     /// The pieces of each host.
@@ -135,32 +155,42 @@ impl<'a> Board<'a> {
         hosts
     }
 
-    /// The swap between `host` and any other host that leaves the least cost, if it is below `bound`.
-    pub(super) fn best_swap(
-        &self,
-        host: usize,
-        mut bound: u64,
-        scratch: &mut Scratch,
-    ) -> Option<Swap> {
+    /// The swap between `host` and any other host that leaves the least cost, if that is less than
+    /// now. Only swaps that relieve `host` where it is the slowest are looked at.
+    pub(super) fn best_swap(&self, host: usize, scratch: &mut Scratch) -> Option<Swap> {
         let mut best = None;
+        let relief = self.relief(host);
+        scratch.bound = self.cost;
         for other in (0..self.held.len()).filter(|&other| other != host) {
-            self.look_past(host, other, scratch);
-            if scratch.rest[0] >= bound {
+            self.look_at(host, other, scratch);
+            if scratch.rest.first().is_none_or(|&rest| rest >= scratch.bound) {
                 continue;
             }
             for (place, &piece) in self.held[host].iter().enumerate() {
+                self.look_without(host, piece, scratch);
                 for (place_there, &there) in self.held[other].iter().enumerate() {
-                    if !self.may_swap((host, piece), (other, there)) {
+                    if relief[piece] <= relief[there]
+                        || !self.may_swap((host, piece), (other, there))
+                    {
                         continue;
                     }
-                    let judged = self.judge((host, piece), (other, there), bound, scratch);
-                    let Some(cost) = judged else { continue };
-                    bound = cost;
-                    best = Some(Swap { cost, from: (host, place), to: (other, place_there) });
+                    let cost = self.judge((host, other), there, scratch);
+                    if cost < scratch.bound {
+                        scratch.bound = cost;
+                        best = Some(Swap { cost, from: (host, place), to: (other, place_there) });
+                    }
                 }
             }
         }
         best
+    }
+
+    /// What `host` would be relieved of without each piece: tokens in the steps that it is the slowest of.
+    fn relief(&self, host: usize) -> Vec<u64> {
+        let slow: Vec<usize> =
+            (0..self.steps).filter(|&step| self.slowest[step][0].host == host).collect();
+        let tokens = |piece| slow.iter().map(|&step| u64::from(self.row(piece)[step])).sum();
+        (0..=self.experts).map(tokens).collect()
     }
 
     /// Whether the pieces differ and neither host holds what it would get.
@@ -178,46 +208,48 @@ impl<'a> Board<'a> {
         self.rank();
     }
 
-    /// The cost after a swap, if it is below `bound`. `scratch` has looked past both hosts.
-    fn judge(
-        &self,
-        from: (usize, Piece),
-        to: (usize, Piece),
-        bound: u64,
-        scratch: &mut Scratch,
-    ) -> Option<u64> {
-        let (times, times_there) = (self.times.of(from.0), self.times.of(to.0));
-        let steps = self.sums(from.0).iter().zip(self.sums(to.0));
-        let rows = self.row(from.1).iter().zip(self.row(to.1));
+    /// The cost after `host` has got `piece` for what it has given, if it is below `bound`.
+    #[inline(never)] // Alone, the loop keeps what it needs in registers.
+    fn judge(&self, (host, other): (usize, usize), piece: Piece, scratch: &mut Scratch) -> u64 {
+        let (times, times_there) = (self.times.of(host), self.times.of(other));
+        let Scratch { others, rest, both, kept, work, bound } = scratch;
         let mut cost = 0;
-        for (step, (((&sum, &sum_there), (&gives, &takes)), &others)) in
-            steps.zip(rows).zip(&scratch.others).enumerate()
-        {
-            if step % STRIDE == 0 && cost + scratch.rest[step] >= bound {
-                scratch.work += step as u64;
-                return None;
+        let mut steps = kept.iter().zip(self.row(piece)).zip(&*both).zip(&*others);
+        for rest in rest.iter().step_by(STRIDE) {
+            if cost + rest >= *bound {
+                return u64::MAX;
             }
-            let here = times.ns(sum - gives + takes);
-            let there = times_there.ns(sum_there - takes + gives);
-            cost += here.max(there).max(others);
+            *work += STRIDE as u64;
+            for (((&kept, &tokens), &both), &others) in steps.by_ref().take(STRIDE) {
+                let here = kept + tokens;
+                cost += times.ns(here).max(times_there.ns(both - here)).max(others);
+            }
         }
-        scratch.work += self.steps as u64;
-        (cost < bound).then_some(cost)
+        cost
     }
 
-    /// Fills `scratch` with what the hosts other than `a` and `b` need.
-    fn look_past(&self, a: usize, b: usize, scratch: &mut Scratch) {
+    /// Prepares `scratch` for swaps between two hosts.
+    fn look_at(&self, host: usize, other: usize, scratch: &mut Scratch) {
         let others = self.slowest.iter().map(|slowest| {
-            let other = slowest.iter().find(|finish| finish.host != a && finish.host != b);
-            other.map_or(0, |finish| finish.ns)
+            let third = slowest.iter().find(|finish| finish.host != host && finish.host != other);
+            third.map_or(0, |finish| finish.ns)
         });
         scratch.others.clear();
         scratch.others.extend(others);
-        scratch.rest.clear();
-        scratch.rest.resize(self.steps + 1, 0);
-        for step in (0..self.steps).rev() {
-            scratch.rest[step] = scratch.rest[step + 1] + scratch.others[step];
+        scratch.rest.resize(self.steps, 0);
+        let mut sum = 0;
+        for (rest, others) in scratch.rest.iter_mut().zip(&scratch.others).rev() {
+            sum += others;
+            *rest = sum;
         }
+        scratch.both.clear();
+        scratch.both.extend(self.sums(host).iter().zip(self.sums(other)).map(|(a, b)| a + b));
+    }
+
+    /// Prepares `scratch` for swaps of `piece` on `host`.
+    fn look_without(&self, host: usize, piece: Piece, scratch: &mut Scratch) {
+        scratch.kept.clear();
+        scratch.kept.extend(self.sums(host).iter().zip(self.row(piece)).map(|(a, b)| a - b));
     }
 
     fn row(&self, piece: Piece) -> &[u32] {
@@ -226,6 +258,14 @@ impl<'a> Board<'a> {
 
     fn sums(&self, host: usize) -> &[u32] {
         &self.sums[host * self.steps..][..self.steps]
+    }
+
+    /// Divides an expert's tokens by its replicas.
+    fn share_out(&mut self, expert: Piece) {
+        let row = &mut self.rows[expert * self.steps..][..self.steps];
+        for (tokens, counts) in row.iter_mut().zip(self.counts) {
+            *tokens = cost::share(counts[expert], self.replicas[expert]);
+        }
     }
 
     /// Adds up a host's tokens and times.

@@ -3,29 +3,30 @@
 //! The paper's text gives the idea and no algorithm; this is our own. Per layer, minimise the sum over
 //! steps of the slowest host's time, under equal slots:
 //!
-//! - *Starts*: experts by tokens to the host that would finish first; experts by tokens to the host where they add
-//!   least to the cost; EPLB's packing; the linear cut.
-//! - *Descent*: take the host that is the slowest for the longest time; of all swaps of one of its
-//!   experts with one of another host take the best; when none helps, ask the next host; when no
-//!   slowest host has a swap that helps, stop. A swap is judged by per-step sums ([`Board`]).
-//! - *Kicks*: a few random swaps from the best table so far and another descent, until several in a row gave nothing or
-//!   the layer's budget of work is spent. Work is counted, not timed: equal input, equal plan.
+//! - *Starts*: experts in order of tokens, each to the host that would finish first; the same, to the
+//!   host where it adds least to the cost; EPLB's packing; the linear cut.
+//! - *Descent*: take the host that is the slowest for the longest time; of all swaps that relieve it take
+//!   the best; when none helps, ask the next slowest. A swap is judged by per-step sums ([`Board`]).
+//!   Where experts have replicas and no swap helps, give a slot to another expert ([`Exchange`]).
+//! - *Kicks*: a few random changes to the best table so far and another descent, until several in a
+//!   row gave nothing or the layer's budget of work is spent. Work is counted, not timed, and seeds
+//!   are given: equal input, equal plan.
 //!
-//! Spare slots hold further replicas of the experts with most tokens per replica, counted as in EPLB. As the
-//! EPLB table is among the starts, the result never costs more than EPLB's.
+//! Spare slots hold further replicas, at first those that EPLB chooses. As EPLB's table is among the
+//! starts, and the linear one where there are no spare slots, the result never costs more than theirs.
 
 use std::cmp::Reverse;
 
 use super::{
-    board::{Board, Scratch},
+    board::{Board, Exchange, Scratch},
     cost, eplb, linear,
     problem::{HostIndex, LayerTable, Problem},
     rooms::{self, Rooms},
     times::Times,
 };
 
-/// Swaps judged per layer, times steps. Half a millisecond is about 300 000 of them.
-const WORK_MAX: u64 = 10_000_000;
+/// Swaps judged per layer, times steps; a core does some hundred million a second.
+const WORK_MAX: u64 = 8_000_000;
 /// Kicks in a row that gave nothing, after which a layer is done.
 const KICKS_IN_VAIN_MAX: u32 = 24;
 /// Random swaps of a kick.
@@ -46,7 +47,7 @@ pub(super) fn place(problem: &Problem<'_>) -> Vec<LayerTable> {
             let seed = problem.input.seed ^ (layer as u64) << 32;
             let loads = problem.loads(layer);
             let eplb = eplb::place_layer(&loads, rooms, problem.input.grouping);
-            Search { times: &times, counts, rooms, loads, random: Random(seed) }.run(eplb)
+            Search { times: &times, counts, rooms, loads }.run(eplb, Random(seed))
         })
         .collect()
 }
@@ -60,28 +61,28 @@ struct Search<'a> {
     rooms: &'a Rooms,
     /// Per expert, over all steps.
     loads: Vec<u64>,
-    random: Random,
 }
 
 // === impl Search ===
 
 impl Search<'_> {
-    fn run(mut self, eplb: LayerTable) -> LayerTable {
+    fn run(&self, eplb: LayerTable, mut random: Random) -> LayerTable {
         let mut scratch = Scratch::default();
         let starts = self.starts(eplb);
         let mut best: Option<Board<'_>> = None;
         for table in starts {
             let mut board = Board::new(self.times, &self.counts, &table, self.rooms);
-            descend(&mut board, &mut scratch);
+            while swap(&mut board, &mut scratch) {}
             if best.as_ref().is_none_or(|best| board.cost() < best.cost()) {
                 best = Some(board);
             }
         }
         let mut best = best.expect("there are starts");
+        descend(&mut best, &mut scratch);
         let mut in_vain = 0;
         while in_vain < KICKS_IN_VAIN_MAX && scratch.work < WORK_MAX {
             let mut board = best.clone();
-            self.kick(&mut board);
+            kick(&mut board, &mut random);
             descend(&mut board, &mut scratch);
             in_vain += 1;
             if board.cost() < best.cost() {
@@ -93,46 +94,59 @@ impl Search<'_> {
 
     fn starts(&self, eplb: LayerTable) -> Vec<LayerTable> {
         let replicas: Vec<usize> = eplb.iter().map(Vec::len).collect();
-        let mut starts = vec![
-            Greedy::new(self, &replicas).place(Greedy::finish),
-            Greedy::new(self, &replicas).place(Greedy::cost),
-            eplb,
-        ];
+        let mut starts = vec![eplb];
+        starts.extend(Greedy::new(self, &replicas).place(Greedy::finish));
+        starts.extend(Greedy::new(self, &replicas).place(Greedy::cost));
         if self.rooms.iter().map(|&room| room as usize).sum::<usize>() == self.loads.len() {
             starts.push(linear::cut(self.rooms));
         }
         starts
     }
+}
 
-    /// Random swaps.
-    fn kick(&mut self, board: &mut Board<'_>) {
-        let hosts = board.held().len() as u64;
-        for _ in 0..KICK_SWAPS {
-            let mut draw = || {
-                let host = self.random.below(hosts) as usize;
-                let slots = board.held()[host].len() as u64;
-                (slots > 0).then(|| (host, self.random.below(slots) as usize))
-            };
-            let (Some(from), Some(to)) = (draw(), draw()) else { continue };
-            let piece = |(host, place): (usize, usize)| (host, board.held()[host][place]);
-            if from.0 != to.0 && board.may_swap(piece(from), piece(to)) {
-                board.swap(from, to);
-            }
+/// Random swaps, and a slot for another expert where there are further replicas.
+fn kick(board: &mut Board<'_>, random: &mut Random) {
+    let hosts = board.held().len() as u64;
+    for _ in 0..KICK_SWAPS {
+        let mut draw = || {
+            let host = random.below(hosts) as usize;
+            let slots = board.held()[host].len() as u64;
+            (slots > 0).then(|| (host, random.below(slots) as usize))
+        };
+        let (Some(from), Some(to)) = (draw(), draw()) else { continue };
+        let piece = |(host, place): (usize, usize)| (host, board.held()[host][place]);
+        if from.0 != to.0 && board.may_swap(piece(from), piece(to)) {
+            board.swap(from, to);
+        }
+    }
+    let host = random.below(hosts) as usize;
+    let slots = board.held()[host].len() as u64;
+    let expert = random.below(board.experts() as u64) as usize;
+    if slots > 0 {
+        let exchange = Exchange { slot: (host, random.below(slots) as usize), expert };
+        if board.may_exchange(exchange) {
+            board.exchange(exchange);
         }
     }
 }
 
-/// Swaps until no swap with a slowest host helps.
+/// Swaps, and exchanges where no swap helps, until nothing helps or the work is done.
 fn descend(board: &mut Board<'_>, scratch: &mut Scratch) {
-    'improved: while scratch.work < WORK_MAX {
-        for host in board.stragglers() {
-            if let Some(swap) = board.best_swap(host, board.cost(), scratch) {
-                board.swap(swap.from, swap.to);
-                continue 'improved;
-            }
-        }
-        return;
-    }
+    while scratch.work < WORK_MAX && (swap(board, scratch) || exchange(board, scratch)) {}
+}
+
+/// Makes the best swap with the worst straggler that has one that helps; whether there was one.
+fn swap(board: &mut Board<'_>, scratch: &mut Scratch) -> bool {
+    let mut stragglers = board.stragglers().into_iter();
+    let swap = stragglers.find_map(|host| board.best_swap(host, scratch));
+    swap.map(|swap| board.swap(swap.from, swap.to)).is_some()
+}
+
+/// As [`swap`], with exchanges.
+fn exchange(board: &mut Board<'_>, scratch: &mut Scratch) -> bool {
+    let mut stragglers = board.stragglers().into_iter();
+    let exchange = stragglers.find_map(|host| board.best_exchange(host, scratch));
+    exchange.map(|exchange| board.exchange(exchange)).is_some()
 }
 
 /// A table that is filled expert by expert, those with most tokens per replica first.
@@ -161,8 +175,9 @@ impl<'a> Greedy<'a> {
         }
     }
 
-    /// Puts every replica on the host where `key` is least.
-    fn place(mut self, key: impl Fn(&Self, usize, usize) -> u64) -> LayerTable {
+    /// Puts every replica on the host where `key` is least. None if a replica finds only hosts that
+    /// hold its expert already.
+    fn place(mut self, key: impl Fn(&Self, usize, usize) -> u64) -> Option<LayerTable> {
         let loads = &self.search.loads;
         let mut order: Vec<usize> = (0..loads.len()).collect();
         order.sort_by_key(|&expert| Reverse(loads[expert] / self.replicas[expert] as u64));
@@ -176,12 +191,12 @@ impl<'a> Greedy<'a> {
                     let at = usize::from(host);
                     (key(&self, at, expert), Reverse(self.free[at]))
                 });
-                let Some(host) = best else { break };
+                let host = best?;
                 hosts.push(host);
                 self.put(expert, usize::from(host));
             }
         }
-        table
+        Some(table)
     }
 
     fn put(&mut self, expert: usize, host: usize) {
