@@ -2,7 +2,7 @@
 
 use model::CpuOptions;
 use node::config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule};
-use policy::batching::Tuning;
+use policy::{batching::Tuning, routing};
 use serde::Deserialize;
 
 use crate::span::{SPAN_ROWS_MAX, SPANS_MAX};
@@ -23,6 +23,9 @@ pub struct Config {
     /// `[batching]`: which layer runs next.
     #[serde(default)]
     pub batching: Tuning,
+    /// `[routing]`.
+    #[serde(default)]
+    pub routing: RoutingConfig,
     /// `[bounds]`.
     #[serde(default)]
     pub bounds: BoundsConfig,
@@ -47,6 +50,15 @@ pub struct NodeConfig {
     /// What it computes on.
     #[serde(default)]
     pub device: Device,
+}
+
+/// Section `[routing]`.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RoutingConfig {
+    /// Lockstep mode: replicas are chosen anew for each batch of all attention nodes together, by
+    /// this policy, and not by the coordinator's lease. Equal on all attention nodes.
+    pub by_batch: Option<routing::Policy>,
 }
 
 /// Section `[bounds]`.
@@ -84,6 +96,13 @@ impl chassis::role::RoleConfig for Config {
     fn check(&self) -> Result<(), String> {
         self.batching.check().map_err(|error| format!("section `batching`: {error}"))?;
         self.cluster.check()?;
+        if self.routing.by_batch.is_some() && self.node.schedule != Schedule::Lockstep {
+            return Err(
+                "key `routing.by_batch` is set, expected only with schedule \"lockstep\": \
+                        otherwise there are no batches of all nodes"
+                    .to_owned(),
+            );
+        }
         let BoundsConfig { sequences_max, chunk_tokens_max, rows_max, .. } = self.bounds;
         within("bounds.sequences_max", sequences_max, 1, SPANS_MAX)?;
         within("bounds.chunk_tokens_max", chunk_tokens_max, 1, SPAN_ROWS_MAX)?;

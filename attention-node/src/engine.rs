@@ -19,7 +19,7 @@ use node::{Pace, Reports};
 use policy::kv_blocks::KvBlocks;
 use proto::{
     control::{Beat, Report, Work},
-    frame::{Frame, Output, Ticket},
+    frame::{Frame, Output, Tally, Ticket},
 };
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -121,6 +121,8 @@ pub(crate) struct AttentionEngine {
     /// Rows of all spans.
     rows: usize,
     spans: Slab<Span>,
+    /// Lockstep mode with routing by batch: what was asked of all and is not answered yet.
+    asked: Option<Asked>,
     /// Spans with choices nobody was sent.
     stalled: BTreeSet<usize>,
     retry_at: Option<Instant>,
@@ -131,6 +133,14 @@ pub(crate) struct AttentionEngine {
     work: Work,
     began: Instant,
     seen_view: bool,
+}
+
+/// A batch that waits to hear what the other attention nodes chose.
+#[derive(Debug)]
+struct Asked {
+    /// What it chose itself.
+    own: Tally,
+    spans: Vec<usize>,
 }
 
 /// Kept from turn to turn.
@@ -193,6 +203,7 @@ impl AttentionEngine {
             admissions: 0,
             rows: 0,
             spans: Slab::new(),
+            asked: None,
             stalled: BTreeSet::new(),
             retry_at: None,
             trips: 0,
@@ -247,6 +258,9 @@ impl AttentionEngine {
             LinkEventKind::Up(link) => {
                 tracing::info!(%node, "link to expert node is up");
                 self.experts.on_up(node, link);
+                if let Some(asked) = &self.asked {
+                    self.experts.ask_tally_of(node, &asked.own);
+                }
                 self.retry_at = self.retry_at.map(|_| Instant::now());
             }
             LinkEventKind::Down(down) => {
@@ -263,6 +277,7 @@ impl AttentionEngine {
             LinkEventKind::Frame(Frame::Output(output), _) => self.combine(output),
             LinkEventKind::Frame(Frame::Reject(tickets), _) => self.on_reject(node, &tickets),
             LinkEventKind::Frame(Frame::Barrier { step }, _) => self.ready.hear(step),
+            LinkEventKind::Frame(Frame::Tally(all), _) => self.on_tally(&all),
             LinkEventKind::Frame(frame, _) => {
                 tracing::warn!(%node, ?frame, "an expert node sent what only attention nodes send");
             }

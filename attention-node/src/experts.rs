@@ -8,12 +8,15 @@ use std::{
 use bytes::BytesMut;
 use domain::{ClusterView, Epoch, Guidance, Layer, Leased, ModelShape, NodeId, Plan};
 use node::{Followed, Outbox, Plans};
-use policy::routing::Lease;
-use proto::frame::{Dispatch, Frame, Pair, Ticket};
+use policy::routing::{self, Lease};
+use proto::frame::{Dispatch, Frame, Pair, Tally, Ticket};
 use tokio::runtime::Handle;
 use transport::link::{Connection, LinkSender, Links};
 
-use crate::span::{Span, TicketParts};
+use crate::{
+    batch_routes::BatchRoutes,
+    span::{Span, TicketParts},
+};
 
 /// Links to the nodes of the serving and the target plan, and who runs which expert.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(crate) struct Experts {
     /// What the coordinator last advised.
     advice: Option<Arc<Leased>>,
     lease: Option<Lease>,
+    /// Lockstep mode with routing by batch.
+    batch: Option<BatchRoutes>,
     nodes: BTreeMap<NodeId, Node>,
     experts: usize,
     /// Pairs sent since the last report, `[layer][expert]`, flattened; dense layers have their
@@ -61,7 +66,14 @@ struct Outgoing {
 // === impl Experts ===
 
 impl Experts {
-    pub(crate) fn new(links: Links, runtime: Handle, shape: &ModelShape) -> Self {
+    /// With `by_batch` replicas are chosen by it for each batch, which is for lockstep mode, and
+    /// otherwise by lease.
+    pub(crate) fn new(
+        links: Links,
+        runtime: Handle,
+        shape: &ModelShape,
+        by_batch: Option<routing::Policy>,
+    ) -> Self {
         let experts = usize::from(shape.experts);
         Self {
             links,
@@ -70,6 +82,7 @@ impl Experts {
             holders: BTreeSet::new(),
             advice: None,
             lease: None,
+            batch: by_batch.map(BatchRoutes::new),
             nodes: BTreeMap::new(),
             experts,
             routed: vec![0; usize::from(shape.layers) * experts],
@@ -110,9 +123,9 @@ impl Experts {
         }
     }
 
-    /// Takes over the coordinator's advice on which replica to use.
+    /// Takes over the coordinator's advice on which replica to use; without any the last one stands.
     pub(crate) fn heed(&mut self, guidance: &Guidance) {
-        if self.advice != guidance.lease {
+        if guidance.lease.is_some() && self.advice != guidance.lease {
             self.advice.clone_from(&guidance.lease);
             self.renew_lease();
         }
@@ -187,6 +200,35 @@ impl Experts {
             Some(advice) => Lease::advised(plan, advice, linked),
             None => Lease::first_live(plan, linked),
         });
+        if let Some(batch) = &mut self.batch {
+            batch.renew(self.nodes.keys().copied().filter(|&node| linked(node)));
+        }
+    }
+
+    /// Whether replicas are chosen by batch, for which all attention nodes' choices have to be known.
+    pub(crate) fn routes_by_batch(&self) -> bool {
+        self.batch.is_some()
+    }
+
+    /// Asks all expert nodes what the whole batch chose: the first answer counts.
+    pub(crate) fn ask_tally(&mut self, tally: &Tally) {
+        for node in self.nodes.values_mut() {
+            node.ask(tally);
+        }
+    }
+
+    /// Asks one that has just come.
+    pub(crate) fn ask_tally_of(&mut self, node: NodeId, tally: &Tally) {
+        if let Some(node) = self.nodes.get_mut(&node) {
+            node.ask(tally);
+        }
+    }
+
+    /// Until the next [`flush`](Self::flush) rows go where the whole batch's tokens are best run.
+    pub(crate) fn route_batch(&mut self, own: &Tally, all: &Tally) {
+        if let (Some(batch), Some(plan)) = (&mut self.batch, self.plans.serving()) {
+            batch.begin(plan, own.layer, &all.tokens, &own.tokens);
+        }
     }
 
     /// Whether at least one replica of every expert is linked.
@@ -199,10 +241,12 @@ impl Experts {
     pub(crate) fn add(&mut self, key: usize, span: &mut Span) {
         let Some(lease) = &self.lease else { return };
         let (layer, serial) = (span.trip.layer, span.trip.serial());
-        let (nodes, routed) = (&mut self.nodes, &mut self.routed);
+        let (nodes, routed, batch) = (&mut self.nodes, &mut self.routed, &mut self.batch);
         let row = layer.index() * self.experts;
         span.trip.send_unsent(|unsent| {
-            let node = lease.node(layer, unsent.choice.expert)?;
+            let expert = unsent.choice.expert;
+            let decided = batch.as_mut().and_then(|batch| batch.next(expert));
+            let node = decided.or_else(|| lease.node(layer, expert))?;
             let outgoing = &mut nodes.get_mut(&node)?.outgoing;
             routed[row + unsent.choice.expert.index()] += 1;
             let row = outgoing.row(key, unsent.row, unsent.bytes);
@@ -229,6 +273,9 @@ impl Experts {
             let rows = rows.freeze();
             node.outbox.push(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
             node.empty_outbox();
+        }
+        if let Some(batch) = &mut self.batch {
+            batch.end();
         }
     }
 
@@ -265,6 +312,13 @@ fn holders(plan: &Plan) -> impl Iterator<Item = NodeId> + '_ {
 // === impl Node ===
 
 impl Node {
+    fn ask(&mut self, tally: &Tally) {
+        if self.link.is_some() {
+            self.outbox.push(Frame::Tally(tally.clone()));
+            self.empty_outbox();
+        }
+    }
+
     fn empty_outbox(&mut self) {
         if let Some(link) = &self.link {
             self.outbox.send(link);

@@ -1,5 +1,6 @@
 //! The attention node: owns sequences and their KV cache, runs attention and the layer loop, sends rows to experts.
 
+mod batch_routes;
 pub mod config;
 mod engine;
 mod experts;
@@ -146,7 +147,8 @@ fn assemble(
         metrics: Metrics::register(registry, &config.node.name)?,
     };
     let door = Door::new(commands, shape.vocab, bounds.positions_max);
-    let experts = Experts::new(links, Handle::current(), &shape);
+    let by_batch = config.routing.by_batch;
+    let experts = Experts::new(links, Handle::current(), &shape, by_batch);
     let pace = Pace::open(&config.node.device, &config.node.name)?;
     Ok((AttentionEngine::new(half, pace, kv, bounds, ready, experts, joints), door))
 }

@@ -205,6 +205,11 @@ impl Trip {
         }
     }
 
+    /// The experts that its rows chose.
+    pub(crate) fn experts(&self) -> impl Iterator<Item = Expert> + '_ {
+        self.choices.iter().map(|choice| choice.expert)
+    }
+
     /// Who still owes outputs, each row's choices in turn: (row, node).
     pub(crate) fn owed(&self) -> impl Iterator<Item = (usize, NodeId)> + '_ {
         self.choices.iter().enumerate().filter_map(|(at, choice)| {

@@ -35,19 +35,22 @@ impl Barrier {
         self.positions.remove(&peer);
     }
 
-    /// Notes a frame; one of step 0, or of a turn that has passed, waits for nobody. If it begins a
-    /// step, answers with the nodes that have to be told of it: they may be idle and know nothing
-    /// of the step.
-    pub(crate) fn arrive(&mut self, peer: NodeId, step: u64, layer: Layer) -> Vec<NodeId> {
+    /// Notes a frame; one of step 0, or of a turn that has passed, waits for nobody.
+    pub(crate) fn arrive(&mut self, peer: NodeId, step: u64, layer: Layer) {
         let turn = (step, layer);
         if step == 0 || turn <= self.passed {
             self.late.insert(layer);
-            return Vec::new();
+            return;
         }
         self.waiting.insert(turn);
         if let Some(position) = self.positions.get_mut(&peer) {
             *position = turn.max(*position);
         }
+    }
+
+    /// A node is at a step. If it is the first one, answers with those that have to be told: they
+    /// may be idle and know nothing of the step.
+    pub(crate) fn announce(&mut self, peer: NodeId, step: u64) -> Vec<NodeId> {
         if step <= self.step {
             return Vec::new();
         }
@@ -83,10 +86,13 @@ mod tests {
         let mut barrier = Barrier::default();
         assert_eq!(barrier.join(A), None);
         assert_eq!(barrier.join(B), None);
-        assert_eq!(barrier.arrive(A, 1, Layer(0)), [B]);
+        barrier.arrive(A, 1, Layer(0));
+        assert_eq!(barrier.announce(A, 1), [B]);
         assert_eq!(barrier.pass(), None);
-        assert_eq!(barrier.arrive(B, 1, Layer(0)), []);
-        assert_eq!(barrier.arrive(B, 1, Layer(1)), [], "an idle node sends all layers at once");
+        assert_eq!(barrier.announce(B, 1), []);
+        barrier.arrive(B, 1, Layer(0));
+        // An idle node sends all layers at once.
+        barrier.arrive(B, 1, Layer(1));
         assert_eq!(barrier.pass(), Some(Layer(0)));
         assert_eq!(barrier.pass(), None);
         barrier.arrive(A, 1, Layer(1));
@@ -98,6 +104,7 @@ mod tests {
     fn a_node_that_joins_in_the_middle_of_a_step_holds_nobody_up() {
         let mut barrier = Barrier::default();
         barrier.join(A);
+        barrier.announce(A, 4);
         barrier.arrive(A, 4, Layer(0));
         assert_eq!(barrier.pass(), Some(Layer(0)));
         assert_eq!(barrier.join(B), Some(4));
@@ -115,7 +122,7 @@ mod tests {
         barrier.join(A);
         barrier.join(B);
         barrier.arrive(A, 1, Layer(0));
-        assert_eq!(barrier.arrive(B, 0, Layer(4)), []);
+        barrier.arrive(B, 0, Layer(4));
         assert_eq!(barrier.pass(), Some(Layer(4)));
         assert_eq!(barrier.pass(), None);
     }

@@ -15,7 +15,7 @@ use node::{Outbox, Pace, Reports};
 use policy::batching::{self, Batcher, Tuning};
 use proto::{
     control::{Beat, Report, Work},
-    frame::{Dispatch, Frame, Ticket},
+    frame::{Dispatch, Frame, Tally, Ticket},
 };
 use tokio::sync::watch;
 use transport::{
@@ -25,6 +25,7 @@ use transport::{
 
 use crate::{
     barrier::Barrier, launch::Launch, metrics::Metrics, queues::MicroQueues, shard::Shard,
+    tallies::Tallies,
 };
 
 /// When a layer may run.
@@ -33,7 +34,7 @@ pub(crate) enum Schedule {
     /// As soon as it is worth most.
     Async(Batcher),
     /// When every attention node's frame for it is there.
-    Lockstep(Barrier),
+    Lockstep(Barrier, Tallies),
 }
 
 /// What the engine is joined to.
@@ -86,7 +87,7 @@ impl Schedule {
     }
 
     pub(crate) fn lockstep() -> Self {
-        Self::Lockstep(Barrier::default())
+        Self::Lockstep(Barrier::default(), Tallies::default())
     }
 }
 
@@ -178,6 +179,7 @@ impl ExpertEngine {
             LinkEventKind::Frame(Frame::Dispatch(dispatch), permit) => {
                 self.on_dispatch(peer, dispatch, permit);
             }
+            LinkEventKind::Frame(Frame::Tally(tally), _) => self.on_tally(peer, tally),
             LinkEventKind::Frame(Frame::Cancel(tickets), _) => {
                 let cancelled = self.queues.cancel(peer, &tickets);
                 self.joints.metrics.pairs_cancelled.inc_by(u64::from(cancelled));
@@ -192,10 +194,11 @@ impl ExpertEngine {
     fn on_up(&mut self, peer: NodeId, link: LinkSender) {
         tracing::info!(%peer, "link to attention node is up");
         self.peers.insert(peer, Peer { link, outbox: Outbox::default() });
-        if let Schedule::Lockstep(barrier) = &mut self.schedule
-            && let Some(step) = barrier.join(peer)
-        {
-            self.send(peer, Frame::Barrier { step });
+        if let Schedule::Lockstep(barrier, tallies) = &mut self.schedule {
+            tallies.join(peer);
+            if let Some(step) = barrier.join(peer) {
+                self.send(peer, Frame::Barrier { step });
+            }
         }
     }
 
@@ -203,10 +206,41 @@ impl ExpertEngine {
         self.peers.remove(&peer);
         let forgotten = self.queues.forget(peer);
         self.joints.metrics.pairs_cancelled.inc_by(u64::from(forgotten));
-        if let Schedule::Lockstep(barrier) = &mut self.schedule {
+        if let Schedule::Lockstep(barrier, tallies) = &mut self.schedule {
             barrier.leave(peer);
+            tallies.leave(peer);
+            self.answer_tallies();
         }
         self.note_all_layers();
+    }
+
+    /// Lockstep mode: a node asks what all together chose in a layer.
+    fn on_tally(&mut self, peer: NodeId, tally: Tally) {
+        let Schedule::Lockstep(_, tallies) = &mut self.schedule else { return };
+        let step = tally.step;
+        if let Some(alone) = tallies.add(peer, tally) {
+            self.send(peer, Frame::Tally(alone));
+        }
+        self.announce(peer, step);
+        self.answer_tallies();
+    }
+
+    fn answer_tallies(&mut self) {
+        while let Schedule::Lockstep(_, tallies) = &mut self.schedule
+            && let Some((asked, tally)) = tallies.complete()
+        {
+            for peer in asked {
+                self.send(peer, Frame::Tally(tally.clone()));
+            }
+        }
+    }
+
+    /// Lockstep mode: tells the nodes that may be idle of a step that `peer` has begun.
+    fn announce(&mut self, peer: NodeId, step: u64) {
+        let Schedule::Lockstep(barrier, _) = &mut self.schedule else { return };
+        for idle in barrier.announce(peer, step) {
+            self.send(idle, Frame::Barrier { step });
+        }
     }
 
     fn on_dispatch(&mut self, peer: NodeId, mut dispatch: Dispatch, permit: Permit) {
@@ -215,10 +249,11 @@ impl ExpertEngine {
         let now = self.now_ns();
         self.queues.push(peer, dispatch, self.row_bytes, permit, now);
         self.note(layer);
-        if let Schedule::Lockstep(barrier) = &mut self.schedule {
-            for idle in barrier.arrive(peer, step, layer) {
-                self.send(idle, Frame::Barrier { step });
-            }
+        if let Schedule::Lockstep(barrier, tallies) = &mut self.schedule {
+            barrier.arrive(peer, step, layer);
+            tallies.reach(peer, step, layer);
+            self.announce(peer, step);
+            self.answer_tallies();
         }
     }
 
@@ -262,7 +297,7 @@ impl ExpertEngine {
 
     fn run(&mut self) -> bool {
         let Some(layer) = self.pick() else { return false };
-        let lockstep = matches!(self.schedule, Schedule::Lockstep(_));
+        let lockstep = matches!(self.schedule, Schedule::Lockstep(..));
         let pairs_max = if lockstep { usize::MAX } else { self.drain_max };
         let began = Instant::now();
         let launch = &mut self.launch;
@@ -294,7 +329,7 @@ impl ExpertEngine {
                 let pick = batcher.pick(now)?;
                 Some(Layer(u16::try_from(pick.stage).ok()?))
             }
-            Schedule::Lockstep(barrier) => barrier.pass(),
+            Schedule::Lockstep(barrier, _) => barrier.pass(),
         }
     }
 

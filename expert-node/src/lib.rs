@@ -8,6 +8,7 @@ mod loader;
 mod metrics;
 mod queues;
 mod shard;
+mod tallies;
 
 use std::sync::Arc;
 

@@ -12,6 +12,7 @@ use crate::{Invalid, internal as wire};
 mod guidance;
 mod report;
 
+pub use guidance::{guidance, next_guidance};
 pub use report::{Report, Work};
 
 /// What a process says of itself when it opens a session.

@@ -71,6 +71,18 @@ pub struct Output {
     pub rows: Bytes,
 }
 
+/// Lockstep mode: tokens per expert that one batch chose in one layer, of one attention node on the
+/// way to an expert node, of all of them on the way back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// The step.
+    pub step: u64,
+    /// The layer.
+    pub layer: Layer,
+    /// Tokens of each expert.
+    pub tokens: Vec<u32>,
+}
+
 /// First frame in both directions of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -102,6 +114,8 @@ pub enum Frame {
         /// The step.
         step: u64,
     },
+    /// Both ways, lockstep mode.
+    Tally(Tally),
 }
 
 /// Bounds a frame is held against on receipt.
@@ -130,7 +144,8 @@ impl Frame {
             | Self::Cancel(_)
             | Self::Reject(_)
             | Self::Credit(_)
-            | Self::Barrier { .. } => 0,
+            | Self::Barrier { .. }
+            | Self::Tally(_) => 0,
         }
     }
 
@@ -165,6 +180,9 @@ impl Frame {
             }),
             Self::Credit(bytes) => Kind::Credit(wire::Credit { bytes }),
             Self::Barrier { step } => Kind::Barrier(wire::Barrier { step }),
+            Self::Tally(Tally { step, layer, tokens }) => {
+                Kind::Tally(wire::Tally { step, layer: u32::from(layer.0), tokens })
+            }
         };
         wire::Frame { kind: Some(kind) }
     }
@@ -191,6 +209,7 @@ impl Frame {
             }
             Kind::Credit(credit) => Ok(Self::Credit(credit.bytes)),
             Kind::Barrier(barrier) => Ok(Self::Barrier { step: barrier.step }),
+            Kind::Tally(tally) => decode_tally(tally, limits).map(Self::Tally),
         }
     }
 }
@@ -254,6 +273,18 @@ fn decode_output(output: wire::Output, limits: &Limits) -> Result<Output, Invali
         ));
     }
     Ok(Output { step: output.step, layer, results, rows: output.rows })
+}
+
+fn decode_tally(tally: wire::Tally, limits: &Limits) -> Result<Tally, Invalid> {
+    let layer = limits.layer("tally.layer", tally.layer)?;
+    let (found, experts) = (tally.tokens.len(), limits.experts);
+    if found != usize::from(experts) {
+        return Err(Invalid::new(
+            "tally.tokens",
+            format!("has {found} counts, expected {experts}"),
+        ));
+    }
+    Ok(Tally { step: tally.step, layer, tokens: tally.tokens })
 }
 
 // === packed records ===
@@ -372,6 +403,7 @@ mod tests {
             Frame::Reject(vec![Ticket(3)]),
             Frame::Credit(5),
             Frame::Barrier { step: 8 },
+            Frame::Tally(Tally { step: 8, layer: Layer(3), tokens: (0..16).collect() }),
         ] {
             assert_eq!(Frame::decode(frame.clone().encode(), &LIMITS), Ok(frame));
         }
@@ -390,6 +422,9 @@ mod tests {
         check(&|d| d.pairs[0].expert = Expert(16), "dispatch.pairs: name expert 16 of 16");
         check(&|d| d.pairs[0].rank = 2, "dispatch.pairs: has rank 2, top-k is 2");
         check(&|d| d.pairs[0].weight = f32::NAN, "dispatch.pairs: have the gate weight NaN");
+        let short = Tally { step: 1, layer: Layer(0), tokens: vec![1] };
+        let error = Frame::decode(Frame::Tally(short).encode(), &LIMITS).unwrap_err();
+        assert_eq!(error.to_string(), "tally.tokens: has 1 counts, expected 16");
         check(
             &|d| d.rows = d.rows.slice(1..),
             "dispatch.rows: has 15 bytes, expected a multiple of 8",

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use domain::{ClusterView, Epoch, Guidance};
 use futures::{StreamExt, stream};
 use proto::{
-    control::{Beat, Registration, Report, Welcome},
+    control::{self, Beat, Registration, Report, Welcome},
     internal::{
         CoordinatorMessage, Heartbeat, NodeMessage, Register, control_client,
         coordinator_message::Kind as ToNode, node_message::Kind as FromNode,
@@ -329,6 +329,7 @@ impl Keeper {
         let mut ticks = time::interval(interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut newest = None;
+        let mut told = Arc::<Guidance>::default();
         let mut said = None;
         // Whoever gave up saying anything new still lives for as long as this client does.
         let mut news = true;
@@ -362,7 +363,8 @@ impl Keeper {
                     }
                 }
                 Ok(Some(CoordinatorMessage { kind: Some(ToNode::Guidance(guidance)) })) => {
-                    self.guidance.send_replace(Arc::new(guidance.into()));
+                    told = Arc::new(control::guidance(guidance, &told));
+                    self.guidance.send_replace(Arc::clone(&told));
                 }
                 Ok(Some(_)) => {
                     return End::Lost("expected a view or guidance, got another message".into());

@@ -336,11 +336,13 @@ impl Drop for LinkSender {
 fn bytes_on_wire(frame: &Frame) -> usize {
     const FIELDS: usize = 64;
     const TICKET: usize = 10;
+    const COUNT: usize = 5;
     FIELDS
         + match frame {
             Frame::Dispatch(dispatch) => dispatch.pairs.len() * PAIR_BYTES + dispatch.rows.len(),
             Frame::Output(output) => output.results.len() * DONE_BYTES + output.rows.len(),
             Frame::Cancel(tickets) | Frame::Reject(tickets) => tickets.len() * TICKET,
+            Frame::Tally(tally) => tally.tokens.len() * COUNT,
             Frame::Hello(_) | Frame::Credit(_) | Frame::Barrier { .. } => 0,
         }
 }

@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use model::LayerKind;
 use node::Pace;
+use proto::frame::Tally;
 
-use super::{AttentionEngine, Turn};
+use super::{Asked, AttentionEngine, Turn};
 use crate::sequence::Next;
 
 impl AttentionEngine {
@@ -116,10 +117,38 @@ impl AttentionEngine {
         self.buffers.routed = routed;
     }
 
-    /// Sends every row to its experts.
+    /// Sends every row to its experts, or asks first what other nodes' rows chose.
     fn send(&mut self, layer: domain::Layer, picked: &[usize]) {
-        self.add(picked.iter().copied());
-        self.experts.flush(layer, self.ready.step());
+        if self.experts.routes_by_batch() {
+            let own = self.tally(layer, picked);
+            self.experts.ask_tally(&own);
+            self.asked = Some(Asked { own, spans: picked.to_vec() });
+        } else {
+            self.add(picked.iter().copied());
+            self.experts.flush(layer, self.ready.step());
+        }
+    }
+
+    /// Tokens per expert that these spans chose.
+    fn tally(&self, layer: domain::Layer, picked: &[usize]) -> Tally {
+        let mut tokens = vec![0; usize::from(self.half.spec().shape().experts)];
+        for expert in picked.iter().flat_map(|&key| self.spans[key].trip.experts()) {
+            tokens[expert.index()] += 1;
+        }
+        Tally { step: self.ready.step(), layer, tokens }
+    }
+
+    /// What all nodes' rows chose: now the batch that waited for it can be sent.
+    pub(super) fn on_tally(&mut self, all: &Tally) {
+        let turn = (all.step, all.layer);
+        // All expert nodes answer, and the first one counts.
+        let answered = |asked: &mut Asked| (asked.own.step, asked.own.layer) == turn;
+        let Some(Asked { own, spans }) = self.asked.take_if(answered) else { return };
+        self.experts.route_batch(&own, all);
+        // Some may have been cancelled meanwhile.
+        let spans: Vec<_> = spans.into_iter().filter(|&key| self.spans.contains(key)).collect();
+        self.add(spans.into_iter());
+        self.experts.flush(own.layer, own.step);
     }
 
     /// Draws the next token of every picked span.

@@ -217,6 +217,9 @@ pub struct Guidance {
     pub lease: ::core::option::Option<Lease>,
     #[prost(message, optional, tag = "2")]
     pub digest: ::core::option::Option<Digest>,
+    /// The lease is the one that this session was last told, so it is not told again.
+    #[prost(bool, tag = "3")]
+    pub same_lease: bool,
 }
 /// The replica that runs each expert under one plan.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -608,7 +611,7 @@ pub mod control_server {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Frame {
-    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: ::core::option::Option<frame::Kind>,
 }
 /// Nested message and enum types in `Frame`.
@@ -629,6 +632,8 @@ pub mod frame {
         Barrier(super::Barrier),
         #[prost(message, tag = "7")]
         Reject(super::Reject),
+        #[prost(message, tag = "8")]
+        Tally(super::Tally),
     }
 }
 /// First frame in both directions.
@@ -698,6 +703,18 @@ pub struct Barrier {
 pub struct Reject {
     #[prost(uint64, repeated, tag = "1")]
     pub tickets: ::prost::alloc::vec::Vec<u64>,
+}
+/// Lockstep mode with routing by batch. Attention → expert: what the sender's rows chose in this layer.
+/// Expert → attention: what all attention nodes chose together.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Tally {
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    #[prost(uint32, tag = "2")]
+    pub layer: u32,
+    /// Tokens per expert.
+    #[prost(uint32, repeated, tag = "3")]
+    pub tokens: ::prost::alloc::vec::Vec<u32>,
 }
 /// Generated client implementations.
 pub mod expert_link_client {

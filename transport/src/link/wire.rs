@@ -330,9 +330,8 @@ impl Reader {
                 .map_err(|_| malformed("more credit came back than was taken")),
             (Frame::Hello(_), _) => Err(malformed("a second hello")),
             (Frame::Dispatch(_) | Frame::Cancel(_), Side::Expert)
-            | (Frame::Output(_) | Frame::Reject(_) | Frame::Barrier { .. }, Side::Attention) => {
-                self.deliver(frame).await
-            }
+            | (Frame::Output(_) | Frame::Reject(_) | Frame::Barrier { .. }, Side::Attention)
+            | (Frame::Tally(_), _) => self.deliver(frame).await,
             (Frame::Dispatch(_) | Frame::Cancel(_), Side::Attention) => {
                 Err(malformed("a dispatch or cancel for an attention node"))
             }
