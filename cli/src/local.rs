@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use attention_node::{AttentionNode, config::BoundsConfig};
+use attention_node::{
+    AttentionNode,
+    config::{BoundsConfig, RoutingConfig},
+};
 use chassis::role::Process;
 use clap::{Args, ValueEnum};
 use coordinator::Coordinator;
@@ -229,6 +232,7 @@ fn attention_config(flags: &LocalFlags, number: u16) -> attention_node::Config {
         model: ModelConfig { path: flags.model.clone() },
         device: device(flags),
         batching: Tuning::default(),
+        routing: RoutingConfig::default(),
         bounds: bounds(flags),
         links: LinksConfig::default(),
     }

@@ -18,7 +18,7 @@ use node::{
     Site,
     config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule},
 };
-use policy::batching::Tuning;
+use policy::{batching::Tuning, routing};
 use tokio::task::JoinHandle;
 use transport::{Hub, KeepAlive, sequences::Sequences};
 
@@ -60,6 +60,10 @@ pub struct Layout {
     pub kv_bytes: u64,
     /// Tokens of a prefill chunk.
     pub chunk_tokens_max: usize,
+    /// Whether every expert node holds every expert.
+    pub replicas: bool,
+    /// How replicas are chosen for each batch, in lockstep.
+    pub by_batch: Option<routing::Policy>,
 }
 
 impl Default for Layout {
@@ -74,6 +78,8 @@ impl Default for Layout {
             waiting_max: 1024,
             kv_bytes: 64 << 20,
             chunk_tokens_max: 32,
+            replicas: false,
+            by_batch: None,
         }
     }
 }
@@ -101,6 +107,7 @@ impl Cluster {
         COORDINATOR.clone_into(&mut config.control.listen);
         config.cluster.expert_nodes_min = layout.experts;
         config.cluster.heartbeat_ms = 50;
+        config.placement.fill_spare_slots = layout.replicas;
         let coordinator = coordinator::Coordinator::bind(config, &hub, process.clone()).await?;
         let mut tasks = vec![tokio::spawn(async move { Ok(coordinator.serve().await?) })];
         for number in 0..layout.experts {
@@ -279,6 +286,7 @@ fn attention_config(checkpoint: &Path, layout: &Layout, number: usize) -> attent
         model: model(checkpoint),
         device: device(layout),
         batching: Tuning::default(),
+        routing: attention_node::config::RoutingConfig { by_batch: layout.by_batch },
         bounds: attention_node::config::BoundsConfig {
             sequences_max: layout.sequences_max,
             waiting_max: layout.waiting_max,

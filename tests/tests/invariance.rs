@@ -4,6 +4,7 @@ use anyhow::Result;
 use futures::future::try_join_all;
 use model::Compute;
 use node::config::Schedule;
+use policy::routing::Policy;
 use tests::{Answer, Cluster, Layout, LinkKind, checkpoint, sequence};
 
 const VOCAB: u32 = 512;
@@ -67,6 +68,18 @@ async fn lockstep_clusters_give_the_bits_of_one_node() -> Result<()> {
         layout(1, 1, Schedule::Lockstep, LinkKind::Memory),
         layout(2, 2, Schedule::Lockstep, LinkKind::Grpc),
         layout(2, 4, Schedule::Lockstep, LinkKind::Memory),
+    ];
+    check("goldens/qwen3_moe", &layouts).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_give_the_bits_of_one_node_whoever_chooses_them() -> Result<()> {
+    let replicas = |layout| Layout { replicas: true, ..layout };
+    let by_batch = |policy, layout| Layout { by_batch: Some(policy), ..replicas(layout) };
+    let layouts = [
+        replicas(layout(2, 3, Schedule::Async, LinkKind::Memory)),
+        by_batch(Policy::Metro, layout(2, 3, Schedule::Lockstep, LinkKind::Grpc)),
+        by_batch(Policy::EvenSplit, layout(3, 2, Schedule::Lockstep, LinkKind::Memory)),
     ];
     check("goldens/qwen3_moe", &layouts).await
 }
