@@ -5,6 +5,7 @@ mod generate;
 mod http;
 mod local;
 mod logits;
+mod route;
 mod serve;
 mod simulate;
 mod synth;
@@ -29,6 +30,8 @@ enum Command {
     Generate(Box<generate::Flags>),
     /// Load any server that speaks OpenAI's HTTP API and say how fast it answers.
     Bench(bench::Flags),
+    /// Choose replicas for one batch of one layer, from JSON to JSON.
+    Route(route::Flags),
     /// Run a scenario in virtual time, with the decisions of a live cluster.
     Simulate(simulate::Flags),
     /// Write a checkpoint with random weights and skewed routing.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Command::Serve(flags) => serve::run(flags),
         Command::Generate(flags) => generate::run(*flags),
         Command::Bench(flags) => bench::run(&flags),
+        Command::Route(flags) => route::run(&flags),
         Command::Simulate(flags) => simulate::run(&flags),
         Command::Synth(flags) => synth::run(&flags),
     };

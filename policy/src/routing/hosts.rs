@@ -32,12 +32,12 @@ pub enum BadHosts {
         nodes: usize,
     },
     /// More nodes or experts than a layer can have.
-    #[error("{nodes} nodes and {experts} experts, expected at most 65535 of each")]
+    #[error("found {found} {what}, expected at most 65535")]
     TooMany {
-        /// Nodes.
-        nodes: usize,
-        /// Experts, as far as they were counted.
-        experts: usize,
+        /// Nodes or experts.
+        what: &'static str,
+        /// How many, as far as they were counted.
+        found: usize,
     },
 }
 
@@ -51,6 +51,9 @@ impl Hosts {
         lists: impl IntoIterator<Item = impl AsRef<[u16]>>,
     ) -> Result<Self, BadHosts> {
         const MAX: usize = u16::MAX as usize;
+        if nodes > MAX {
+            return Err(BadHosts::TooMany { what: "nodes", found: nodes });
+        }
         let mut starts = vec![0];
         let mut hosts = Vec::new();
         let mut list = Vec::new();
@@ -63,11 +66,11 @@ impl Hosts {
                 return Err(BadHosts::UnknownNode { expert, node, nodes });
             }
             hosts.extend_from_slice(&list);
+            if expert == MAX {
+                return Err(BadHosts::TooMany { what: "experts", found: expert + 1 });
+            }
             #[expect(clippy::cast_possible_truncation, reason = "2^16 lists of as many nodes")]
             starts.push(hosts.len() as u32);
-            if nodes > MAX || expert >= MAX {
-                return Err(BadHosts::TooMany { nodes, experts: expert + 1 });
-            }
         }
         let mut rooms = vec![0; nodes + 1];
         for &node in &hosts {

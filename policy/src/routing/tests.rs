@@ -39,8 +39,10 @@ fn metro_goes_by_expert_and_aebs_by_what_has_no_choice() {
 fn bad_hosts_are_named() {
     let error = Hosts::new(2, [[0], [2]]).unwrap_err();
     assert_eq!(error.to_string(), "expert 1 is hosted by node 2, expected a node below 2");
-    assert!(Hosts::new(70_000, [[0]]).is_err());
-    assert!(Hosts::new(1, vec![[0]; 65_536]).is_err());
+    let error = Hosts::new(70_000, [[0]]).unwrap_err();
+    assert_eq!(error.to_string(), "found 70000 nodes, expected at most 65535");
+    let error = Hosts::new(1, vec![[0]; 65_536]).unwrap_err();
+    assert_eq!(error.to_string(), "found 65536 experts, expected at most 65535");
 }
 
 #[test]
