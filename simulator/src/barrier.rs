@@ -21,12 +21,14 @@ impl Barrier {
         Self { seen: vec![0; nodes], next: first, behind: nodes }
     }
 
-    /// A node has come to `turn`; turns of a node come in order.
+    /// A node has come to `turn`. Frames come in order, but that a node has nothing for a step may
+    /// be known before its last frame of the step before is in.
     pub(crate) fn arrive(&mut self, node: usize, turn: u64) {
-        let before = std::mem::replace(&mut self.seen[node], turn);
-        if before < self.next && turn >= self.next {
+        let seen = &mut self.seen[node];
+        if *seen < self.next && turn >= self.next {
             self.behind -= 1;
         }
+        *seen = turn.max(*seen);
     }
 
     /// The turn that every node has come to; it has passed with that.
@@ -56,5 +58,13 @@ mod tests {
         barrier.arrive(0, 7);
         barrier.arrive(1, 5);
         assert_eq!((barrier.pass(), barrier.pass()), (Some(5), None), "node 0 is ahead");
+        barrier.arrive(0, 6);
+        barrier.arrive(1, 6);
+        barrier.arrive(1, 7);
+        assert_eq!(
+            (barrier.pass(), barrier.pass()),
+            (Some(6), Some(7)),
+            "what is late changes nothing"
+        );
     }
 }

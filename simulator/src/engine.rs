@@ -329,3 +329,6 @@ fn groups(run: &Run, cluster: &Cluster, plan: &domain::Plan) -> (Vec<u16>, usize
     }
     (groups, used.into_iter().max().unwrap_or(1).max(1).into())
 }
+
+#[cfg(test)]
+mod tests;

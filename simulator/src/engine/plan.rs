@@ -60,10 +60,9 @@ fn drawn(run: &Run, cluster: &Cluster, chooser: &mut Chooser) -> Trace {
 
 fn checked(plan: &Plan, cluster: &Cluster, serving: Option<Epoch>) -> Result<(), String> {
     let facts = Facts {
-        shape: &cluster.shape,
-        hosts: &cluster.hosts,
         serving,
         newest: serving.unwrap_or_default(),
+        ..Facts::new(&cluster.shape, &cluster.hosts)
     };
     match check(plan, &facts).first() {
         Some(violation) => Err(violation.to_string()),

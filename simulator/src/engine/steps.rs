@@ -27,11 +27,15 @@ impl Engine<'_> {
                 continue;
             }
             // A node that joins late takes part in the step that the others are in.
-            state.step = state.heard.max(state.step + 1);
-            let step = state.step;
+            let next = state.step + 1;
+            let step = state.heard.max(next);
+            state.step = step;
             std::mem::swap(&mut state.fresh, &mut state.back);
             state.batch = state.back.len();
             state.stage = Some(0);
+            if step > next {
+                self.pass_by(node, stream, step * self.cluster.layers() as u64 - 1);
+            }
             let device = self.attention[node].device;
             self.devices[device].line_up(Job::Attend { layer: 0, stream: narrow(stream) });
             for other in 0..self.attention.len() {
@@ -49,12 +53,17 @@ impl Engine<'_> {
         }
     }
 
-    /// A node has nothing for the newest step: it is through with all of its layers.
+    /// A node has nothing for the newest step.
     fn sit_out(&mut self, node: usize, stream: usize) {
         let layers = self.cluster.layers() as u64;
         let state = &mut self.attention[node].streams[stream];
         state.step = state.heard;
         let last = state.step * layers + layers - 1;
+        self.pass_by(node, stream, last);
+    }
+
+    /// Nobody waits for a node up to this turn: it has nothing for it, nor for any before.
+    fn pass_by(&mut self, node: usize, stream: usize, last: u64) {
         if self.routes.decides_together() {
             self.gathers[stream].barrier.arrive(node, last);
             self.decide(stream);
