@@ -4,16 +4,26 @@
 //! gives the difference and [`Cluster::saved`] says that it is stored. Nodes see a number or a plan
 //! only when it is stored, so that no coordinator ever takes one back.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use domain::{ClusterView, Epoch, ModelShape, NodeId, Plan};
-use policy::liveness::Terms;
-use proto::control::{Beat, Registration};
+use domain::{ClusterView, Epoch, Guidance, ModelShape, NodeId, Plan};
+use policy::{
+    liveness::Terms,
+    placement::adoption::{self, Readiness, Reason},
+};
+use proto::control::{Beat, Registration, Report};
 
 use crate::{
+    draft::{Draft, Drafted},
+    guide::{Guide, Situation},
     nodes::{Admitted, Lost, Refusal, Registry, SessionId},
-    reconcile::{Intent, Plans, Step},
-    record::Record,
+    observations::Observations,
+    reconcile::{Intent, Made, Plans, Sight, Step},
+    record::{Past, Record},
 };
 
 /// What a coordinator's configuration says about the cluster.
@@ -22,6 +32,13 @@ pub(crate) struct Rules {
     pub(crate) terms: Terms,
     pub(crate) members_max: usize,
     pub(crate) intent: Intent,
+    pub(crate) routing: policy::routing::Policy,
+    /// How often nodes report and are advised; none: not at all.
+    pub(crate) advice: Option<Duration>,
+    /// How often the plan is compared with a new one; none: never.
+    pub(crate) review: Option<Duration>,
+    /// Steps of advice whose routing is remembered.
+    pub(crate) trace_steps: usize,
 }
 
 /// What sessions report.
@@ -29,6 +46,7 @@ pub(crate) struct Rules {
 pub(crate) enum Event {
     Registered { session: SessionId, registration: Registration },
     Beat { session: SessionId, id: NodeId, beat: Beat },
+    Report { session: SessionId, id: NodeId, report: Report },
     Left { session: SessionId, id: NodeId },
 }
 
@@ -51,6 +69,8 @@ pub(crate) enum Effect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Save {
     pub(crate) record: Record,
+    /// The plans of the record that nodes are told of.
+    pub(crate) published: Published,
     /// Plans that are not stored yet.
     pub(crate) plans: Vec<Arc<Plan>>,
     /// Plans that nobody needs any more.
@@ -64,25 +84,23 @@ pub(crate) struct Published {
     pub(crate) target: Option<Arc<Plan>>,
 }
 
-impl Published {
-    fn epochs(&self) -> impl Iterator<Item = Epoch> + '_ {
-        self.plans().map(|plan| plan.epoch())
-    }
-
-    fn plans(&self) -> impl Iterator<Item = &Arc<Plan>> {
-        self.serving.iter().chain(&self.target)
-    }
-}
-
 /// The members, the plans, and what of them is stored.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     registry: Registry,
     plans: Plans,
+    observations: Observations,
+    guide: Guide,
     stored: Record,
     /// The numbers of the stored nodes.
     numbers: BTreeSet<NodeId>,
+    /// The plans that are stored.
+    kept: BTreeSet<Epoch>,
     published: Published,
+    /// The plan that was leased by another leader.
+    inherited: Option<Epoch>,
+    /// Seconds since 1970 at the origin of this leader's time.
+    born: u64,
     /// Whether something durable may have changed since [`Cluster::pending_save`] last looked.
     unsaved: bool,
     /// Sessions of nodes whose number is not stored yet.
@@ -107,21 +125,35 @@ impl Cluster {
     pub(crate) fn restore(
         rules: Rules,
         stored: Record,
-        published: Published,
+        history: Vec<Made>,
         now: Duration,
+        born: u64,
     ) -> Self {
-        let plans = Plans::restore(
+        let kept = history.iter().map(|made| made.plan.epoch()).collect();
+        let registry = Registry::restore(&stored, rules.terms, rules.members_max, now);
+        let mut plans = Plans::restore(
             rules.intent,
             Epoch(stored.epoch_newest),
-            published.serving.clone(),
-            published.target.clone(),
+            (stored.serving.map(Epoch), stored.target.map(Epoch)),
+            history,
+            stored.pinned,
         );
+        plans.recognize(&registry.observed());
+        let mut observations = Observations::new(rules.trace_steps);
+        if let Some(shape) = stored_shape(&stored) {
+            observations.begin(&shape);
+        }
         Self {
-            registry: Registry::restore(&stored, rules.terms, rules.members_max, now),
+            registry,
+            published: published(&plans),
             plans,
+            observations,
+            guide: Guide::new(rules.routing),
             numbers: numbers(&stored),
+            kept,
+            inherited: stored.serving.map(Epoch),
             stored,
-            published,
+            born,
             unsaved: false,
             parked: Vec::new(),
             stale: Stale::Yes,
@@ -138,13 +170,19 @@ impl Cluster {
                 self.registry.beat(now, session, id, &beat);
                 Vec::new()
             }
+            Event::Report { session, id, report } => {
+                if self.registry.is_in(session, id) {
+                    self.observations.report(now, id, report);
+                }
+                return Vec::new();
+            }
             Event::Left { session, id } => {
                 self.registry.left(session, id);
                 self.parked.retain(|&(parked, _)| parked != session);
                 Vec::new()
             }
         };
-        self.settle(&mut effects);
+        self.settle(now, &mut effects);
         effects
     }
 
@@ -152,7 +190,7 @@ impl Cluster {
     pub(crate) fn tick(&mut self, now: Duration) -> Vec<Effect> {
         let lost = self.registry.expire(now);
         let mut effects: Vec<Effect> = lost.into_iter().map(Effect::Lost).collect();
-        self.settle(&mut effects);
+        self.settle(now, &mut effects);
         effects
     }
 
@@ -166,32 +204,30 @@ impl Cluster {
             epoch_newest: self.plans.newest().0,
             serving: self.plans.serving().map(|plan| plan.epoch().0),
             target: self.plans.target().map(|plan| plan.epoch().0),
+            history: self.plans.history().iter().map(Past::from).collect(),
+            pinned: self.plans.is_pinned(),
             ..Record::default()
         };
         self.registry.save(&mut record);
         if record == self.stored {
             return None;
         }
-        let wanted = self.wanted();
-        let known: Vec<Epoch> = self.published.epochs().collect();
-        let needed: Vec<Epoch> = wanted.epochs().collect();
-        let new = wanted.plans().filter(|plan| !known.contains(&plan.epoch()));
+        let plans = self.plans.history().iter().map(|made| &made.plan);
+        let needed: BTreeSet<Epoch> = plans.clone().map(|plan| plan.epoch()).collect();
+        let new = plans.filter(|plan| !self.kept.contains(&plan.epoch()));
         Some(Save {
             record,
+            published: published(&self.plans),
             plans: new.cloned().collect(),
-            obsolete: known.into_iter().filter(|epoch| !needed.contains(epoch)).collect(),
+            obsolete: self.kept.difference(&needed).copied().collect(),
         })
     }
 
     /// A save was stored: what it holds may be seen.
     pub(crate) fn saved(&mut self, save: Save) -> Vec<Effect> {
-        let epochs = (save.record.serving, save.record.target);
-        let plan = |epoch: Option<u64>| {
-            let mut plans = save.plans.iter().chain(self.published.plans());
-            plans.find(|plan| Some(plan.epoch().0) == epoch).cloned()
-        };
-        let published = Published { serving: plan(epochs.0), target: plan(epochs.1) };
-        self.published = published;
+        self.published = save.published;
+        self.kept.extend(save.plans.iter().map(|plan| plan.epoch()));
+        self.kept.retain(|epoch| !save.obsolete.contains(epoch));
         self.numbers = numbers(&save.record);
         self.stored = save.record;
         self.stale = Stale::Yes;
@@ -242,7 +278,8 @@ impl Cluster {
         session: SessionId,
         registration: Registration,
     ) -> Vec<Effect> {
-        let epoch = registration.epoch;
+        let (role, epoch) = (registration.role, registration.epoch);
+        let curves = registration.curves.clone();
         let admitted = self.registry.register(now, session, registration);
         let Admitted { id, replaced, other_model } = match admitted {
             Ok(admitted) => admitted,
@@ -250,7 +287,11 @@ impl Cluster {
         };
         if other_model {
             self.plans.forget();
+            if let Some(shape) = self.registry.shape() {
+                self.observations.begin(shape);
+            }
         }
+        self.observations.joined(now, id, role, curves);
         self.plans.heard_of(epoch);
         let mut effects = Vec::new();
         if let Some(replaced) = replaced {
@@ -266,7 +307,7 @@ impl Cluster {
     }
 
     /// Brings plans and dirty marks in line with the registry.
-    fn settle(&mut self, effects: &mut Vec<Effect>) {
+    fn settle(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let changed = self.registry.take_changed();
         self.unsaved |= changed.members;
         let stale = match (changed.members, changed.loads) {
@@ -275,20 +316,150 @@ impl Cluster {
             (false, false) => Stale::No,
         };
         self.stale = self.stale.max(stale);
-        let Some(shape) = self.registry.shape() else {
-            return;
-        };
+        if changed.members {
+            let registry = &self.registry;
+            self.observations.retain(|id| registry.is_member(id));
+        }
         if !changed.members && !changed.ready {
             return;
         }
-        let steps = self.plans.reconcile(shape, &self.registry.observed());
+        let (at, nodes) = (self.clock(now), self.registry.observed());
+        let Some(shape) = self.registry.shape() else { return };
+        let sight = Sight { shape, nodes: &nodes, observations: &self.observations, now, at };
+        let steps = self.plans.reconcile(&sight);
         self.unsaved |= !steps.is_empty();
         effects.extend(steps.into_iter().map(Effect::Plans));
     }
 
-    fn wanted(&self) -> Published {
-        Published { serving: self.plans.serving().cloned(), target: self.plans.target().cloned() }
+    /// Seconds since 1970.
+    fn clock(&self, now: Duration) -> u64 {
+        self.born + now.as_secs()
     }
+}
+
+/// What comes from observing.
+impl Cluster {
+    /// Ends a step of observation and says what nodes are advised from now on.
+    pub(crate) fn advise(&mut self, now: Duration) -> Guidance {
+        self.observations.end_step();
+        // Nodes keep the lease of the leader before until this one has seen what is wanted.
+        let blind = self.observations.trace().steps() == 0;
+        let serving = self.published.serving.as_ref();
+        if let Some(plan) = serving.filter(|plan| !blind || self.inherited != Some(plan.epoch())) {
+            let nodes = self.registry.at_work(now, plan);
+            let seen = &self.observations;
+            self.guide.renew(&Situation {
+                plan,
+                tokens: &seen.tokens_per_run(nodes.len()),
+                curves: &seen.expert_curves(now, &nodes),
+                backlog_ns: &seen.backlog_ns(now, &nodes),
+                nodes: &nodes,
+            });
+        }
+        let shape = self.registry.shape();
+        Guidance {
+            lease: self.guide.lease().cloned(),
+            digest: shape.map(|shape| self.observations.digest(now, shape)),
+        }
+    }
+
+    /// What a planner should look at, if observing may have changed what it would say.
+    pub(crate) fn review(&self, now: Duration) -> Option<Draft> {
+        self.with_sight(now, |sight| self.plans.review(sight)).flatten()
+    }
+
+    /// Takes what came of a review.
+    pub(crate) fn reviewed(&mut self, now: Duration, drafted: Drafted) -> Vec<Effect> {
+        let at = self.clock(now);
+        let step = self.plans.reviewed(drafted, at);
+        self.unsaved |= step.is_some();
+        step.into_iter().map(Effect::Plans).collect()
+    }
+
+    fn with_sight<T>(&self, now: Duration, look: impl FnOnce(&Sight<'_>) -> T) -> Option<T> {
+        let nodes = self.registry.observed();
+        let (shape, observations) = (self.registry.shape()?, &self.observations);
+        let at = self.clock(now);
+        Some(look(&Sight { shape, nodes: &nodes, observations, now, at }))
+    }
+}
+
+/// What operators ask for.
+impl Cluster {
+    /// The plans and how they came about.
+    pub(crate) fn plans(&self) -> &Plans {
+        &self.plans
+    }
+
+    /// What was observed.
+    pub(crate) fn observations(&self) -> &Observations {
+        &self.observations
+    }
+
+    /// The maker of leases.
+    pub(crate) fn guide(&self) -> &Guide {
+        &self.guide
+    }
+
+    /// How many experts each node runs: those leased to it, or without a lease those it is the first
+    /// to hold.
+    pub(crate) fn leases(&self) -> BTreeMap<NodeId, u32> {
+        let mut leases = BTreeMap::new();
+        let Some(plan) = self.plans.serving() else { return leases };
+        let lease = self.guide.lease().filter(|lease| lease.epoch == plan.epoch());
+        let first = || plan.table().filter_map(|nodes| nodes.first().copied()).collect();
+        let nodes = lease.map_or_else(first, |lease| lease.nodes.clone());
+        for node in nodes {
+            *leases.entry(node).or_default() += 1;
+        }
+        leases
+    }
+
+    /// Who keeps the target from serving.
+    pub(crate) fn waiting_for(&self) -> Readiness {
+        self.plans.waiting_for(&self.registry.observed())
+    }
+
+    /// What a planner looks at now; none before a model is known.
+    pub(crate) fn draft(&self, now: Duration) -> Option<Draft> {
+        self.with_sight(now, |sight| self.plans.draft(sight, &adoption::hosts(sight.nodes)))
+    }
+
+    /// Makes a drafted plan the target; none if the cluster has moved on since.
+    pub(crate) fn adopt(&mut self, now: Duration, drafted: Drafted) -> Option<Step> {
+        if !self.plans.is_current(&drafted.draft) {
+            return None;
+        }
+        self.unsaved = true;
+        Some(self.plans.adopt(drafted, Reason::Asked, self.clock(now)))
+    }
+
+    /// Makes a table the target; none before a model is known.
+    pub(crate) fn import(
+        &mut self,
+        now: Duration,
+        table: Vec<domain::Replicas>,
+    ) -> Option<Result<Step, domain::PlanShapeError>> {
+        let (at, nodes) = (self.clock(now), self.registry.observed());
+        let (shape, hosts) = (self.registry.shape()?, adoption::hosts(&nodes));
+        let parent = self.plans.serving().map(|plan| plan.epoch());
+        let plan = match Plan::new(Epoch(self.plans.newest().0 + 1), parent, shape, table) {
+            Ok(plan) => plan,
+            Err(error) => return Some(Err(error)),
+        };
+        self.unsaved = true;
+        Some(Ok(self.plans.prepare(plan, None, (shape, &hosts), Reason::Imported, at)))
+    }
+
+    /// Keeps the plan as it is, or gives planning free.
+    pub(crate) fn pin(&mut self, pinned: bool) {
+        self.plans.pin(pinned);
+        self.unsaved = true;
+    }
+}
+
+fn published(plans: &Plans) -> Published {
+    Published { serving: plans.serving().cloned(), target: plans.target().cloned() }
 }
 
 fn numbers(record: &Record) -> BTreeSet<NodeId> {

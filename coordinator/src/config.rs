@@ -4,7 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use policy::{
     liveness::Terms,
-    placement::{Policy, Spare},
+    placement::{self, Spare},
+    routing,
 };
 use serde::Deserialize;
 use thiserror::Error;
@@ -21,6 +22,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// How plans are made.
     pub placement: PlacementConfig,
+    /// Which replicas are used.
+    pub routing: RoutingConfig,
     /// Where the durable state lies.
     pub store: StoreConfig,
 }
@@ -64,22 +67,50 @@ impl Default for ClusterConfig {
 }
 
 /// Section `[placement]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlacementConfig {
     /// How plans are made.
-    pub policy: PolicyName,
+    pub policy: placement::Policy,
     /// Fill spare slots of expert nodes with further replicas.
     pub fill_spare_slots: bool,
+    /// How often the plan is compared with the one that what was observed asks for; 0: never.
+    pub review_ms: u64,
+    /// The part of the experts' time, in percent, that a plan has to save to be worth moving for.
+    pub gain_percent: u8,
+    /// Steps of advice whose routing is remembered and planned by.
+    pub trace_steps: usize,
+    /// Plans that are remembered.
+    pub history_max: usize,
 }
 
-/// The placement policies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PolicyName {
-    /// Equal contiguous shares.
-    #[default]
-    Linear,
+impl Default for PlacementConfig {
+    fn default() -> Self {
+        Self {
+            policy: placement::Policy::default(),
+            fill_spare_slots: false,
+            review_ms: 2_000,
+            gain_percent: 5,
+            trace_steps: 64,
+            history_max: 32,
+        }
+    }
+}
+
+/// Section `[routing]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RoutingConfig {
+    /// How one of an expert's replicas is chosen.
+    pub policy: routing::Policy,
+    /// How often nodes report what they see and are advised which replicas to use; 0: not at all.
+    pub lease_ms: u64,
+}
+
+impl Default for RoutingConfig {
+    fn default() -> Self {
+        Self { policy: routing::Policy::default(), lease_ms: 200 }
+    }
 }
 
 /// Section `[store]`, told apart by `kind`.
@@ -139,6 +170,13 @@ impl Config {
                 expected: format!("at least 3 heartbeats of {heartbeat_ms} ms"),
             });
         }
+        let PlacementConfig { review_ms, gain_percent, trace_steps, history_max, .. } =
+            self.placement;
+        at_least("placement.trace_steps", trace_steps as u64, 1)?;
+        at_least("placement.history_max", history_max as u64, 2)?;
+        at_most("placement.gain_percent", gain_percent.into(), 99)?;
+        at_most("routing.lease_ms", self.routing.lease_ms, 500)?;
+        let every = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
         Ok(Rules {
             terms: Terms {
                 heartbeat: Duration::from_millis(heartbeat_ms),
@@ -146,12 +184,17 @@ impl Config {
             },
             members_max,
             intent: Intent {
-                policy: match self.placement.policy {
-                    PolicyName::Linear => Policy::Linear,
-                },
+                policy: self.placement.policy,
                 spare: if self.placement.fill_spare_slots { Spare::Fill } else { Spare::Leave },
                 hosts_min: expert_nodes_min,
+                gain: f64::from(gain_percent) / 100.0,
+                history_max,
             },
+            routing: self.routing.policy,
+            advice: every(self.routing.lease_ms),
+            // Without reports there is nothing to compare by.
+            review: every(review_ms).filter(|_| self.routing.lease_ms > 0),
+            trace_steps,
         })
     }
 }
@@ -187,6 +230,13 @@ fn at_least(key: &'static str, found: u64, least: u64) -> Result<(), ConfigError
         return Ok(());
     }
     Err(ConfigError { key, found: found.to_string(), expected: format!("at least {least}") })
+}
+
+fn at_most(key: &'static str, found: u64, most: u64) -> Result<(), ConfigError> {
+    if found <= most {
+        return Ok(());
+    }
+    Err(ConfigError { key, found: found.to_string(), expected: format!("at most {most}") })
 }
 
 #[cfg(test)]

@@ -3,13 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis::Shutdown;
-use domain::ClusterView;
-use tokio::sync::{mpsc, watch};
+use domain::{ClusterView, Guidance};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 use crate::{
     cluster::Rules,
     leader::Candidate,
     metrics::Metrics,
+    reviewer,
     service::Standing,
     store::{Store, StoreError},
     term::{Desk, End, INBOX_MAX, Term},
@@ -31,6 +35,8 @@ pub(crate) struct Election {
     pub(crate) standing: watch::Sender<Standing>,
     /// What nodes are told while this coordinator leads.
     pub(crate) views: watch::Sender<Arc<ClusterView>>,
+    /// What nodes are advised while this coordinator leads.
+    pub(crate) guidance: watch::Sender<Arc<Guidance>>,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -86,15 +92,18 @@ impl Election {
             store: self.store.clone(),
             metrics: self.metrics.clone(),
             views: self.views.clone(),
+            guidance: self.guidance.clone(),
         };
         Term::take_over(desk, candidate).await.map(Some)
     }
 
     async fn lead(&self, term: Term) -> End {
         let (inbox, messages) = mpsc::channel(INBOX_MAX);
-        self.standing.send_replace(Standing::Leading(inbox));
+        self.standing.send_replace(Standing::Leading(inbox.clone()));
+        let reviews = self.rules.review.map(|every| tokio::spawn(reviewer::run(inbox, every)));
         tracing::info!(address = self.address, "this coordinator leads");
         let end = term.lead(messages, self.shutdown.requested()).await;
+        reviews.iter().for_each(JoinHandle::abort);
         tracing::info!("this coordinator does not lead any more");
         end
     }

@@ -1,15 +1,21 @@
 //! The control plane: keeps the registry of nodes and the cluster's plans, and tells every node what
 //! the cluster looks like. Hidden states never come here, and no layer of a model waits for it.
 
+mod admin;
+mod ask;
 mod cluster;
 mod config;
+mod draft;
 mod election;
+mod guide;
 mod leader;
 mod metrics;
 mod nodes;
+mod observations;
 mod page;
 mod reconcile;
 mod record;
+mod reviewer;
 mod service;
 pub mod store;
 mod term;
@@ -18,17 +24,18 @@ use std::{sync::Arc, time::Duration};
 
 use chassis::{Readiness, role::Process};
 use futures::{FutureExt, TryFutureExt};
-use proto::internal::control_server::ControlServer;
+use proto::{internal::control_server::ControlServer, v1::admin_server::AdminServer};
 use thiserror::Error;
 use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
 use transport::{Hub, KeepAlive, ListenError, Listener};
 
 pub use config::{
-    ClusterConfig, Config, ConfigError, ControlConfig, PlacementConfig, PolicyName, StoreConfig,
+    ClusterConfig, Config, ConfigError, ControlConfig, PlacementConfig, RoutingConfig, StoreConfig,
 };
 pub use service::LEADER_METADATA;
 
+use admin::AdminService;
 use cluster::Rules;
 use election::Election;
 use metrics::Metrics;
@@ -120,13 +127,15 @@ impl Coordinator {
     pub async fn serve(self) -> Result<(), RunError> {
         let (standing, watched) = watch::channel(Standing::Following { leader: None });
         let (views, viewed) = watch::channel(Arc::default());
+        let (guidance, _) = watch::channel(Arc::default());
         self.process.pages.add(page::routes(watched.clone(), viewed));
         let sessions_max = self.rules.members_max.saturating_mul(SESSIONS_PER_MEMBER);
         let control = ControlService::new(watched.clone(), sessions_max);
         let (reporter, health) = tonic_health::server::health_reporter();
         let router = transport::server(KeepAlive::default())
             .add_service(health)
-            .add_service(ControlServer::new(control));
+            .add_service(ControlServer::new(control))
+            .add_service(AdminServer::new(AdminService::new(watched.clone())));
         let shutdown = self.process.shutdown.clone();
         let stop = async move { shutdown.requested().await };
         let election = Election {
@@ -137,6 +146,7 @@ impl Coordinator {
             address: self.advertise,
             standing,
             views,
+            guidance,
             shutdown: self.process.shutdown,
         };
         tokio::try_join!(

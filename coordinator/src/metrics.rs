@@ -1,12 +1,15 @@
 //! The coordinator's metrics.
 
+use std::time::Duration;
+
 use chassis::metrics::registered;
 use domain::{Epoch, Health, Member, Role};
 use prometheus::{
-    Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Error, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
-use crate::cluster::Published;
+use crate::cluster::{Cluster, Published};
 
 const ROLES: [Role; 3] = [Role::Attention, Role::Expert, Role::Gateway];
 const HEALTHS: [(Health, &str); 3] =
@@ -29,6 +32,8 @@ pub(crate) struct Metrics {
     store_seconds: HistogramVec,
     store_errors: IntCounterVec,
     store_up: IntGauge,
+    leased_experts: IntGaugeVec,
+    slowdown: GaugeVec,
 }
 
 impl Metrics {
@@ -88,6 +93,21 @@ impl Metrics {
                 "amoe_coordinator_store_up",
                 "1 if the last call to the state store was answered, else 0.",
             )?,
+            leased_experts: gauges(
+                "amoe_coordinator_leased_experts",
+                "Experts, over all layers, that an expert node is to run.",
+                &["node"],
+            )?,
+            slowdown: registered(
+                registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "amoe_coordinator_node_slowdown",
+                        "How much longer an expert node's runs take than they should.",
+                    ),
+                    &["node"],
+                ),
+            )?,
         })
     }
 
@@ -96,6 +116,8 @@ impl Metrics {
         if !leads {
             self.members.reset();
             self.plan_epoch.reset();
+            self.leased_experts.reset();
+            self.slowdown.reset();
             self.members_silent.set(0);
             self.sessions.set(0);
         }
@@ -129,6 +151,20 @@ impl Metrics {
         for (name, plan) in [("serving", &published.serving), ("target", &published.target)] {
             let epoch = i64::try_from(epoch(plan).0).unwrap_or(i64::MAX);
             self.plan_epoch.with_label_values(&[name]).set(epoch);
+        }
+    }
+
+    pub(crate) fn advised(&self, now: Duration, cluster: &Cluster) {
+        let leases = cluster.leases();
+        self.leased_experts.reset();
+        self.slowdown.reset();
+        for member in cluster.registry().snapshot() {
+            if member.role == Role::Expert {
+                let leased = leases.get(&member.id).copied().unwrap_or(0);
+                let slowdown = cluster.observations().slowdown(now, member.id);
+                self.leased_experts.with_label_values(&[&member.name]).set(leased.into());
+                self.slowdown.with_label_values(&[&member.name]).set(slowdown);
+            }
         }
     }
 

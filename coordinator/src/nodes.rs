@@ -1,9 +1,12 @@
 //! The registry of nodes: who is a member, under which number, since when silent. Takes time as a
 //! value and asks `policy::liveness`; knows no connection.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use domain::{Epoch, Health, Load, Member, ModelShape, NodeId, Role};
+use domain::{Epoch, Health, Load, Member, ModelShape, NodeId, Plan, Role};
 use policy::{
     liveness::{self, Terms, Verdict},
     placement::adoption::Observed,
@@ -205,6 +208,29 @@ impl Registry {
         node.health = beat.health;
         node.load = beat.load;
         node.epoch_ready = beat.epoch_ready;
+    }
+
+    /// Whether a session is the one that speaks for a member.
+    pub(crate) fn is_in(&self, session: SessionId, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.member && node.session == Some(session))
+    }
+
+    /// Whether a number is a member's.
+    pub(crate) fn is_member(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.member)
+    }
+
+    /// The nodes that hold a part of `plan` and can be sent work, ascending: not those that load
+    /// their experts anew, nor those that miss heartbeats.
+    pub(crate) fn at_work(&self, now: Duration, plan: &Plan) -> Vec<NodeId> {
+        let holders: BTreeSet<NodeId> = plan.table().flatten().copied().collect();
+        let fit = |id: &NodeId| {
+            self.nodes.get(id).is_some_and(|node| {
+                let verdict = liveness::judge(now, node.heard, &self.terms);
+                node.member && node.health != Health::Joining && verdict == Verdict::Live
+            })
+        };
+        holders.into_iter().filter(fit).collect()
     }
 
     /// A session has ended. A node that was draining has left; any other keeps its lease.

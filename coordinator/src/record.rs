@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use domain::{Epoch, Health, Layer, ModelShape, NodeId, Plan, PlanShapeError, Role};
 use serde::{Deserialize, Serialize};
 
+use crate::reconcile::Made;
+
 /// The key of the [`Record`].
 pub(crate) const CLUSTER: &str = "cluster";
 /// Plans lie under this prefix, by epoch.
@@ -27,6 +29,21 @@ pub(crate) struct Record {
     pub(crate) model: Option<Model>,
     /// Nodes by name, those that are gone too: a name keeps its number.
     pub(crate) nodes: BTreeMap<String, Node>,
+    /// The plans that are stored, oldest first.
+    #[serde(default)]
+    pub(crate) history: Vec<Past>,
+    /// Whether an operator wants the plan to stay as it is.
+    #[serde(default)]
+    pub(crate) pinned: bool,
+}
+
+/// How a stored plan came about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Past {
+    pub(crate) epoch: u64,
+    pub(crate) reason: String,
+    /// Seconds since 1970.
+    pub(crate) made_at: u64,
 }
 
 /// The model that all nodes serve.
@@ -48,6 +65,20 @@ pub(crate) struct Node {
     pub(crate) slots: u32,
     /// Whether it is a member now; its lease starts anew when a coordinator takes over.
     pub(crate) member: bool,
+}
+
+impl Record {
+    /// How the plan under this key came about; none if the record does not name it.
+    pub(crate) fn plan_at(&self, key: &str) -> Option<Past> {
+        let named = |epoch: &u64| plan_key(Epoch(*epoch)) == key;
+        let past = self.history.iter().find(|past| named(&past.epoch)).cloned();
+        // A record of before there was a history names the plans in use only.
+        past.or_else(|| {
+            let mut in_use = self.serving.into_iter().chain(self.target);
+            let epoch = in_use.find(named)?;
+            Some(Past { epoch, reason: "nobody wrote down why".to_owned(), made_at: 0 })
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -91,6 +122,12 @@ pub(crate) struct StoredPlan {
 pub(crate) fn plan_key(epoch: Epoch) -> String {
     // Twenty digits, so that keys sort like numbers.
     format!("{PLANS}{:020}", epoch.0)
+}
+
+impl From<&Made> for Past {
+    fn from(made: &Made) -> Self {
+        Self { epoch: made.plan.epoch().0, reason: made.reason.clone(), made_at: made.at }
+    }
 }
 
 impl From<&Plan> for StoredPlan {

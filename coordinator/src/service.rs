@@ -11,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-use domain::{ClusterView, NodeId};
-use futures::{Stream, stream, stream::BoxStream, stream::StreamExt};
+use domain::{ClusterView, Guidance, Leased, ModelShape, NodeId, Role};
+use futures::{Stream, future::OptionFuture, stream, stream::BoxStream, stream::StreamExt};
 use proto::{
     Invalid,
-    control::{Beat, Registration, Welcome},
+    control::{Beat, Registration, Report, Welcome, next_guidance},
     internal::{
         self as wire, control_server::Control, coordinator_message::Kind as ToNode,
         node_message::Kind as FromNode,
@@ -29,6 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
 use crate::{
+    ask::Ask,
     cluster::Event,
     nodes::{Refusal, SessionId},
 };
@@ -62,8 +63,10 @@ pub(crate) enum Message {
         /// Ends the session with a status. Holds one; the first is what counts.
         end: mpsc::Sender<Status>,
     },
-    /// A member beat, or its session ended.
+    /// A member said something, or its session ended.
     Event(Event),
+    /// Somebody else wants to look at the cluster or to change it.
+    Ask(Ask),
 }
 
 /// What a session needs once its node has joined.
@@ -71,6 +74,7 @@ pub(crate) enum Message {
 pub(crate) struct Admission {
     pub(crate) welcome: Welcome,
     pub(crate) views: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) guidance: watch::Receiver<Arc<Guidance>>,
 }
 
 /// The service; clones share it.
@@ -90,11 +94,16 @@ impl ControlService {
             opened: Arc::default(),
         }
     }
+}
 
-    fn leader(&self) -> Result<mpsc::Sender<Message>, Status> {
-        match &*self.standing.borrow() {
-            Standing::Leading(inbox) => Ok(inbox.clone()),
-            Standing::Following { leader } => Err(not_leading(leader.as_deref())),
+// === impl Standing ===
+
+impl Standing {
+    /// The way to the leader's loop.
+    pub(crate) fn inbox(&self) -> Result<mpsc::Sender<Message>, Status> {
+        match self {
+            Self::Leading(inbox) => Ok(inbox.clone()),
+            Self::Following { leader } => Err(not_leading(leader.as_deref())),
         }
     }
 }
@@ -107,7 +116,7 @@ impl Control for ControlService {
         &self,
         request: Request<Streaming<wire::NodeMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let inbox = self.leader()?;
+        let inbox = self.standing.borrow().inbox()?;
         let permit = self.sessions.clone().try_acquire_owned();
         let permit =
             permit.map_err(|_| Status::resource_exhausted("too many sessions are open"))?;
@@ -117,12 +126,15 @@ impl Control for ControlService {
             Status::deadline_exceeded("no registration came after the session opened")
         })??;
         let session = SessionId(self.opened.fetch_add(1, Ordering::Relaxed));
+        let (role, shape) = (registration.role, registration.shape.clone());
         let (end, ended) = mpsc::channel(1);
         let admission = register(&inbox, session, registration, end.clone()).await?;
         let open = CancellationToken::new();
         tokio::spawn(read_beats(Reader {
             session,
             id: admission.welcome.node_id,
+            role,
+            shape,
             messages,
             inbox,
             end,
@@ -132,6 +144,9 @@ impl Control for ControlService {
             ended,
             open: open.clone(),
             views: admission.views,
+            guidance: (role != Role::Gateway).then_some(admission.guidance),
+            role,
+            told: None,
             _closes: open.drop_guard(),
             _permit: permit,
         };
@@ -173,6 +188,8 @@ async fn register(
 struct Reader {
     session: SessionId,
     id: NodeId,
+    role: Role,
+    shape: Option<ModelShape>,
     messages: Streaming<wire::NodeMessage>,
     inbox: mpsc::Sender<Message>,
     end: mpsc::Sender<Status>,
@@ -180,7 +197,7 @@ struct Reader {
     open: CancellationToken,
 }
 
-/// Hands beats on until either side ends the session. A reason to end it that was given before stands.
+/// Hands beats and reports on until either side ends the session. A reason to end it that was given before stands.
 async fn read_beats(mut reader: Reader) {
     let (session, id) = (reader.session, reader.id);
     loop {
@@ -189,9 +206,8 @@ async fn read_beats(mut reader: Reader) {
             () = reader.open.cancelled() => break,
         };
         let Ok(Some(message)) = message else { break };
-        match beat(message.kind.as_ref()) {
-            Ok(beat) => {
-                let event = Event::Beat { session, id, beat };
+        match reader.said(message.kind) {
+            Ok(event) => {
                 if reader.inbox.send(Message::Event(event)).await.is_err() {
                     let _ = reader.end.try_send(not_leading(None));
                     break;
@@ -208,10 +224,20 @@ async fn read_beats(mut reader: Reader) {
     let _ = reader.inbox.send(Message::Event(Event::Left { session, id })).await;
 }
 
-fn beat(kind: Option<&FromNode>) -> Result<Beat, Invalid> {
-    match kind {
-        Some(FromNode::Heartbeat(beat)) => Beat::try_from(*beat),
-        _ => Err(Invalid::new("heartbeat", "is missing")),
+impl Reader {
+    fn said(&self, kind: Option<FromNode>) -> Result<Event, Invalid> {
+        let Self { session, id, .. } = *self;
+        match (kind, &self.shape) {
+            (Some(FromNode::Heartbeat(beat)), _) => {
+                Ok(Event::Beat { session, id, beat: Beat::try_from(beat)? })
+            }
+            (Some(FromNode::Report(report)), Some(shape)) => {
+                let report = Report::from(report);
+                report.check(self.role, shape)?;
+                Ok(Event::Report { session, id, report })
+            }
+            _ => Err(Invalid::new("heartbeat", "is missing")),
+        }
     }
 }
 
@@ -219,17 +245,23 @@ fn beat(kind: Option<&FromNode>) -> Result<Beat, Invalid> {
 
 struct Writer {
     views: watch::Receiver<Arc<ClusterView>>,
+    /// None for who needs no advice.
+    guidance: Option<watch::Receiver<Arc<Guidance>>>,
+    role: Role,
+    /// The lease that the node was last told.
+    told: Option<Arc<Leased>>,
     ended: mpsc::Receiver<Status>,
     open: CancellationToken,
     _closes: DropGuard,
     _permit: OwnedSemaphorePermit,
 }
 
-/// The newest view, again and again, then the status the session ends with.
+/// The newest view and guidance, again and again, then the status the session ends with.
 fn views(
     mut writer: Writer,
 ) -> impl Stream<Item = Result<wire::CoordinatorMessage, Status>> + Send + 'static {
     writer.views.mark_changed();
+    writer.guidance.iter_mut().for_each(watch::Receiver::mark_changed);
     stream::unfold(Some(writer), |writer| async {
         let mut writer = writer?;
         tokio::select! {
@@ -239,11 +271,31 @@ fn views(
                 return writer.ended.try_recv().ok().map(|status| (Err(status), None));
             }
             changed = writer.views.changed() => changed.ok()?,
+            Some(changed) = OptionFuture::from(writer.guidance.as_mut().map(watch::Receiver::changed)) => {
+                changed.ok()?;
+                let guidance = writer.guide();
+                return Some((Ok(message(ToNode::Guidance(guidance))), Some(writer)));
+            }
         }
         let view = writer.views.borrow_and_update().clone();
         let view = message(ToNode::View(wire::ClusterView::from(&*view)));
         Some((Ok(view), Some(writer)))
     })
+}
+
+impl Writer {
+    /// The newest guidance, as far as it says anything new.
+    fn guide(&mut self) -> wire::Guidance {
+        let guidance = self.guidance.as_mut().map(|guidance| guidance.borrow_and_update().clone());
+        let mut guidance = guidance.as_deref().cloned().unwrap_or_default();
+        if self.role == Role::Expert {
+            // It runs what it is sent.
+            guidance.lease = None;
+        }
+        let told = next_guidance(&guidance, self.told.as_ref());
+        self.told = guidance.lease;
+        told
+    }
 }
 
 fn message(kind: ToNode) -> wire::CoordinatorMessage {
@@ -284,7 +336,7 @@ fn refused(refusal: &Refusal) -> Status {
 mod tests {
     use std::{pin::pin, sync::Arc};
 
-    use domain::ClusterView;
+    use domain::{ClusterView, Role};
     use futures::StreamExt;
     use proto::internal::{self as wire, coordinator_message::Kind as ToNode};
     use tokio::sync::{Semaphore, mpsc, watch};
@@ -308,6 +360,9 @@ mod tests {
         let sessions = Arc::new(Semaphore::new(1));
         let writer = Writer {
             views: receiver,
+            guidance: None,
+            role: Role::Gateway,
+            told: None,
             ended,
             open: open.clone(),
             _closes: open.clone().drop_guard(),

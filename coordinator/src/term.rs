@@ -7,22 +7,22 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use domain::{ClusterView, NodeId};
+use domain::{ClusterView, Guidance, NodeId};
 use futures::future::{BoxFuture, FutureExt, OptionFuture};
 use proto::control::Welcome;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior},
+    time::{Instant, Interval, MissedTickBehavior},
 };
 use tonic::Status;
 
 use crate::{
-    cluster::{Cluster, Effect, Event, Published, Rules, Save, Stale, stored_shape},
+    cluster::{Cluster, Effect, Event, Rules, Save, Stale, stored_shape},
     leader::Candidate,
     metrics::Metrics,
     nodes::{Refusal, SessionId},
-    reconcile::Step,
-    record::{self, Record, StoredPlan},
+    reconcile::{Made, Step},
+    record::{self, Past, Record, StoredPlan},
     service::{Admission, Message},
     store::{Outcome, Store, StoreError, Write},
 };
@@ -49,6 +49,8 @@ pub(crate) struct Desk {
     pub(crate) metrics: Metrics,
     /// Where sessions read the newest view.
     pub(crate) views: watch::Sender<Arc<ClusterView>>,
+    /// Where sessions read the newest advice.
+    pub(crate) guidance: watch::Sender<Arc<Guidance>>,
 }
 
 /// The leader's state and its connections to the outside.
@@ -78,8 +80,9 @@ type Saving = BoxFuture<'static, (Save, Result<Outcome, StoreError>)>;
 impl Term {
     /// Reads what is stored and puts this leader's mark on it.
     pub(crate) async fn take_over(desk: Desk, candidate: Candidate) -> Result<Self, StoreError> {
-        let (mut record, published, obsolete) = read(&*desk.store).await?;
-        record.term = (record.term + 1).max(clock_seconds());
+        let (mut record, history, obsolete) = read(&*desk.store).await?;
+        let born = clock_seconds();
+        record.term = (record.term + 1).max(born);
         let mut then = vec![put_json(record::CLUSTER.to_owned(), &record)?];
         then.extend(obsolete.into_iter().map(|key| Write::Delete { key }));
         if desk.store.commit(candidate.fenced(then)).await? == Outcome::Conflict {
@@ -88,7 +91,7 @@ impl Term {
         let started = Instant::now();
         // Views of a later leader are newer than all of an earlier one.
         let version = record.term << 32;
-        let cluster = Cluster::restore(desk.rules, record, published, Duration::ZERO);
+        let cluster = Cluster::restore(desk.rules, record, history, Duration::ZERO, born);
         desk.metrics.leads(true);
         let mut term = Self {
             desk,
@@ -113,6 +116,10 @@ impl Term {
     ) -> End {
         let mut ticks = tokio::time::interval(self.desk.rules.terms.heartbeat / 2);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut advice = self.desk.rules.advice.map(tokio::time::interval);
+        if let Some(advice) = &mut advice {
+            advice.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         let mut stop = std::pin::pin!(stop);
         let mut messages = Vec::with_capacity(BATCH_MAX);
         let mut loads_due = self.started;
@@ -133,6 +140,7 @@ impl Term {
                     self.desk.metrics.members_silent(self.cluster.registry().silent(self.now()));
                     ticked = true;
                 }
+                Some(_) = OptionFuture::from(advice.as_mut().map(Interval::tick)) => self.advise(),
                 Some((save, outcome)) = OptionFuture::from(self.saving.as_mut()) => {
                     self.saving = None;
                     if self.stored(save, outcome) {
@@ -158,7 +166,12 @@ impl Term {
     }
 
     fn take(&mut self, message: Message) {
+        let now = self.now();
         let event = match message {
+            Message::Ask(ask) => {
+                let effects = ask.carry_out(&mut self.cluster, now);
+                return self.carry_out(effects);
+            }
             Message::Register { session, registration, admitted, end } => {
                 self.waiting.insert(session, Waiting { admitted, end });
                 Event::Registered { session, registration }
@@ -170,7 +183,7 @@ impl Term {
                 event
             }
         };
-        let effects = self.cluster.on(self.now(), event);
+        let effects = self.cluster.on(now, event);
         self.carry_out(effects);
     }
 
@@ -205,9 +218,10 @@ impl Term {
                 node_id: id,
                 lease_ms: millis(terms.lease),
                 heartbeat_ms: millis(terms.heartbeat),
-                report_ms: 0,
+                report_ms: self.desk.rules.advice.map_or(0, millis),
             },
             views: self.desk.views.subscribe(),
+            guidance: self.desk.guidance.subscribe(),
         };
         if admitted.send(Ok(admission)).is_ok() {
             let name = self.cluster.registry().name(id);
@@ -240,7 +254,8 @@ impl Term {
     fn log(&self, step: &Step) {
         let outcome = match step {
             Step::Target { epoch, reason, explanation } => {
-                tracing::info!(%epoch, %reason, %explanation, "a new plan is to be prepared");
+                let explanation = explanation.as_ref().map(ToString::to_string).unwrap_or_default();
+                tracing::info!(%epoch, %reason, explanation, "a new plan is to be prepared");
                 "target"
             }
             Step::Serving { epoch } => {
@@ -323,6 +338,20 @@ impl Term {
         self.desk.views.send_replace(Arc::new(view));
     }
 
+    /// Publishes the newest advice, if it says anything new.
+    fn advise(&mut self) {
+        let now = self.now();
+        let guidance = self.cluster.advise(now);
+        self.desk.metrics.advised(now, &self.cluster);
+        self.desk.guidance.send_if_modified(|current| {
+            let new = **current != guidance;
+            if new {
+                *current = Arc::new(guidance);
+            }
+            new
+        });
+    }
+
     /// Ends all sessions, so that nodes look for the next leader, and gives the lease back.
     async fn abdicate(self, end: &End) {
         let why = match end {
@@ -338,10 +367,10 @@ impl Term {
     }
 }
 
-/// What is stored: the record, its plans, and the keys of plans that the record does not name.
-async fn read(store: &dyn Store) -> Result<(Record, Published, Vec<String>), StoreError> {
+/// What is stored: the record, its plans, oldest first, and the keys of plans that it does not name.
+async fn read(store: &dyn Store) -> Result<(Record, Vec<Made>, Vec<String>), StoreError> {
     let Some(stored) = crate::store::get(store, record::CLUSTER).await? else {
-        return Ok((Record::default(), Published::default(), Vec::new()));
+        return Ok((Record::default(), Vec::new(), Vec::new()));
     };
     let broken = |key: &str, why: &dyn std::fmt::Display| {
         StoreError::Refused(format!("what lies at {key} in {} is broken: {why}", store.place()))
@@ -349,34 +378,31 @@ async fn read(store: &dyn Store) -> Result<(Record, Published, Vec<String>), Sto
     let record: Record =
         serde_json::from_slice(&stored.value).map_err(|error| broken(record::CLUSTER, &error))?;
     let shape = stored_shape(&record);
-    let mut published = Published::default();
+    let mut history = Vec::new();
     let mut obsolete = Vec::new();
     for entry in store.range(record::PLANS).await?.entries {
+        let Some(past) = record.plan_at(&entry.key) else {
+            obsolete.push(entry.key);
+            continue;
+        };
         let read = || -> Result<_, String> {
             let shape = shape.as_ref().ok_or("there is a plan and no model")?;
             let plan: StoredPlan =
                 serde_json::from_slice(&entry.value).map_err(|error| error.to_string())?;
             plan.into_plan(shape).map_err(|error| error.to_string())
         };
-        let named = |epoch: &Option<u64>| {
-            epoch.is_some_and(|epoch| record::plan_key(domain::Epoch(epoch)) == entry.key)
-        };
-        let place = if named(&record.serving) {
-            &mut published.serving
-        } else if named(&record.target) {
-            &mut published.target
-        } else {
-            obsolete.push(entry.key);
-            continue;
-        };
-        *place = Some(Arc::new(read().map_err(|why| broken(&entry.key, &why))?));
+        let plan = Arc::new(read().map_err(|why| broken(&entry.key, &why))?);
+        let Past { reason, made_at, .. } = past;
+        history.push(Made { plan, reason, at: made_at });
     }
-    if record.serving.is_some() != published.serving.is_some()
-        || record.target.is_some() != published.target.is_some()
-    {
+    history.sort_by_key(|made| made.plan.epoch());
+    let there = |epoch: Option<u64>| {
+        epoch.is_none_or(|epoch| history.iter().any(|made| made.plan.epoch().0 == epoch))
+    };
+    if !there(record.serving) || !there(record.target) {
         return Err(broken(record::PLANS, &"a plan that the record names is missing"));
     }
-    Ok((record, published, obsolete))
+    Ok((record, history, obsolete))
 }
 
 fn writes(save: &Save) -> Result<Vec<Write>, StoreError> {

@@ -3,11 +3,11 @@ use std::{collections::BTreeMap, time::Duration};
 use domain::{Epoch, Health, Layer, Load, ModelShape, NodeId, Plan, Role};
 use policy::{
     liveness::Terms,
-    placement::{Policy, Spare},
+    placement::{Policy, Spare, adoption::Reason},
 };
-use proto::control::{Beat, Registration};
+use proto::control::{Beat, Registration, Report, Work};
 
-use super::{Cluster, Effect, Event, Published, Rules, Save, Stale};
+use super::{Cluster, Effect, Event, Made, Published, Rules, Save, Stale};
 use crate::{
     nodes::{Refusal, SessionId},
     reconcile::{Intent, Step},
@@ -21,7 +21,17 @@ fn rules() -> Rules {
     Rules {
         terms: Terms { heartbeat: HEARTBEAT, lease: LEASE },
         members_max: 8,
-        intent: Intent { policy: Policy::Linear, spare: Spare::Leave, hosts_min: 2 },
+        intent: Intent {
+            policy: Policy::Linear,
+            spare: Spare::Leave,
+            hosts_min: 2,
+            gain: 0.05,
+            history_max: 4,
+        },
+        routing: policy::routing::Policy::default(),
+        advice: Some(HEARTBEAT),
+        review: None,
+        trace_steps: 8,
     }
 }
 
@@ -67,18 +77,18 @@ struct World {
     opened: u64,
     store_away: bool,
     stored: Record,
-    stored_plans: Published,
+    stored_plans: Vec<Made>,
 }
 
 impl World {
     fn new() -> Self {
-        Self::restored(Record::default(), Published::default())
+        Self::restored(Record::default(), Vec::new())
     }
 
-    fn restored(stored: Record, stored_plans: Published) -> Self {
+    fn restored(stored: Record, stored_plans: Vec<Made>) -> Self {
         let now = Duration::from_secs(50);
         Self {
-            cluster: Cluster::restore(rules(), stored.clone(), stored_plans.clone(), now),
+            cluster: Cluster::restore(rules(), stored.clone(), stored_plans.clone(), now, 1_000),
             now,
             nodes: BTreeMap::new(),
             opened: 0,
@@ -103,7 +113,7 @@ impl World {
         }
         self.stored = save.record.clone();
         let effects = self.cluster.saved(save);
-        self.stored_plans = self.cluster.published().clone();
+        self.stored_plans = self.cluster.plans().history().iter().cloned().collect();
         effects
     }
 
@@ -435,4 +445,129 @@ fn a_full_cluster_takes_nobody_and_forgets_old_names() {
         world.join_with(registration(&format!("g{name}")));
     }
     assert_eq!(world.stored.nodes.len(), 8 * 4);
+}
+
+#[test]
+fn a_pinned_plan_stays_until_experts_are_lost() {
+    let mut world = cluster_that_serves();
+    world.cluster.pin(true);
+    world.store();
+    assert!(world.stored.pinned);
+    world = world.take_over();
+    world.pass(LEASE - HEARTBEAT, &[]);
+    for name in ["e1", "e2", "a1", "a2"] {
+        world.join_with(Registration { epoch: Epoch(1), ..registration(name) });
+    }
+    world.join(&["e3"]);
+    assert_eq!(world.epochs(), (1, 0), "a node more is no reason");
+    world.pass(LEASE, &["a1", "a2", "e1", "e3"]);
+    assert_eq!(world.epochs(), (1, 2), "lost experts are");
+}
+
+#[test]
+fn plans_of_the_past_are_kept_up_to_a_number_and_survive_the_leader() {
+    let mut world = cluster_that_serves();
+    for round in 0..6 {
+        let (joins, leaves) = if round % 2 == 0 { ("e3", "e2") } else { ("e2", "e3") };
+        world.leave(leaves);
+        world.join(&[joins]);
+        world.pass(LEASE, &["a1", "a2", "e1", joins]);
+        let target = world.epochs().1;
+        world.ready(&["a1", "a2", "e1", joins], target);
+        assert_eq!(world.epochs().1, 0, "plan {target} serves");
+    }
+    let kept = |world: &World| {
+        let history = world.cluster.plans().history().iter();
+        history.map(|made| (made.plan.epoch().0, made.at)).collect::<Vec<_>>()
+    };
+    let before = kept(&world);
+    assert_eq!(before.len(), 4);
+    assert_eq!(before.last().map(|made| made.0), Some(world.epochs().0));
+    assert!(before.iter().all(|made| made.1 >= 1_050), "{before:?}");
+    assert_eq!(world.cluster.kept.len(), 4, "no more are stored");
+    let mut world = world.take_over();
+    assert_eq!(kept(&world), before);
+    assert_eq!(world.cluster.pending_save(), None::<Save>);
+}
+
+#[test]
+fn what_was_wanted_is_leased_and_silent_nodes_get_nothing() {
+    let mut world = World::new();
+    let slots = |name: &str| Registration { expert_slots: 4, ..registration(name) };
+    world.cluster = Cluster::restore(
+        Rules { intent: Intent { spare: Spare::Fill, ..rules().intent }, ..rules() },
+        Record::default(),
+        Vec::new(),
+        world.now,
+        1_000,
+    );
+    for name in ["e1", "e2", "a1"] {
+        world.join_with(slots(name));
+    }
+    world.ready(&["e1", "e2", "a1"], 1);
+    assert_eq!(world.epochs(), (1, 0));
+    let (e1, e2) = (world.id("e1"), world.id("e2"));
+    let leased = |world: &mut World| world.cluster.advise(world.now).lease.unwrap().nodes.clone();
+    let nodes = leased(&mut world);
+    assert_eq!([e1, e2].map(|id| nodes.iter().filter(|&&node| node == id).count()), [2, 2]);
+    let (session, id) = world.nodes["a1"];
+    let report = Report { queued: vec![1, 2, 3], routed: vec![9, 0, 9, 9], work: Work::default() };
+    world.on(Event::Report { session, id, report: report.clone() });
+    let stranger = SessionId(99);
+    world.on(Event::Report { session: stranger, id, report });
+    let guidance = world.cluster.advise(world.now);
+    assert_eq!(guidance.digest.unwrap().rows, [1, 2, 3]);
+    let trace = world.cluster.observations().trace();
+    assert_eq!((trace.steps(), trace.counts(0, 0)), (1, &[9, 0, 9, 9][..]));
+    world.pass(HEARTBEAT * 3, &["e1", "a1"]);
+    assert_eq!(leased(&mut world), [e1; 4], "e2 is silent, and no member is lost yet");
+    // Whoever leads next has seen nothing and says nothing.
+    let mut world = world.take_over();
+    assert_eq!(world.cluster.advise(world.now).lease, None);
+}
+
+#[test]
+fn a_review_is_followed_only_if_it_pays_and_nothing_else_happened() {
+    let mut world = World::new();
+    let intent = Intent { policy: Policy::Gem, ..rules().intent };
+    let rules = Rules { intent, ..rules() };
+    world.cluster = Cluster::restore(rules, Record::default(), Vec::new(), world.now, 1_000);
+    world.join(&["a1", "e1", "e2"]);
+    world.ready(&["e1", "e2", "a1"], 1);
+    assert!(world.cluster.review(world.now).is_none(), "nothing was seen");
+    let (session, id) = world.nodes["a1"];
+    let see = |world: &mut World, routed: [u32; 4]| {
+        for _ in 0..8 {
+            let queued = vec![0; 3];
+            let report = Report { queued, routed: routed.to_vec(), work: Work::default() };
+            world.on(Event::Report { session, id, report });
+            world.cluster.advise(world.now);
+        }
+    };
+    let placed = |world: &World| world.cluster.plans().serving().unwrap().clone();
+    see(&mut world, [10, 10, 10, 10]);
+    let even = world.cluster.review(world.now).unwrap().plan();
+    assert_eq!(world.cluster.reviewed(world.now, even), [], "it would save nothing");
+    // Both of the wanted experts lie on one node.
+    let plan = placed(&world);
+    let together: Vec<u32> = plan
+        .table()
+        .map(|nodes| if nodes == plan.replicas(Layer(1), domain::Expert(0)) { 100 } else { 1 })
+        .collect();
+    see(&mut world, together.try_into().unwrap());
+    let draft = world.cluster.review(world.now).unwrap();
+    let stale = world.cluster.review(world.now).unwrap().plan();
+    let effects = world.cluster.reviewed(world.now, draft.plan());
+    assert!(
+        matches!(
+            &effects[..],
+            [Effect::Plans(Step::Target { reason: Reason::Observed { .. }, .. })]
+        ),
+        "{effects:?}"
+    );
+    assert_eq!(world.cluster.reviewed(world.now, stale), [], "there is a target already");
+    world.store();
+    assert_eq!(world.epochs(), (1, 2));
+    world.ready(&["e1", "e2", "a1"], 2);
+    assert_eq!(world.epochs(), (2, 0));
 }

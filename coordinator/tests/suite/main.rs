@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod admin;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "etcd")]

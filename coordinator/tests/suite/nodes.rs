@@ -172,11 +172,15 @@ impl Session {
 
     /// The next view, or the status that the session ended with.
     pub(crate) async fn view(&mut self) -> Result<ClusterView, Status> {
-        let message = timeout(PATIENCE, self.messages.message()).await.expect("no view came")?;
-        match message.and_then(|message| message.kind) {
-            Some(ToNode::View(view)) => Ok(view.try_into().unwrap()),
-            Some(other) => panic!("expected a view, got {other:?}"),
-            None => Err(Status::unavailable("the session ended without a word")),
+        loop {
+            let message =
+                timeout(PATIENCE, self.messages.message()).await.expect("no view came")?;
+            match message.and_then(|message| message.kind) {
+                Some(ToNode::View(view)) => return Ok(view.try_into().unwrap()),
+                Some(ToNode::Guidance(_)) => {}
+                Some(other) => panic!("expected a view, got {other:?}"),
+                None => return Err(Status::unavailable("the session ended without a word")),
+            }
         }
     }
 }
