@@ -199,6 +199,14 @@ impl<'a> Board<'a> {
         from.1 != to.1 && gets(from.0, to.1) && gets(to.0, from.1)
     }
 
+    /// Gives a host one free slot, or none. Places of pieces change.
+    pub(super) fn set_open(&mut self, host: usize, open: bool) {
+        self.held[host].retain(|&piece| piece != self.experts);
+        if open {
+            self.held[host].push(self.experts);
+        }
+    }
+
     /// Makes a swap.
     pub(super) fn swap(&mut self, from: (usize, usize), to: (usize, usize)) {
         let piece = self.held[from.0][from.1];

@@ -2,13 +2,16 @@
 //!
 //! That the replicas of one expert lie on different nodes needs no check: a [`Plan`] cannot say otherwise.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use domain::{Epoch, Expert, Layer, ModelShape, NodeId, Plan};
 
 use super::Host;
 
-/// What a plan is checked against.
+/// What a plan is checked against. [`Facts::new`] gives what a first plan must respect.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// The served model.
@@ -19,6 +22,13 @@ pub struct Facts<'a> {
     pub serving: Option<Epoch>,
     /// The newest epoch anybody in the cluster has heard of.
     pub newest: Epoch,
+    /// The plan whose experts stay on their nodes until the new one serves: both need memory.
+    pub staying: Option<&'a Plan>,
+    /// Bytes that nodes have for experts; those that are not named are held to their slots only.
+    pub memory: &'a [(NodeId, u64)],
+    /// Whether nodes with free slots may hold at most one replica less than any other, as a
+    /// [`Policy`](super::Policy) may have promised.
+    pub equal_slots: bool,
 }
 
 /// One thing that is wrong with a plan.
@@ -40,7 +50,7 @@ pub enum Violation {
         /// The epoch that serves.
         serving: Option<Epoch>,
     },
-    /// Nobody holds the expert.
+    /// No node that may hold experts holds this one.
     NoReplica {
         /// Its layer.
         layer: Layer,
@@ -61,6 +71,22 @@ pub enum Violation {
         /// How many replicas.
         replicas: u64,
     },
+    /// A node has no memory for what it is to hold and what it holds until then.
+    TooManyBytes {
+        /// The node.
+        node: NodeId,
+        /// Bytes of both.
+        needed: u64,
+        /// Bytes it has.
+        found: u64,
+    },
+    /// Slots are not filled equally.
+    UnequalSlots {
+        /// A node with a free slot, and how many replicas it gets.
+        fewer: (NodeId, u64),
+        /// The node that gets most.
+        most: (NodeId, u64),
+    },
 }
 
 /// Everything that is wrong with `plan`; empty for a plan that may be adopted.
@@ -78,18 +104,21 @@ pub fn check(plan: &Plan, facts: &Facts<'_>) -> Vec<Violation> {
         let (found, serving) = (plan.parent(), facts.serving);
         violations.push(Violation::OtherParent { found, serving });
     }
+    let host = |node: &NodeId| facts.hosts.iter().find(|host| host.id == *node);
     let orphans = facts
         .shape
         .slots()
-        .filter(|&(layer, expert)| plan.replicas(layer, expert).is_empty())
+        .filter(|&(layer, expert)| {
+            !plan.replicas(layer, expert).iter().any(|id| host(id).is_some())
+        })
         .map(|(layer, expert)| Violation::NoReplica { layer, expert });
     violations.extend(orphans);
     let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
     for (_, _, node) in plan.iter() {
         *held.entry(node).or_default() += 1;
     }
-    for (node, replicas) in held {
-        match facts.hosts.iter().find(|host| host.id == node) {
+    for (&node, &replicas) in &held {
+        match host(&node) {
             None => violations.push(Violation::UnknownNode { node, replicas }),
             Some(&host) if replicas > u64::from(host.slots) => {
                 violations.push(Violation::TooManyReplicas { host, replicas });
@@ -98,6 +127,48 @@ pub fn check(plan: &Plan, facts: &Facts<'_>) -> Vec<Violation> {
         }
     }
     violations
+        .extend(facts.memory.iter().filter_map(|&memory| too_many_bytes(plan, facts, memory)));
+    if facts.equal_slots {
+        violations.extend(unequal_slots(facts, &held));
+    }
+    violations
+}
+
+fn too_many_bytes(
+    plan: &Plan,
+    facts: &Facts<'_>,
+    (node, found): (NodeId, u64),
+) -> Option<Violation> {
+    let staying = facts.staying.into_iter().flat_map(|plan| plan.resident_on(node));
+    let resident: BTreeSet<(Layer, Expert)> = plan.resident_on(node).chain(staying).collect();
+    let needed = (resident.len() as u64).saturating_mul(facts.shape.expert_bytes);
+    (needed > found).then_some(Violation::TooManyBytes { node, needed, found })
+}
+
+fn unequal_slots(facts: &Facts<'_>, held: &BTreeMap<NodeId, u64>) -> Option<Violation> {
+    let all = facts.shape.slots().count() as u64;
+    let of = |node: NodeId| held.get(&node).copied().unwrap_or(0);
+    let roomy = facts.hosts.iter().filter(|host| of(host.id) < all.min(host.slots.into()));
+    let fewer = roomy.map(|host| (host.id, of(host.id))).min_by_key(|&(_, replicas)| replicas)?;
+    let (&node, &replicas) = held.iter().max_by_key(|&(_, &replicas)| replicas)?;
+    let most = (node, replicas);
+    (fewer.1 + 1 < most.1).then_some(Violation::UnequalSlots { fewer, most })
+}
+
+impl<'a> Facts<'a> {
+    /// What a plan of epoch 1 must respect while nothing serves: the model, the hosts and their slots.
+    #[must_use]
+    pub fn new(shape: &'a ModelShape, hosts: &'a [Host]) -> Self {
+        Self {
+            shape,
+            hosts,
+            serving: None,
+            newest: Epoch(0),
+            staying: None,
+            memory: &[],
+            equal_slots: false,
+        }
+    }
 }
 
 impl fmt::Display for Violation {
@@ -120,6 +191,14 @@ impl fmt::Display for Violation {
             Self::TooManyReplicas { host, replicas } => {
                 write!(f, "{} has {} slots, the plan gives it {replicas}", host.id, host.slots)
             }
+            Self::TooManyBytes { node, needed, found } => {
+                write!(f, "{node} has {found} bytes for experts, the change takes {needed}")
+            }
+            Self::UnequalSlots { fewer, most } => write!(
+                f,
+                "{} has a free slot and gets {} replicas, {} gets {}",
+                fewer.0, fewer.1, most.0, most.1
+            ),
         }
     }
 }

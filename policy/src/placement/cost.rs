@@ -1,8 +1,8 @@
 //! What a plan costs: how long the slowest node of every layer takes, step by step.
 //!
-//! This is the objective that policies minimise and rivals are compared by (notes on GEM, section
-//! 3.4): the sum over steps and layers of the largest finish time, so that experts that are busy at
-//! the same time count as such without being labelled.
+//! This is the objective that policies minimise and rivals are compared by: the sum over steps and
+//! layers of the largest finish time, so that experts that are busy at the same time (the GEM paper's
+//! consistent and temporal ones) count as such without being labelled.
 //!
 //! The tokens of an expert with several replicas count evenly at all of them, each share rounded up.
 //! Where a curve rises, tokens are what costs, and a router that looks at time shares them out like

@@ -5,7 +5,8 @@
 //! 2. *Pack*: replicas in descending order of their tokens go to the node with the least tokens that
 //!    has a free slot.
 //! 3. *Hierarchical form*: groups of experts are packed to machines first, then steps 1 and 2 are
-//!    done within each machine. If groups do not divide by machines, the global form is used.
+//!    done within each machine. If groups do not divide by machines, or machines have too few slots or too many, the
+//!    global form is used.
 //!
 //! One rule is stricter here: the published code may put two replicas of an expert on one node, where
 //! the second one is of no use. Here an expert gets at most as many replicas as there are nodes, and
@@ -58,8 +59,12 @@ fn machines(loads: &[u64], rooms: &[u32], grouping: Grouping) -> Option<Vec<Vec<
     if !regular {
         return None;
     }
-    let room = |rooms: &[u32]| rooms.iter().map(|&room| room as usize).sum::<usize>();
-    if rooms.chunks(rooms.len() / machines).any(|rooms| room(rooms) < loads.len() / machines) {
+    // A machine needs slots for its experts, and its hosts need experts for their slots.
+    let share = loads.len() / machines;
+    let slots = |rooms: &[u32]| rooms.iter().map(|&room| room as usize).sum::<usize>();
+    if rooms.chunks(rooms.len() / machines).any(|rooms| slots(rooms) < share)
+        || rooms.iter().any(|&room| room as usize > share)
+    {
         return None;
     }
     let size = loads.len() / groups;

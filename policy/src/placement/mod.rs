@@ -11,8 +11,10 @@ pub mod adoption;
 mod board;
 mod check;
 mod cost;
+mod drift;
 mod eplb;
 mod gem;
+mod incremental;
 mod linear;
 mod problem;
 mod rooms;
@@ -27,6 +29,8 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{Facts, Violation, check};
 pub use cost::cost;
+pub use drift::{Basis, Trigger};
+pub use incremental::{Limits, Move, Revision};
 use problem::Problem;
 
 /// An expert node as a planner sees it.
@@ -38,7 +42,8 @@ pub struct Host {
     pub slots: u32,
 }
 
-/// How a plan is made. Read and written by name: `linear`, `eplb`, `gem`.
+/// How a plan is made. Read and written by name: `linear`, `eplb`, `gem`,
+/// `incremental` (with the limits that are the default).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Policy {
@@ -50,6 +55,8 @@ pub enum Policy {
     Eplb,
     /// Equal slots, and every node as many tokens as it does in the time of the others.
     Gem,
+    /// The serving plan with few changes, if any.
+    Incremental(Limits),
 }
 
 /// What to do with slots that are left when every expert has one replica.
@@ -93,6 +100,8 @@ pub struct Input<'a> {
     pub curves: &'a [CostCurve],
     /// How experts and hosts are grouped.
     pub grouping: Grouping,
+    /// What the serving plan was made for, for [`Policy::Incremental`]. None: that is not known.
+    pub basis: Option<&'a Basis>,
     /// Seed of random starts. Equal seeds give equal plans.
     pub seed: u64,
 }
@@ -115,6 +124,8 @@ pub struct Explanation {
     pub shares: Vec<Share>,
     /// What [`cost()`] predicts over the input's trace; none without a trace.
     pub cost_ns: Option<u64>,
+    /// What [`Policy::Incremental`] changed in the serving plan; none if there was none.
+    pub revision: Option<Revision>,
 }
 
 /// One host's part of a plan.
@@ -154,12 +165,13 @@ pub struct UnknownPolicy(String);
 /// The trace is for other layers or experts than the shape, or there are curves for some hosts only.
 pub fn place(policy: Policy, input: &Input<'_>) -> Result<Proposal, Infeasible> {
     let problem = Problem::new(input)?;
-    let table = match policy {
-        Policy::Linear => linear::place(&problem),
-        Policy::Eplb => eplb::place(&problem),
-        Policy::Gem => gem::place(&problem),
+    let (tables, revision) = match policy {
+        Policy::Linear => (linear::place(&problem), None),
+        Policy::Eplb => (eplb::place(&problem), None),
+        Policy::Gem => (gem::place(&problem), None),
+        Policy::Incremental(limits) => incremental::place(&problem, &limits),
     };
-    Ok(problem.proposal(policy, &table))
+    Ok(problem.proposal(policy, &tables, revision))
 }
 
 impl Default for Grouping {
@@ -181,20 +193,29 @@ impl<'a> Input<'a> {
             trace: None,
             curves: &[],
             grouping: Grouping::default(),
+            basis: None,
             seed: 0,
         }
     }
 }
 
 impl Policy {
-    /// Every policy by name.
-    pub const ALL: [Self; 3] = [Self::Linear, Self::Eplb, Self::Gem];
+    /// Whether its plans fill all nodes' slots equally, as far as the nodes have them.
+    #[must_use]
+    pub fn equal_slots(self) -> bool {
+        matches!(self, Self::Eplb | Self::Gem)
+    }
+
+    fn all() -> [Self; 4] {
+        [Self::Linear, Self::Eplb, Self::Gem, Self::Incremental(Limits::default())]
+    }
 
     fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
             Self::Eplb => "eplb",
             Self::Gem => "gem",
+            Self::Incremental(_) => "incremental",
         }
     }
 }
@@ -209,7 +230,7 @@ impl FromStr for Policy {
     type Err = UnknownPolicy;
 
     fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
-        let known = Self::ALL.into_iter().find(|policy| policy.name() == name);
+        let known = Self::all().into_iter().find(|policy| policy.name() == name);
         known.ok_or_else(|| UnknownPolicy(name.to_owned()))
     }
 }
@@ -230,7 +251,7 @@ impl From<Policy> for String {
 
 impl fmt::Display for UnknownPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = Policy::ALL.map(Policy::name).join(", ");
+        let names = Policy::all().map(Policy::name).join(", ");
         write!(f, "`{}` is no placement policy, expected one of {names}", self.0)
     }
 }
@@ -252,6 +273,9 @@ impl fmt::Display for Explanation {
         }
         if let Some(cost) = self.cost_ns {
             write!(f, "; predicted {cost} ns")?;
+        }
+        if let Some(revision) = &self.revision {
+            write!(f, "; {revision}")?;
         }
         Ok(())
     }

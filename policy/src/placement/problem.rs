@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use domain::{CostCurve, NodeId, Plan, Trace};
 
-use super::{Explanation, Host, Infeasible, Input, Policy, Proposal, Share, Spare, cost};
+use super::{Explanation, Host, Infeasible, Input, Policy, Proposal, Revision, Share, Spare, cost};
 
 /// A host as an index into [`Problem::hosts`].
 pub(super) type HostIndex = u16;
@@ -64,8 +64,19 @@ impl<'a> Problem<'a> {
         self.trace.map_or_else(|| vec![1; self.experts], |trace| trace.totals(layer))
     }
 
+    /// Whether a plan is for the same layers and experts.
+    pub(super) fn fits(&self, plan: &Plan) -> bool {
+        plan.moe_layers() == self.input.shape.moe_layers
+            && plan.experts() == self.input.shape.experts
+    }
+
     /// The plan that a table per layer says, with the explanation.
-    pub(super) fn proposal(&self, policy: Policy, tables: &[LayerTable]) -> Proposal {
+    pub(super) fn proposal(
+        &self,
+        policy: Policy,
+        tables: &[LayerTable],
+        revision: Option<Revision>,
+    ) -> Proposal {
         let mut shares: Vec<Share> =
             self.hosts.iter().map(|&host| Share { host, first: 0, further: 0 }).collect();
         for hosts in tables.iter().flatten() {
@@ -81,7 +92,7 @@ impl<'a> Problem<'a> {
         let plan = Plan::new(self.input.epoch, parent, self.input.shape, replicas)
             .expect("a table has a row for every expert of every layer");
         let cost_ns = self.trace.map(|trace| cost(&plan, &self.hosts, &self.curves, trace));
-        Proposal { plan, explanation: Explanation { policy, shares, cost_ns } }
+        Proposal { plan, explanation: Explanation { policy, shares, cost_ns, revision } }
     }
 }
 

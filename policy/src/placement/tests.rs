@@ -1,12 +1,12 @@
 use std::fmt::Write as _;
 
-use domain::{Epoch, Expert, Health, Layer, ModelShape, NodeId, Plan, Role};
+use domain::{CostCurve, Epoch, Expert, Health, Layer, ModelShape, NodeId, Plan, Role, Trace};
 use proptest::prelude::*;
 
 use super::{
-    Facts, Host, Input, Policy, Proposal, Spare, Violation,
+    Facts, Grouping, Host, Input, Policy, Proposal, Spare, Violation,
     adoption::{Considered, Observed, Readiness, Reason, Situation, due, hosts, readiness},
-    check, place,
+    check, cost, place,
 };
 
 fn shape(moe_layers: u16, experts: u16) -> ModelShape {
@@ -31,7 +31,7 @@ fn input<'a>(shape: &'a ModelShape, hosts: &'a [Host], spare: Spare) -> Input<'a
 }
 
 fn facts<'a>(shape: &'a ModelShape, hosts: &'a [Host]) -> Facts<'a> {
-    Facts { shape, hosts, serving: None, newest: Epoch(0) }
+    Facts::new(shape, hosts)
 }
 
 /// One line per layer: which node holds which expert.
@@ -104,7 +104,7 @@ fn the_checker_names_everything_that_is_wrong() {
     let (shape, hosts) = (shape(1, 3), [host(1, 1), host(2, 3)]);
     let table = vec![vec![NodeId(1)], vec![NodeId(1), NodeId(5)], vec![]];
     let plan = Plan::new(Epoch(4), Some(Epoch(2)), &shape, table).unwrap();
-    let facts = Facts { shape: &shape, hosts: &hosts, serving: Some(Epoch(3)), newest: Epoch(4) };
+    let facts = Facts { serving: Some(Epoch(3)), newest: Epoch(4), ..facts(&shape, &hosts) };
     let violations = check(&plan, &facts);
     assert_eq!(
         violations,
@@ -130,6 +130,120 @@ fn the_checker_names_everything_that_is_wrong() {
 }
 
 #[test]
+fn an_expert_whose_only_replica_lies_on_a_lost_node_has_none() {
+    let (shape, hosts) = (shape(1, 1), [host(1, 9)]);
+    let plan = Plan::new(Epoch(1), None, &shape, vec![vec![NodeId(2)]]).unwrap();
+    let orphan = Violation::NoReplica { layer: Layer(1), expert: Expert(0) };
+    let unknown = Violation::UnknownNode { node: NodeId(2), replicas: 1 };
+    assert_eq!(check(&plan, &facts(&shape, &hosts)), [orphan, unknown]);
+}
+
+#[test]
+fn the_checker_counts_the_bytes_of_what_stays_until_the_plan_serves() {
+    let (mut shape, hosts) = (shape(1, 2), [host(1, 2), host(2, 2)]);
+    shape.expert_bytes = 10;
+    let plan = |epoch, parent, nodes: [u32; 2]| {
+        let table = nodes.map(|node| vec![NodeId(node)]).to_vec();
+        Plan::new(Epoch(epoch), parent, &shape, table).unwrap()
+    };
+    let (one, two) = (plan(1, None, [1, 2]), plan(2, Some(Epoch(1)), [2, 2]));
+    let memory = [(NodeId(1), 10), (NodeId(2), 20)];
+    let fits = Facts {
+        serving: Some(Epoch(1)),
+        newest: Epoch(1),
+        staying: Some(&one),
+        memory: &memory,
+        ..facts(&shape, &hosts)
+    };
+    assert_eq!(check(&two, &fits), [], "what stays is not loaded twice");
+    let back = plan(2, Some(Epoch(1)), [2, 1]);
+    let wrong = check(&back, &fits);
+    assert_eq!(wrong, [Violation::TooManyBytes { node: NodeId(1), needed: 20, found: 10 }]);
+    assert_eq!(wrong[0].to_string(), "n1 has 10 bytes for experts, the change takes 20");
+}
+
+#[test]
+fn the_checker_holds_policies_to_equal_slots() {
+    let (shape, hosts) = (shape(1, 4), [host(1, 4), host(2, 1), host(3, 4)]);
+    let of = |nodes: [u32; 4]| {
+        let table = nodes.map(|node| vec![NodeId(node)]).to_vec();
+        let plan = Plan::new(Epoch(1), None, &shape, table).unwrap();
+        check(&plan, &Facts { equal_slots: true, ..facts(&shape, &hosts) })
+    };
+    assert_eq!(of([1, 1, 2, 3]), []);
+    assert_eq!(of([1, 1, 3, 3]).len(), 1, "n2 has a free slot");
+    let unequal = of([1, 1, 1, 2]);
+    let expected = Violation::UnequalSlots { fewer: (NodeId(3), 0), most: (NodeId(1), 3) };
+    assert_eq!(unequal, [expected]);
+    assert_eq!(unequal[0].to_string(), "n3 has a free slot and gets 0 replicas, n1 gets 3");
+}
+
+#[test]
+fn policies_are_named() {
+    for name in ["linear", "eplb", "gem", "incremental"] {
+        assert_eq!(name.parse::<Policy>().unwrap().to_string(), name);
+    }
+    assert_eq!(
+        "gems".parse::<Policy>().unwrap_err().to_string(),
+        "`gems` is no placement policy, expected one of linear, eplb, gem, incremental"
+    );
+}
+
+#[test]
+fn cost_is_the_slowest_nodes_time_summed_over_steps_and_layers() {
+    let (shape, hosts) = (shape(2, 3), [host(1, 9), host(2, 9)]);
+    let node = |ids: &[u32]| ids.iter().map(|&id| NodeId(id)).collect::<Vec<_>>();
+    let table = [node(&[1]), node(&[2]), node(&[1, 2]), node(&[2]), node(&[2]), node(&[1])];
+    let plan = Plan::new(Epoch(1), None, &shape, table.to_vec()).unwrap();
+    let mut trace = Trace::new(2, 3);
+    trace.push(&[5, 1, 3, 0, 0, 0]).unwrap();
+    trace.push(&[0, 0, 0, 1, 2, 4]).unwrap();
+    // Step 0, layer 0: 5 + ceil(3 / 2) and 1 + ceil(3 / 2). Step 1, layer 1: 4 and 1 + 2.
+    assert_eq!(cost(&plan, &hosts, &[], &trace), 7 + 4);
+    let twice = CostCurve::new(vec![(1, 2)]).unwrap();
+    let curves = [CostCurve::new(vec![(1, 1)]).unwrap(), twice];
+    assert_eq!(cost(&plan, &hosts, &curves, &trace), 7 + 6);
+    assert_eq!(cost(&plan, &hosts[..1], &[], &trace), u64::MAX, "n2's experts have no host");
+}
+
+#[test]
+fn eplb_replicates_and_packs_as_published() {
+    // The example of EPLB's README: 12 experts in 4 groups, 16 replicas, 2 machines, 8 GPUs.
+    let loads = [
+        [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
+        [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27],
+    ];
+    let shape = shape(2, 12);
+    let hosts: Vec<Host> = (0..8).map(|id| host(id, 4)).collect();
+    let mut trace = Trace::new(2, 12);
+    trace.push(&loads.concat()).unwrap();
+    let input = Input {
+        spare: Spare::Fill,
+        trace: Some(&trace),
+        grouping: Grouping { groups: 4, machines: 2 },
+        ..Input::new(Epoch(1), &shape, &hosts)
+    };
+    let plan = place(Policy::Eplb, &input).unwrap().plan;
+    let published = [
+        [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
+        [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1],
+    ];
+    for (layer, published) in [Layer(1), Layer(2)].into_iter().zip(published) {
+        for (gpu, pair) in published.chunks(2).enumerate() {
+            let node = NodeId(u32::try_from(gpu).unwrap());
+            let mut held: Vec<u16> = plan
+                .resident_on(node)
+                .filter(|(other, _)| *other == layer)
+                .map(|(_, expert)| expert.0)
+                .collect();
+            let mut pair = pair.to_vec();
+            (held.sort_unstable(), pair.sort_unstable());
+            assert_eq!(held, pair, "{layer} {node}");
+        }
+    }
+}
+
+#[test]
 fn the_checker_refuses_a_plan_for_another_model() {
     let (mine, other, hosts) = (shape(1, 2), shape(1, 3), [host(1, 9)]);
     let plan = place(Policy::Linear, &input(&other, &hosts, Spare::Leave)).unwrap().plan;
@@ -143,7 +257,7 @@ fn any_hosts() -> impl Strategy<Value = Vec<Host>> {
 
 proptest! {
     #[test]
-    fn every_plan_passes_the_checker(
+    fn every_linear_plan_passes_the_checker(
         hosts in any_hosts(), layers in 1_u16..9, experts in 1_u16..65, fill in any::<bool>(),
     ) {
         let shape = shape(layers, experts);

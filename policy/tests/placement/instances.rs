@@ -1,4 +1,4 @@
-//! Seeded traces and node speeds as the GEM paper describes them (sections 3.2 and 3.3 of the notes).
+//! Seeded traces and node speeds as the GEM paper describes them.
 
 use domain::{CostCurve, Layer, ModelShape, NodeId, Trace};
 use policy::placement::Host;

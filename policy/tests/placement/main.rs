@@ -1,21 +1,28 @@
 //! What placement promises, shown on many random traces.
 
 mod exhaustive;
+mod incremental;
 mod instances;
+mod legal;
 
 use domain::Epoch;
 use exhaustive::optimum;
 use instances::{Instance, Sizes};
 use policy::placement::{Input, Policy, Spare, cost, place};
 
-/// What each policy's plan costs.
-fn costs<const N: usize>(policies: [Policy; N], instance: &Instance, spare: Spare) -> [u64; N] {
-    let input = Input {
+/// What an instance says to a policy.
+pub(crate) fn input(instance: &Instance, spare: Spare) -> Input<'_> {
+    Input {
         spare,
         trace: Some(&instance.trace),
         curves: &instance.curves,
         ..Input::new(Epoch(1), &instance.shape, &instance.hosts)
-    };
+    }
+}
+
+/// What each policy's plan costs.
+fn costs<const N: usize>(policies: [Policy; N], instance: &Instance, spare: Spare) -> [u64; N] {
+    let input = input(instance, spare);
     policies.map(|policy| {
         let plan = place(policy, &input).expect("there are slots enough").plan;
         cost(&plan, &instance.hosts, &instance.curves, &instance.trace)

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use domain::{Epoch, Plan, Trace};
-use policy::placement::{Facts, Input, Spare, check, place};
+use domain::{CostCurve, Digest, Epoch, Plan, Trace};
+use policy::{
+    batching::pairs_coming,
+    placement::{Basis, Facts, Input, Spare, check, place},
+};
 
 use super::Engine;
 use crate::{
     agenda::Event,
     cluster::Cluster,
+    experts::Experts,
     judge::{Violation, Wrong},
     skew::Chooser,
     spec::{Run, ns_of_us},
@@ -26,7 +30,7 @@ pub(super) fn first(
     run: &Run,
     cluster: &Cluster,
     chooser: &mut Chooser,
-) -> Result<Arc<Plan>, String> {
+) -> Result<(Arc<Plan>, Basis), String> {
     let trace = drawn(run, cluster, chooser);
     let mut input = Input::new(Cluster::FIRST_EPOCH, &cluster.shape, &cluster.hosts);
     input.spare = Spare::UpTo(cluster.further);
@@ -35,7 +39,7 @@ pub(super) fn first(
     input.seed = run.seed;
     let proposal = place(run.placement.policy, &input).map_err(|error| error.to_string())?;
     checked(&proposal.plan, cluster, None).map_err(|why| format!("placement: {why}"))?;
-    Ok(Arc::new(proposal.plan))
+    Ok((Arc::new(proposal.plan), Basis::of(&input)))
 }
 
 fn drawn(run: &Run, cluster: &Cluster, chooser: &mut Chooser) -> Trace {
@@ -84,11 +88,58 @@ impl Engine<'_> {
             .push(&self.activations)
             .expect("the counts are those of the trace's layers and experts");
         self.recent.truncate_front(RECENT_MAX);
-        self.routes.renew(&self.activations, &self.cluster);
-        self.check_lease()?;
+        let layers = self.cluster.layers() * self.experts.len();
+        let runs = u32::try_from(self.launches / layers as u64).unwrap_or(u32::MAX).max(1);
+        self.renew(runs)?;
         self.activations.fill(0);
+        self.launches = 0;
         self.renew_at(self.agenda.now_ns());
         Ok(())
+    }
+
+    fn renew(&mut self, runs: u32) -> Result<(), Violation> {
+        let waiting = |(node, curve): (&Experts, &CostCurve)| -> u64 {
+            node.queues.iter().map(|queue| curve.ns(queue.tokens)).sum()
+        };
+        let backlog_ns: Vec<u64> =
+            self.experts.iter().zip(&self.cluster.curves).map(waiting).collect();
+        self.routes.renew(&self.activations, runs, &backlog_ns, &self.cluster.curves);
+        self.check_lease()
+    }
+
+    /// Tells expert nodes what waits in the cluster, as the coordinator does.
+    pub(super) fn on_digest(&mut self) {
+        let (layers, groups) = (self.cluster.layers(), self.groups_max);
+        let mut digest = Digest { rows: vec![0; layers + 1], pairs: vec![0; layers] };
+        for node in &self.attention {
+            for (rows, queue) in digest.rows.iter_mut().zip(&node.ready) {
+                *rows += queue.rows;
+            }
+        }
+        let own = |node: &Experts, layer: usize| -> u32 {
+            node.queues[layer * groups..][..groups].iter().map(|queue| queue.tokens).sum()
+        };
+        for node in &self.experts {
+            for (layer, pairs) in digest.pairs.iter_mut().enumerate() {
+                *pairs += own(node, layer);
+            }
+        }
+        let now_ns = self.agenda.now_ns();
+        let nodes = u32::try_from(self.experts.len()).unwrap_or(u32::MAX);
+        let top_k = self.cluster.costs.top_k.into();
+        for node in &self.experts {
+            let coming = pairs_coming(&digest, |layer| own(node, layer), nodes, top_k);
+            self.devices[node.device].hear(coming, now_ns);
+        }
+        self.digest_at(now_ns);
+    }
+
+    /// Notes when what waits is told next, if it is told at all.
+    pub(super) fn digest_at(&mut self, now_ns: u64) {
+        if let (true, Some(every_ms)) = (self.gathers.is_empty(), self.run.batching.digest_every_ms)
+        {
+            self.agenda.note(now_ns + ns_of_us(every_ms * 1e3).max(1), Event::Digest);
+        }
     }
 
     /// Every leased node holds its expert.
@@ -112,6 +163,7 @@ impl Engine<'_> {
         let epoch = serving.epoch();
         let mut input = Input::new(Epoch(epoch.0 + 1), &self.cluster.shape, &self.cluster.hosts);
         input.serving = Some(serving);
+        input.basis = Some(&self.basis);
         input.spare = Spare::UpTo(self.cluster.further);
         input.trace = Some(&self.recent);
         input.curves = &self.cluster.layer_curves;
@@ -128,6 +180,10 @@ impl Engine<'_> {
         }
         let most = gained.iter().copied().max().unwrap_or(0);
         if most > 0 {
+            let revision = proposal.explanation.revision.as_ref();
+            if !revision.is_some_and(|revision| revision.limited) {
+                self.basis = Basis::of(&input);
+            }
             self.meter.moved += gained.iter().sum::<u64>();
             self.loading = Some(Arc::new(proposal.plan));
             #[expect(clippy::cast_precision_loss, reason = "a time, not a count")]
@@ -142,12 +198,7 @@ impl Engine<'_> {
         let Some(plan) = self.loading.take() else { return Ok(()) };
         self.judge.epoch(plan.epoch())?;
         self.meter.plans += 1;
-        self.routes.serve(plan, self.cluster.experts);
-        let last = self.recent.steps() - 1;
-        let recent: Vec<u32> = (0..self.recent.layers())
-            .flat_map(|layer| self.recent.counts(last, layer).to_vec())
-            .collect();
-        self.routes.renew(&recent, &self.cluster);
-        self.check_lease()
+        self.routes.serve(plan);
+        self.renew(1)
     }
 }
