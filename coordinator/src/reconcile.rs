@@ -270,8 +270,7 @@ impl Plans {
         let facts = Facts {
             serving: self.serving.as_ref().map(|plan| plan.epoch()),
             newest: self.newest,
-            shape,
-            hosts,
+            ..Facts::new(shape, hosts)
         };
         let violations = placement::check(&plan, &facts);
         if !violations.is_empty() {
