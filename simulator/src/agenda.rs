@@ -17,6 +17,8 @@ pub(crate) enum Event {
     Decided(u8),
     /// The lease of replicas is due to be renewed.
     Renew,
+    /// News of what waits are due.
+    Digest,
     /// Placement is due to be thought over.
     Replan,
     /// The next plan's experts are loaded.

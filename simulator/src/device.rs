@@ -107,6 +107,13 @@ impl Device {
         }
     }
 
+    /// Async: what is on its way to each layer's experts; of a device that holds nothing else.
+    pub(crate) fn hear(&mut self, coming: impl IntoIterator<Item = u32>, now_ns: u64) {
+        if let (false, Work::Async(batcher)) = (self.is_colocated(), &mut self.work) {
+            batcher.hear(coming, now_ns);
+        }
+    }
+
     /// Lockstep: something has become possible.
     pub(crate) fn line_up(&mut self, job: Job) {
         if let Work::Lockstep(jobs) = &mut self.work {

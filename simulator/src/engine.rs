@@ -10,7 +10,7 @@ mod steps;
 use std::path::Path;
 
 use domain::Trace;
-use policy::assignment::Candidate;
+use policy::{assignment::Candidate, placement::Basis};
 
 use crate::{
     agenda::{Agenda, Event},
@@ -58,6 +58,10 @@ pub(crate) struct Engine<'a> {
     meter: Meter,
     /// Tokens per `[layer][expert]` since the lease was renewed.
     activations: Vec<u32>,
+    /// Launches of experts since then.
+    launches: u64,
+    /// What the serving plan was made for.
+    basis: Basis,
     /// What online placement looks at.
     recent: Trace,
     /// The plan that is being loaded.
@@ -105,7 +109,7 @@ impl<'a> Engine<'a> {
         let (layers, experts) = (cluster.layers(), cluster.experts_per_layer());
         let (shape, nodes) = (&cluster.shape, cluster.attention);
         let mut chooser = Chooser::new(&run.skew, shape.layers, shape.experts, run.seed, folder)?;
-        let plan = plan::first(run, &cluster, &mut chooser)?;
+        let (plan, basis) = plan::first(run, &cluster, &mut chooser)?;
         let (groups, groups_max) = groups(run, &cluster, &plan);
         let streams = streams(run.schedule);
         let gather = || Gather { barrier: Barrier::new(nodes, layers as u64), deciding: None };
@@ -130,6 +134,8 @@ impl<'a> Engine<'a> {
             meter: Meter::new(from, to, bin_ns, cluster.parts.len()),
             activations: vec![0; layers * experts],
             recent: Trace::new(layers, experts),
+            launches: 0,
+            basis,
             loading: None,
             groups,
             groups_max,
@@ -172,6 +178,7 @@ impl<'a> Engine<'a> {
 
     fn begin(&mut self) {
         self.renew_at(0);
+        self.digest_at(0);
         self.agenda.note(self.end_ns, Event::Census);
         let census_ns = (self.end_ns / CENSUSES).max(1);
         (1..CENSUSES).for_each(|at| self.agenda.note(at * census_ns, Event::Census));
@@ -200,6 +207,7 @@ impl<'a> Engine<'a> {
             }
             Event::Decided(stream) => self.on_decided(usize::from(stream))?,
             Event::Renew => self.on_renew()?,
+            Event::Digest => self.on_digest(),
             Event::Replan => self.on_replan()?,
             Event::Loaded => self.on_loaded()?,
             Event::Census => self.census()?,

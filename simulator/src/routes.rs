@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use domain::{Epoch, Expert, Plan};
-use policy::routing::{Hosts, Lease, Policy, Router};
+use domain::{CostCurve, Epoch, Expert, NodeId, Plan};
+use policy::routing::{Demand, Hosts, Lease, Policy, Router};
 
 use crate::cluster::Cluster;
 
@@ -16,7 +16,10 @@ pub(crate) struct Routes {
     /// Per layer.
     hosts: Vec<Hosts>,
     /// `[layer][expert]`, flattened: the leased node.
-    lease: Vec<u16>,
+    leased: Vec<u16>,
+    lease: Lease,
+    /// Expert nodes.
+    nodes: Vec<NodeId>,
     /// `[layer][expert]`, flattened: whose turn it is when tokens are split evenly.
     turns: Vec<u16>,
     /// Whether any expert has more than one host.
@@ -34,36 +37,54 @@ impl Routes {
             policy,
             experts: cluster.experts_per_layer(),
             hosts: Vec::new(),
-            lease: vec![0; slots],
+            leased: vec![0; slots],
+            lease: Lease::first_live(&plan, |_| true),
+            nodes: cluster.hosts.iter().map(|host| host.id).collect(),
             turns: vec![0; slots],
             replicated: false,
             router: Router::new(policy),
             plan: Arc::clone(&plan),
         };
-        routes.serve(plan, cluster.experts);
+        routes.serve(plan);
         routes
     }
 
     /// Another plan serves from now on. Its first replicas are leased until the lease is renewed.
-    pub(crate) fn serve(&mut self, plan: Arc<Plan>, nodes: usize) {
-        let narrow = |id: &domain::NodeId| u16::try_from(id.0).expect("nodes are counted in u16");
+    pub(crate) fn serve(&mut self, plan: Arc<Plan>) {
+        let narrow = |id: &NodeId| u16::try_from(id.0).expect("nodes are counted in u16");
         let lists: Vec<Vec<u16>> =
             plan.table().map(|replicas| replicas.iter().map(narrow).collect()).collect();
         self.replicated = lists.iter().any(|list| list.len() > 1);
         self.hosts = lists
             .chunks(self.experts)
-            .map(|layer| Hosts::new(nodes, layer).expect("the plan passed the checker"))
+            .map(|layer| Hosts::new(self.nodes.len(), layer).expect("the plan passed the checker"))
             .collect();
-        self.follow(&Lease::first_live(&plan, |_| true), &plan);
         self.plan = plan;
+        self.follow(Lease::first_live(&self.plan, |_| true));
     }
 
-    /// Renews the lease from the tokens that every expert got lately, `[layer][expert]`.
-    pub(crate) fn renew(&mut self, activations: &[u32], cluster: &Cluster) {
-        let _ = (activations, cluster);
+    /// Renews the lease from what was asked for lately: the tokens of every expert,
+    /// `[layer][expert]`, in about `runs` runs of each layer, and the work that waits on each node.
+    pub(crate) fn renew(
+        &mut self,
+        tokens: &[u32],
+        runs: u32,
+        backlog_ns: &[u64],
+        curves: &[CostCurve],
+    ) {
+        if !self.replicated || self.policy == Policy::EvenSplit {
+            return;
+        }
+        let demand =
+            Demand { plan: &self.plan, nodes: &self.nodes, tokens, runs, curves, backlog_ns };
+        let renewed = self.lease.renewed(&demand, &mut self.router);
+        if let Some(lease) = renewed.expect("the demand is for this plan and these nodes") {
+            self.follow(lease);
+        }
     }
 
-    fn follow(&mut self, lease: &Lease, plan: &Plan) {
+    fn follow(&mut self, lease: Lease) {
+        let plan = &self.plan;
         let slots = plan
             .moe_layers()
             .iter()
@@ -71,8 +92,9 @@ impl Routes {
         for (slot, (layer, expert)) in slots.enumerate() {
             let node =
                 lease.node(layer, expert).expect("every expert of a checked plan has a host");
-            self.lease[slot] = u16::try_from(node.0).expect("nodes are counted in u16");
+            self.leased[slot] = u16::try_from(node.0).expect("nodes are counted in u16");
         }
+        self.lease = lease;
     }
 
     /// The serving plan.
@@ -102,7 +124,7 @@ impl Routes {
     ) {
         let slot = usize::from(layer) * self.experts + usize::from(expert);
         if !self.replicated || self.policy != Policy::EvenSplit {
-            return send(usize::from(self.lease[slot]), tokens);
+            return send(usize::from(self.leased[slot]), tokens);
         }
         let hosts = self.hosts[usize::from(layer)].of(usize::from(expert));
         let count = u16::try_from(hosts.len()).expect("nodes are counted in u16");
@@ -121,7 +143,7 @@ impl Routes {
 
     /// A leased node that does not hold its expert: (layer, expert, node).
     pub(crate) fn astray(&self) -> Option<(usize, usize, usize)> {
-        let slots = self.lease.iter().enumerate();
+        let slots = self.leased.iter().enumerate();
         let mut slots = slots.map(|(slot, &node)| (slot / self.experts, slot % self.experts, node));
         let astray =
             slots.find(|&(layer, expert, node)| !self.hosts[layer].of(expert).contains(&node));

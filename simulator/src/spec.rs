@@ -160,6 +160,8 @@ pub struct Batching {
     pub expert: Tuning,
     /// What one queue of an expert node is.
     pub queues: Queues,
+    /// How often expert nodes of a split layout hear what waits in the cluster; absent for never.
+    pub digest_every_ms: Option<f64>,
 }
 
 /// What one queue of an expert node is.
@@ -350,6 +352,11 @@ impl Run {
         }
         let Bounds { sequences_max, waiting_max, kv_tokens } = self.bounds;
         expect(sequences_max > 0 && waiting_max > 0 && kv_tokens > 0, "bounds", "all at least 1")?;
+        expect(
+            self.batching.digest_every_ms.is_none_or(|every| every > 0.0),
+            "batching: digest_every_ms",
+            "above 0",
+        )?;
         let queues = self.batching.queues == Queues::Expert && !split;
         expect(!queues, "batching: queues", "layer, the only one there is in a colocated layout")?;
         self.batching.attention.check().map_err(|error| format!("batching.attention: {error}"))?;

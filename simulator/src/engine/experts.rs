@@ -112,6 +112,7 @@ impl Engine<'_> {
         });
         let device = self.experts[node].device;
         let launch = scaled(self.cluster.costs.launch_ns, self.devices[device].part.expert_factor);
+        self.launches += 1;
         self.meter.launched(self.agenda.now_ns(), experts, tokens);
         (tokens, launch + ns)
     }
