@@ -10,9 +10,9 @@ mod instances;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use domain::CostCurve;
+use domain::{CostCurve, Epoch, Layer, ModelShape, NodeId, Plan};
 use instances::{Dice, Serving};
-use policy::routing::{Hosts, Instance, Policy, Router};
+use policy::routing::{Demand, Hosts, Instance, Lease, Policy, Router};
 
 const POLICIES: [Policy; 5] =
     [Policy::EvenSplit, Policy::Metro, Policy::Aebs, Policy::Exact, Policy::Time];
@@ -83,5 +83,40 @@ fn routing(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, routing);
+/// A lease of DeepSeek-V3's 58 layers on 32 nodes, from the counts of 32 runs of each.
+fn leases(criterion: &mut Criterion) {
+    const LAYERS: u16 = 58;
+    let case = case(256, 32);
+    let shape = ModelShape {
+        layers: LAYERS,
+        moe_layers: (0..LAYERS).map(Layer).collect(),
+        experts: 256,
+        top_k: 8,
+        hidden: 7168,
+        expert_bytes: 44 << 20,
+        vocab: 1,
+        positions_max: 1,
+    };
+    let nodes: Vec<NodeId> = (0..32).map(NodeId).collect();
+    let replicas = |expert| case.hosts.of(expert).iter().map(|&node| nodes[usize::from(node)]);
+    let layer: Vec<Vec<NodeId>> = (0..256).map(|expert| replicas(expert).collect()).collect();
+    let table = vec![layer; usize::from(LAYERS)].concat();
+    let plan = Plan::new(Epoch(1), None, &shape, table).expect("the table fits its shape");
+    let tokens: Vec<u32> =
+        case.batches.iter().cycle().take(usize::from(LAYERS)).flatten().copied().collect();
+    let Case { curves, .. } = &case;
+    let backlog_ns = &[0; 32];
+    let demand =
+        Demand { plan: &plan, nodes: &nodes, tokens: &tokens, runs: 32, curves, backlog_ns };
+    let mut group = criterion.benchmark_group("lease of 58 layers, 256 experts on 32 nodes");
+    for policy in POLICIES {
+        let mut router = Router::new(policy);
+        group.bench_function(BenchmarkId::from_parameter(policy), |bencher| {
+            bencher.iter(|| Lease::routed(black_box(&demand), &mut router));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, routing, leases);
 criterion_main!(benches);
