@@ -5,6 +5,7 @@ mod generate;
 mod http;
 mod local;
 mod logits;
+mod plan;
 mod route;
 mod serve;
 mod simulate;
@@ -30,6 +31,8 @@ enum Command {
     Generate(Box<generate::Flags>),
     /// Load any server that speaks OpenAI's HTTP API and say how fast it answers.
     Bench(bench::Flags),
+    /// Show, compare and change where a cluster's experts lie.
+    Plan(plan::Flags),
     /// Choose replicas for one batch of one layer, from JSON to JSON.
     Route(route::Flags),
     /// Run a scenario in virtual time, with the decisions of a live cluster.
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Serve(flags) => serve::run(flags),
         Command::Generate(flags) => generate::run(*flags),
         Command::Bench(flags) => bench::run(&flags),
+        Command::Plan(flags) => plan::run(&flags),
         Command::Route(flags) => route::run(&flags),
         Command::Simulate(flags) => simulate::run(&flags),
         Command::Synth(flags) => synth::run(&flags),

@@ -14,12 +14,13 @@ use domain::{ClusterView, Epoch, Guidance, ModelShape, NodeId, Plan};
 use policy::{
     liveness::Terms,
     placement::adoption::{self, Readiness, Reason},
+    routing::Demand,
 };
 use proto::control::{Beat, Registration, Report};
 
 use crate::{
     draft::{Draft, Drafted},
-    guide::{Guide, Situation},
+    guide::Guide,
     nodes::{Admitted, Lost, Refusal, Registry, SessionId},
     observations::Observations,
     reconcile::{Intent, Made, Plans, Sight, Step},
@@ -348,9 +349,11 @@ impl Cluster {
         if let Some(plan) = serving.filter(|plan| !blind || self.inherited != Some(plan.epoch())) {
             let nodes = self.registry.at_work(now, plan);
             let seen = &self.observations;
-            self.guide.renew(&Situation {
+            let (tokens, runs) = seen.wanted(nodes.len());
+            self.guide.renew(&Demand {
                 plan,
-                tokens: &seen.tokens_per_run(nodes.len()),
+                tokens: &tokens,
+                runs,
                 curves: &seen.expert_curves(now, &nodes),
                 backlog_ns: &seen.backlog_ns(now, &nodes),
                 nodes: &nodes,

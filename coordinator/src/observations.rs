@@ -215,23 +215,20 @@ impl Observations {
         nodes.iter().map(|id| backlog(id).unwrap_or(0)).collect()
     }
 
-    /// Tokens of each expert that meet in one run, `[moe layer][expert]`, by the recent past.
-    ///
-    /// Runs are what costs, and a step of the trace spans many: its counts are divided by the runs
-    /// that an expert node made of a layer meanwhile.
-    pub(crate) fn tokens_per_run(&self, expert_nodes: usize) -> Vec<u32> {
+    /// What was wanted lately: tokens of each expert, `[moe layer][expert]`, and how often one of the
+    /// `expert_nodes` ran a layer meanwhile, on average; at least once.
+    pub(crate) fn wanted(&self, expert_nodes: usize) -> (Vec<u32>, u32) {
         let layers = self.trace.layers();
-        let mut tokens = vec![0_u64; layers * self.trace.experts()];
+        let mut tokens = vec![0_u32; layers * self.trace.experts()];
         let steps = self.trace.steps();
         for step in steps.saturating_sub(RECENT_STEPS)..steps {
             let counts = (0..layers).flat_map(|layer| self.trace.counts(step, layer));
             let sums = tokens.iter_mut().zip(counts);
-            sums.for_each(|(sum, &pairs)| *sum += u64::from(pairs));
+            sums.for_each(|(sum, &pairs)| *sum = sum.saturating_add(pairs));
         }
         let runs: u64 = self.recent_runs.iter().sum();
-        let runs = (runs / (layers * expert_nodes).max(1) as u64).max(1);
-        let per_run = |pairs: u64| u32::try_from(pairs.div_ceil(runs)).unwrap_or(u32::MAX);
-        tokens.into_iter().map(per_run).collect()
+        let runs = runs / (layers * expert_nodes).max(1) as u64;
+        (tokens, u32::try_from(runs).unwrap_or(u32::MAX).max(1))
     }
 }
 
@@ -370,11 +367,7 @@ mod tests {
             seen.end_step();
         }
         assert_eq!((seen.trace().steps(), seen.trace().counts(3, 0)), (4, &[60, 1][..]));
-        assert_eq!(
-            seen.tokens_per_run(2),
-            [15, 1],
-            "4 of 6 steps are kept, each node ran 16 times"
-        );
+        assert_eq!(seen.wanted(2), (vec![240, 4], 16), "4 of 6 steps are kept");
         let digest = seen.digest(now, &shape());
         assert_eq!((digest.rows, digest.pairs), (vec![1, 2, 3], vec![0, 40]));
         assert_eq!(seen.digest(now + FRESH, &shape()).pairs, [0, 0]);

@@ -1,0 +1,176 @@
+//! `amoe plan`: what a coordinator says about the placement of experts, and what it is to do about it.
+
+mod table;
+
+use std::{
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use coordinator::LEADER_METADATA;
+use proto::v1::{
+    DiffPlansRequest, ExportPlanRequest, ListPlansRequest, PinPlanRequest, PlanChange, PlanTable,
+    RebalanceRequest, ShowPlanRequest, admin_client::AdminClient,
+};
+use tonic::{Code, Response, Status, transport::Channel};
+use transport::{Hub, KeepAlive};
+
+/// How often a coordinator that does not lead is asked for the one that does.
+const REDIRECTS_MAX: usize = 3;
+/// Largest plan: a table of node names.
+const PLAN_BYTES_MAX: usize = 64 << 20;
+
+/// Flags of `amoe plan`.
+#[derive(Debug, Args)]
+pub(crate) struct Flags {
+    /// Where a coordinator is reached; one that does not lead says who does.
+    #[arg(
+        long,
+        global = true,
+        default_value = "127.0.0.1:7400",
+        value_name = "HOST:PORT",
+        env = "AMOE_COORDINATOR"
+    )]
+    coordinator: String,
+    #[command(subcommand)]
+    wish: Wish,
+}
+
+#[derive(Debug, Subcommand)]
+enum Wish {
+    /// The plan that serves, the one that is prepared, and the expert nodes.
+    Show,
+    /// The plans so far, newest first, and why each was made.
+    History {
+        /// Not more than so many.
+        #[arg(long, default_value_t = 0, value_name = "N", hide_default_value = true)]
+        limit: u32,
+    },
+    /// What moves between two plans.
+    Diff {
+        /// A plan's number; the plan that serves by default.
+        #[arg(default_value_t = 0, hide_default_value = true)]
+        from: u64,
+        /// A plan's number; the one that is prepared by default.
+        #[arg(default_value_t = 0, hide_default_value = true)]
+        to: u64,
+    },
+    /// Plan anew by the configured policy, from what was observed.
+    Rebalance,
+    /// Keep the plan as it is for as long as no expert is lost.
+    Pin {
+        /// Give planning free again.
+        #[arg(long)]
+        off: bool,
+    },
+    /// Write a plan as JSON: per layer and expert the names of the nodes that hold it.
+    Export {
+        /// Where to; `-` for standard output.
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        /// A plan's number; the plan that serves by default.
+        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        epoch: u64,
+    },
+    /// Make an exported, perhaps edited plan the next one.
+    Import {
+        /// Where from; `-` for standard input.
+        file: PathBuf,
+    },
+}
+
+/// Asks the coordinator and prints its answer.
+pub(crate) fn run(flags: &Flags) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(answer(flags))?;
+    let mut out = std::io::stdout().lock();
+    Ok(out.write_all(answer.as_bytes())?)
+}
+
+async fn answer(flags: &Flags) -> Result<String> {
+    let at = &flags.coordinator;
+    match &flags.wish {
+        Wish::Show => {
+            let shown = ask(at, async |mut admin| admin.show_plan(ShowPlanRequest {}).await);
+            Ok(table::show(&shown.await?))
+        }
+        &Wish::History { limit } => {
+            let request = ListPlansRequest { limit };
+            let listed = ask(at, async |mut admin| admin.list_plans(request).await).await?;
+            Ok(table::history(&listed.plans))
+        }
+        &Wish::Diff { from, to } => {
+            let request = DiffPlansRequest { from, to };
+            let diff = ask(at, async |mut admin| admin.diff_plans(request).await).await?;
+            let shown = ask(at, async |mut admin| admin.show_plan(ShowPlanRequest {}).await);
+            Ok(table::diff(&diff, &shown.await?.nodes))
+        }
+        Wish::Rebalance => {
+            let change = ask(at, async |mut admin| admin.rebalance(RebalanceRequest {}).await);
+            Ok(sentence(&change.await?))
+        }
+        &Wish::Pin { off } => {
+            let request = PinPlanRequest { pinned: !off };
+            let answer = ask(at, async |mut admin| admin.pin_plan(request).await).await?;
+            let state = if answer.pinned { "the plan is pinned" } else { "planning is free" };
+            Ok(format!("{state}\n"))
+        }
+        Wish::Export { file, epoch } => {
+            let request = ExportPlanRequest { epoch: *epoch };
+            let plan = ask(at, async |mut admin| admin.export_plan(request).await).await?;
+            let text = table::json(plan)?;
+            if file == Path::new("-") {
+                return Ok(text);
+            }
+            std::fs::write(file, text)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+            Ok(String::new())
+        }
+        Wish::Import { file } => {
+            let plan = read(file).with_context(|| format!("cannot import {}", file.display()))?;
+            let change = ask(at, async |mut admin| admin.import_plan(plan.clone()).await);
+            Ok(sentence(&change.await?))
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<PlanTable> {
+    let mut text = String::new();
+    if file == Path::new("-") {
+        std::io::stdin().read_to_string(&mut text)?;
+    } else {
+        text = std::fs::read_to_string(file)?;
+    }
+    table::parse(&text)
+}
+
+fn sentence(change: &PlanChange) -> String {
+    format!("{}\n", change.outcome)
+}
+
+/// Asks whoever leads, beginning at `address`.
+async fn ask<T>(
+    address: &str,
+    call: impl AsyncFn(AdminClient<Channel>) -> Result<Response<T>, Status>,
+) -> Result<T> {
+    let mut address = address.to_owned();
+    for _ in 0..=REDIRECTS_MAX {
+        let channel = transport::channel(&address, &Hub::new(), KeepAlive::default())
+            .context("flag `--coordinator`")?;
+        let admin = AdminClient::new(channel)
+            .max_decoding_message_size(PLAN_BYTES_MAX)
+            .max_encoding_message_size(PLAN_BYTES_MAX);
+        let status = match call(admin).await {
+            Ok(answer) => return Ok(answer.into_inner()),
+            Err(status) => status,
+        };
+        let leader = status.metadata().get(LEADER_METADATA);
+        match leader.and_then(|leader| leader.to_str().ok()) {
+            Some(leader) if status.code() == Code::Unavailable => leader.clone_into(&mut address),
+            _ => return Err(anyhow!("the coordinator at {address}: {}", status.message())),
+        }
+    }
+    bail!("the coordinators send each other's clients round in circles; the last one was {address}")
+}
