@@ -1,9 +1,6 @@
 //! `amoe route`: one routing decision, from JSON to JSON.
 
-use std::{
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
@@ -51,9 +48,13 @@ struct Answer<'a> {
 
 /// Prints the decision.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
-    let question = read(&flags.file)?;
-    let answer = answer(&question, flags.policy)
-        .with_context(|| format!("cannot route {}", flags.file.display()))?;
+    let file = match flags.file.to_str() {
+        Some("-") => None,
+        _ => Some(flags.file.as_path()),
+    };
+    let name = file.map_or("standard input".to_owned(), |file| file.display().to_string());
+    let question = read(file).with_context(|| format!("cannot read {name}"))?;
+    let answer = answer(&question, flags.policy).with_context(|| format!("cannot route {name}"))?;
     #[expect(clippy::print_stdout, reason = "what the person asked for")]
     {
         println!("{answer}");
@@ -61,14 +62,9 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     Ok(())
 }
 
-fn read(file: &Path) -> Result<String> {
-    if file != Path::new("-") {
-        return std::fs::read_to_string(file)
-            .with_context(|| format!("cannot read {}", file.display()));
-    }
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
-    Ok(text)
+/// Reads a file, or standard input.
+fn read(file: Option<&Path>) -> std::io::Result<String> {
+    file.map_or_else(|| std::io::read_to_string(std::io::stdin()), std::fs::read_to_string)
 }
 
 fn answer(question: &str, policy: Policy) -> Result<String> {
@@ -91,7 +87,8 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T> {
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let at = error.path().to_string();
         let error = error.into_inner();
-        if at == "." { anyhow!(error) } else { anyhow!("{at}: {error}") }
+        // That is how the whole, and a place that was not reached, are spelled.
+        if [".", "?"].contains(&at.as_str()) { anyhow!(error) } else { anyhow!("{at}: {error}") }
     })?;
     json.end()?;
     Ok(value)
@@ -167,6 +164,7 @@ mod tests {
             ),
             (r#"{"hosts":[],"tokens":[],"nodes":1} x"#, "trailing characters"),
             ("", "EOF while parsing"),
+            ("{", "EOF while parsing"),
         ];
         for (question, complaint) in cases {
             let error = answer(question, Policy::Time).unwrap_err().to_string();
