@@ -6,6 +6,7 @@ mod engine;
 mod launch;
 mod loader;
 mod metrics;
+mod profile;
 mod queues;
 mod shard;
 mod tallies;
@@ -26,6 +27,7 @@ pub use config::Config;
 use engine::{ExpertEngine, Joints, Schedule};
 use loader::Loader;
 use metrics::Metrics;
+pub use profile::profile;
 use shard::Shard;
 
 /// The condition that this node names to its process's readiness.

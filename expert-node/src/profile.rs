@@ -1,0 +1,148 @@
+//! Measures what expert work costs on this processor, at the edges of tiles, with the kernels that serve.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use domain::{CostCurve, Curves, Expert, Layer};
+use model::{Checkpoint, Cpu, ExpertHalf, ExpertWork, FfnRow, ModelError};
+
+/// Tokens per expert at which times are taken: one, and multiples of the kernels' tile of 16 rows.
+/// In between the time of the next edge holds.
+const EDGES: [usize; 7] = [1, 16, 32, 64, 128, 256, 512];
+/// Experts of a layer that are run together, if the model has so many: a node's part of a layer.
+const EXPERTS_MAX: usize = 16;
+/// Layers are loaded until their experts are this large together. Runs take them in turns, so that
+/// weights come from memory as they do while a whole model is served, and not from a cache.
+const WEIGHTS_MIN: usize = 256 << 20;
+/// A point is the median of so many runs,
+const RUNS: usize = 7;
+/// or of fewer when they take longer than this together.
+const POINT_MAX: Duration = Duration::from_millis(200);
+/// Bytes of rows: 0.01 as bf16 and as f32.
+const ROW_BYTE: u8 = 0x3c;
+
+/// Measures the curves of a node that computes the experts of `checkpoint` on `cpu`.
+///
+/// The *layer curve* is the time of one run of 16 experts (all, if the model has fewer) against the
+/// run's (token, expert) pairs, which are spread evenly; with fewer pairs than experts, one pair per
+/// expert. The *expert curve* is one expert's part of such a run, against its tokens. Takes a few
+/// seconds at most on a processor that serves the model well, and memory for the experts of a few
+/// layers, which is given back.
+///
+/// # Errors
+/// The checkpoint's experts cannot be read.
+pub fn profile(checkpoint: &Arc<Checkpoint>, cpu: &Arc<Cpu>) -> Result<Curves, ModelError> {
+    let mut bench = Bench::load(checkpoint, cpu)?;
+    let experts = bench.experts.len();
+    let mut layer = Vec::new();
+    for few in (0..).map(|power| 1 << power).take_while(|&few| few < experts) {
+        layer.push((few, bench.time(few, 1)?));
+    }
+    let mut expert = Vec::new();
+    for tokens in EDGES {
+        let ns = bench.time(experts, tokens)?;
+        layer.push((experts * tokens, ns));
+        expert.push((tokens, ns / experts as u64));
+    }
+    Ok(Curves { expert: rising(&expert), layer: rising(&layer) })
+}
+
+/// A curve through measured times. Noise may have made more tokens a little faster: then the time
+/// of fewer holds.
+fn rising(points: &[(usize, u64)]) -> CostCurve {
+    let mut floor = 1;
+    let edges = points.iter().map(|&(tokens, ns)| {
+        floor = floor.max(ns);
+        (u32::try_from(tokens).unwrap_or(u32::MAX), floor)
+    });
+    CostCurve::new(edges.collect()).expect("tokens ascend and times do not fall")
+}
+
+/// Experts of some layers, and rows to run through them.
+#[derive(Debug)]
+struct Bench {
+    half: ExpertHalf,
+    layers: Vec<Layer>,
+    experts: Vec<Expert>,
+    row: Vec<u8>,
+    out: Vec<u8>,
+    /// Runs so far; tells whose turn it is.
+    runs: usize,
+}
+
+// === impl Bench ===
+
+impl Bench {
+    fn load(checkpoint: &Arc<Checkpoint>, cpu: &Arc<Cpu>) -> Result<Self, ModelError> {
+        let mut half = ExpertHalf::new(Arc::clone(checkpoint), Arc::clone(cpu));
+        let shape = half.spec().shape();
+        let experts: Vec<Expert> = (0..shape.experts).map(Expert).take(EXPERTS_MAX).collect();
+        let mut layers = Vec::new();
+        for &layer in &shape.moe_layers {
+            for &expert in &experts {
+                half.load_expert(layer, expert)?;
+            }
+            layers.push(layer);
+            if half.bytes() >= WEIGHTS_MIN {
+                break;
+            }
+        }
+        let row = vec![ROW_BYTE; cpu.compute().row_bytes(half.spec().hidden)];
+        Ok(Self { half, layers, experts, row, out: Vec::new(), runs: 0 })
+    }
+
+    /// Nanoseconds of a run of the first `experts` experts with `tokens` tokens each.
+    fn time(&mut self, experts: usize, tokens: usize) -> Result<u64, ModelError> {
+        self.run(experts, tokens)?;
+        let mut times = Vec::new();
+        while times.len() < RUNS && times.iter().sum::<Duration>() < POINT_MAX {
+            times.push(self.run(experts, tokens)?);
+        }
+        times.sort_unstable();
+        Ok(u64::try_from(times[times.len() / 2].as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn run(&mut self, experts: usize, tokens: usize) -> Result<Duration, ModelError> {
+        let rows: Vec<FfnRow<'_>> = (0..experts * tokens)
+            .map(|output| FfnRow { input: &self.row, weight: 1.0, output })
+            .collect();
+        let work: Vec<ExpertWork<'_>> = self.experts[..experts]
+            .iter()
+            .zip(rows.chunks(tokens))
+            .map(|(&expert, rows)| ExpertWork { expert, rows })
+            .collect();
+        self.out.resize(rows.len() * self.row.len(), 0);
+        let layer = self.layers[self.runs % self.layers.len()];
+        self.runs += 1;
+        let begin = Instant::now();
+        self.half.run(layer, &work, &mut self.out)?;
+        Ok(begin.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_measured_curve_never_falls() {
+        let curve = rising(&[(1, 5), (16, 4), (32, 9)]);
+        assert_eq!(curve.edges(), [(1, 5), (16, 5), (32, 9)]);
+        assert_eq!(rising(&[(1, 0)]).edges(), [(1, 1)]);
+    }
+
+    #[test]
+    fn the_demo_model_gets_both_curves_at_the_edges() {
+        let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+        let checkpoint = Arc::new(Checkpoint::open(&demo).unwrap());
+        let cpu = Arc::new(Cpu::new(&model::CpuOptions::default()).unwrap());
+        let Curves { expert, layer } = profile(&checkpoint, &cpu).unwrap();
+        let tokens = |curve: &CostCurve| -> Vec<u32> {
+            curve.edges().iter().map(|&(tokens, _)| tokens).collect()
+        };
+        assert_eq!(tokens(&expert), [1, 16, 32, 64, 128, 256, 512]);
+        assert_eq!(tokens(&layer), [1, 2, 4, 8, 16, 256, 512, 1024, 2048, 4096, 8192]);
+    }
+}
