@@ -6,6 +6,7 @@
 //! independent of how the work was cut.
 
 mod acts;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod pack;
 mod split;
@@ -29,7 +30,9 @@ pub(crate) const LANES: usize = 16;
 pub(crate) const STEP: usize = 32;
 /// Most panels and tokens of one block.
 const PANELS_MAX: usize = 4;
-const TOKENS_MAX: usize = 256;
+const TOKENS_MAX: usize = 48;
+/// Steps that tiles work on between two turns of what else is to be done.
+const STEPS_AT_ONCE: usize = 4;
 /// Sums of one block: no kernel works on more than two panels of that many tokens.
 const SUMS: usize = 2 * TOKENS_MAX * LANES;
 
@@ -76,17 +79,30 @@ pub(crate) fn kernel_for(isa: Isa, compute: Compute) -> Isa {
     }
 }
 
-/// Panels and tokens of one block when a product has `rows` rows.
+/// Panels of one block when a product has `rows` rows.
 ///
 /// Few rows: as many weight streams as possible. Many rows: as much reuse per loaded byte.
-fn block_shape(kernel: Isa, rows: usize) -> (usize, usize) {
+fn block_panels(kernel: Isa, rows: usize) -> usize {
     match kernel {
-        Isa::Amx if rows <= 16 => (4, 16),
-        Isa::Amx => (2, TOKENS_MAX),
-        Isa::Avx512 if rows <= 4 => (4, 4),
-        Isa::Avx512 => (2, 8),
-        Isa::Avx2 | Isa::Portable => (1, 4),
+        Isa::Amx if rows <= 16 => 4,
+        Isa::Avx512 if rows <= 4 => 4,
+        Isa::Amx | Isa::Avx512 => 2,
+        Isa::Avx2 | Isa::Portable => 1,
     }
+}
+
+/// Tokens of the next block when `left` are left.
+fn block_tokens(kernel: Isa, left: usize) -> usize {
+    let most = match kernel {
+        Isa::Amx if left <= 16 => 16,
+        // A single tile would be left over.
+        Isa::Amx if left.div_ceil(16) == 4 => 32,
+        Isa::Amx => TOKENS_MAX,
+        Isa::Avx512 if left <= 4 => 4,
+        Isa::Avx512 => 8,
+        Isa::Avx2 | Isa::Portable => 4,
+    };
+    most.min(left)
 }
 
 /// One block's operands.
@@ -100,6 +116,8 @@ struct Block {
     steps: usize,
     acts: *const u8,
     tokens: usize,
+    /// Whether these are the panels' first tokens, for which the weights come from memory.
+    fetch: bool,
 }
 
 impl Block {
@@ -126,11 +144,13 @@ pub(crate) fn multiply<const SOURCES: usize>(
     assert!(range.end <= first.panels() && tokens.end <= acts.rows());
     assert!(sources.iter().all(|source| source.same_shape(first)));
     assert_eq!(acts.steps(), first.steps());
-    let (panels_max, tokens_max) = block_shape(acts.kernel(), tokens.len());
+    let panels_max = block_panels(acts.kernel(), tokens.len());
     // Each source is read as `streams` contiguous streams that advance together.
     let streams = (panels_max / SOURCES).max(1);
     let stream_len = range.len().div_ceil(streams);
-    let mut sums = [0.0; SUMS];
+    let mut sums = [[0.0; SUMS]; 2];
+    let [mut sums, mut before] = sums.each_mut();
+    let mut finish = Finish::default();
     for position in 0..stream_len {
         let panels = (0..streams)
             .map(|stream| range.start + stream * stream_len + position)
@@ -142,6 +162,7 @@ pub(crate) fn multiply<const SOURCES: usize>(
             steps: first.steps(),
             acts: std::ptr::null(),
             tokens: 0,
+            fetch: true,
         };
         for panel in panels.clone() {
             for source in sources {
@@ -151,33 +172,89 @@ pub(crate) fn multiply<const SOURCES: usize>(
         }
         let mut token = tokens.start;
         while token < tokens.end {
-            let count = tokens_max.min(tokens.end - token);
+            let count = block_tokens(acts.kernel(), tokens.end - token);
             block.tokens = acts.padded(count);
             block.acts = acts.tile(token);
-            run(acts.kernel(), &block, &mut sums);
-            let (stride, size) = (block.tokens * LANES, count * LANES);
-            for (index, panel) in panels.clone().enumerate() {
-                let parts = std::array::from_fn(|source| {
-                    let at = (index * SOURCES + source) * stride;
-                    &sums[at..at + size]
-                });
-                done(panel, token, parts);
-            }
+            let part = finish.part_of(block.steps);
+            run(acts.kernel(), &block, sums, || finish.rows(part, before, &mut done));
+            finish.rows(usize::MAX, before, &mut done);
+            finish = Finish::new(panels.clone(), token..token + count, block.tokens);
+            (sums, before) = (before, sums);
             token += count;
+            block.fetch = false;
+        }
+    }
+    finish.rows(usize::MAX, before, &mut done);
+}
+
+/// What is left to hand over of a block's sums: its panels, row by row.
+///
+/// Tiles rest badly: half a microsecond without them and they take as long to come back. So the
+/// sums of one block are handed over in small parts while the next one is multiplied.
+#[derive(Default)]
+struct Finish<const SOURCES: usize> {
+    panels: [usize; PANELS_MAX],
+    /// First token, and tokens.
+    token: usize,
+    count: usize,
+    /// Tokens with padding: rows from panel to panel.
+    stride: usize,
+    /// Rows handed over of all rows of all panels.
+    next: usize,
+    end: usize,
+}
+
+impl<const SOURCES: usize> Finish<SOURCES> {
+    fn new(from: impl Iterator<Item = usize>, tokens: Range<usize>, stride: usize) -> Self {
+        let mut panels = [0; PANELS_MAX];
+        let mut used = 0;
+        for (place, panel) in panels.iter_mut().zip(from) {
+            *place = panel;
+            used += 1;
+        }
+        let (token, count) = (tokens.start, tokens.len());
+        Self { panels, token, count, stride, next: 0, end: used * count }
+    }
+
+    /// Rows to hand over at each turn of a block of `steps` steps.
+    fn part_of(&self, steps: usize) -> usize {
+        self.end.div_ceil((steps / STEPS_AT_ONCE).max(1))
+    }
+
+    /// Hands over up to `rows` more.
+    fn rows(
+        &mut self,
+        rows: usize,
+        sums: &[f32; SUMS],
+        done: &mut impl FnMut(usize, usize, [&[f32]; SOURCES]),
+    ) {
+        let end = self.end.min(self.next.saturating_add(rows));
+        while self.next < end {
+            let (index, row) = (self.next / self.count, self.next % self.count);
+            let rows = (self.count - row).min(end - self.next);
+            let parts = std::array::from_fn(|source| {
+                let at = ((index * SOURCES + source) * self.stride + row) * LANES;
+                &sums[at..at + rows * LANES]
+            });
+            done(self.panels[index], self.token + row, parts);
+            self.next += rows;
         }
     }
 }
 
-/// Runs one block; `sums` gets `[panel][token][LANES]`.
-fn run(kernel: Isa, block: &Block, sums: &mut [f32; SUMS]) {
+/// Runs one block; `sums` gets `[panel][token][LANES]`. Calls `meanwhile` every
+/// [`STEPS_AT_ONCE`] steps where that is of use.
+fn run(kernel: Isa, block: &Block, sums: &mut [f32; SUMS], meanwhile: impl FnMut()) {
     assert!(block.count <= PANELS_MAX && block.tokens <= TOKENS_MAX);
     assert!(block.count * block.tokens * LANES <= SUMS);
     let sums = sums.as_mut_ptr();
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if kernel == Isa::Amx {
         // SAFETY: the operands are whole panels and whole bf16 tiles of `steps` steps (`multiply`
         // took them from Packed and Acts), and `sums` has room (checked above).
-        return unsafe { amx::block(block, sums) };
+        return unsafe { amx::block(block, sums, meanwhile) };
     }
+    drop(meanwhile);
     // SAFETY: as above, with f32 tiles.
     lanes::run(kernel, unsafe { vector::Product::new(block, sums) });
 }

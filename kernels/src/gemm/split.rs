@@ -5,7 +5,7 @@ use std::ops::Range;
 /// Weight bytes one task reads at most: about 16 us of one core's memory bandwidth.
 const TASK_BYTES: usize = 256 << 10;
 /// Tokens whose activations stay in a core's L2 while weights pass.
-const TOKEN_BLOCK: usize = super::TOKENS_MAX;
+const TOKEN_BLOCK: usize = 256;
 /// Multiply-adds of one task: about 30 us of one core's tile unit.
 const TASK_MULTIPLY_ADDS: usize = 24 << 20;
 /// Less than both of these is not worth handing to another thread.
