@@ -126,6 +126,11 @@ impl Hosts {
         self.fewest_first.iter().map(|&expert| usize::from(expert))
     }
 
+    /// The expert at a place of [`Self::fewest_first`].
+    pub(super) fn ranked(&self, rank: usize) -> usize {
+        usize::from(self.fewest_first[rank])
+    }
+
     /// Where a node's part begins in an array that has room for all replicas of every node.
     pub(super) fn room(&self, node: usize) -> usize {
         self.rooms[node] as usize

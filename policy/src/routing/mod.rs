@@ -212,7 +212,7 @@ impl Instance<'_> {
 
 /// The longest time that is told apart: 39 hours, so that the sum over 2^16 experts and a backlog
 /// fits its type.
-const NS_MAX: u64 = 1 << 47;
+const NS_MAX: u64 = (1 << 47) - 1;
 
 // === impl Policy ===
 

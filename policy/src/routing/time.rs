@@ -1,9 +1,7 @@
 //! Routing by predicted time: each host's cost curve and backlog instead of a count of experts.
 
-use std::cmp::Reverse;
-
 use super::{
-    Instance,
+    Instance, NS_MAX,
     board::{Board, Measure},
     count,
     cut::Cuts,
@@ -74,11 +72,12 @@ impl Timed {
     }
 }
 
-/// The order of a greedy on time.
+/// The order of a greedy on time. Its vector keeps its room from call to call.
 #[derive(Debug, Default)]
 struct Order {
-    /// Whether it has a choice, what it costs where it costs least, how many hosts, which expert.
-    experts: Vec<(bool, Reverse<u64>, u16, u16)>,
+    /// What an expert is sorted by, and which it is, in one number: whether it has a choice (1 bit),
+    /// how much less than [`NS_MAX`] it costs where it costs least (47), and its rank (16).
+    keys: Vec<u64>,
 }
 
 impl Order {
@@ -87,19 +86,21 @@ impl Order {
     fn costliest_first<'a>(
         &'a mut self,
         board: &Board,
-        instance: &Instance<'_>,
+        instance: &Instance<'a>,
     ) -> impl Iterator<Item = usize> + use<'a> {
-        let hosts = instance.hosts;
-        self.experts.clear();
-        self.experts.reserve(hosts.experts());
-        for expert in hosts.fewest_first().filter(|&expert| instance.tokens[expert] > 0) {
-            let replicas = hosts.replicas(expert);
-            let count = replicas.len();
-            let least = replicas.map(|replica| board.cost(replica)).min().unwrap_or(0);
-            #[expect(clippy::cast_possible_truncation, reason = "nodes and experts fit u16")]
-            self.experts.push((count > 1, Reverse(least), count as u16, expert as u16));
+        let Instance { hosts, tokens, .. } = *instance;
+        self.keys.clear();
+        self.keys.reserve(hosts.experts());
+        for (rank, expert) in (0_u64..).zip(hosts.fewest_first()) {
+            if tokens[expert] > 0 {
+                let replicas = hosts.replicas(expert);
+                let choice = u64::from(replicas.len() > 1);
+                let least = replicas.map(|replica| board.cost(replica)).min().unwrap_or(0);
+                self.keys.push((choice << 63) | ((NS_MAX - least) << 16) | rank);
+            }
         }
-        self.experts.sort_unstable();
-        self.experts.iter().map(|&(.., expert)| usize::from(expert))
+        self.keys.sort_unstable();
+        #[expect(clippy::cast_possible_truncation, reason = "the rank is what is wanted")]
+        self.keys.iter().map(|&key| hosts.ranked(usize::from(key as u16)))
     }
 }
