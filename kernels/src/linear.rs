@@ -167,11 +167,8 @@ impl<const ADD: bool> Kernel for Finish<'_, ADD> {
 /// Packs the rows of `x`, in parallel when there are many.
 fn pack_rows(cpu: &Cpu, acts: &Acts<'_>, x: &[f32], inputs: usize) {
     let pack = |rows: Range<usize>| {
-        for row in rows {
-            let from = &x[row * inputs..(row + 1) * inputs];
-            // SAFETY: each row belongs to one call, and nobody reads before all are done.
-            unsafe { acts.put_row(row, Row::F32(from)) };
-        }
+        // SAFETY: each row belongs to one call, and nobody reads before all are done.
+        unsafe { acts.put_rows(rows, |row| Row::F32(&x[row * inputs..(row + 1) * inputs])) };
     };
     let rows = acts.rows();
     let unit = tile_tokens(acts.kernel());

@@ -1,8 +1,10 @@
 //! One launch over many experts: pack, gate/up, down, each waiting only for its own expert.
 //!
-//! All tasks of a launch stand in one list (every packing, then every gate/up, then every down;
-//! jobs with most rows first) that the threads take in order. A task counts down what its job still
-//! waits for; the task that needs it was put behind it, so whoever it waits for is running.
+//! All tasks of a launch stand in one list that the threads take in order, jobs with most rows
+//! first. A job that is a small part of the launch is one task: its rows never leave a core. The
+//! largest jobs, and the last ones, are cut up (every packing, then every gate/up, then every down)
+//! so that all threads have work to the end. A piece counts down what its job still waits for; the
+//! piece that needs it was put behind it, so whoever it waits for is running.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,17 +29,20 @@ pub(crate) struct FfnScratch {
     inputs: Buffer,
     hidden: Buffer,
     stages: Vec<Stage>,
+    /// Bytes of each worker's room at the beginning of the two buffers, for jobs that are one task.
+    worker_inputs: usize,
+    worker_hidden: usize,
     tasks: Vec<Task>,
     taken: Vec<u64>,
 }
 
 /// Where a job stands.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Stage {
     /// Index in the caller's list.
     job: usize,
     rows: usize,
-    /// Bytes into the input and the hidden buffer.
+    /// Bytes into the input and the hidden buffer, if it is cut up.
     inputs_at: usize,
     hidden_at: usize,
     unpacked: AtomicU32,
@@ -55,6 +60,8 @@ struct Task {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
+    /// All of a job.
+    Whole,
     Pack,
     GateUp,
     Down,
@@ -184,22 +191,37 @@ fn launch<'a>(
     let inputs = DisjointMut::new(scratch.inputs.bytes(inputs_bytes));
     let hidden = DisjointMut::new(scratch.hidden.bytes(hidden_bytes));
     let (stages, tasks) = (&scratch.stages, &scratch.tasks);
-    cpu.for_each(tasks.len(), |task, _| {
+    let (worker_inputs, worker_hidden) = (scratch.worker_inputs, scratch.worker_hidden);
+    cpu.for_each(tasks.len(), |task, worker| {
         let task = &tasks[task];
         let stage = &stages[task.stage];
         let (panels, tokens) = (task.panels.clone(), task.tokens.clone());
         let expert = expert(stage.job);
+        let (inputs_at, hidden_at) = match task.kind {
+            Kind::Whole => (worker * worker_inputs, worker * worker_hidden),
+            _ => (stage.inputs_at, stage.hidden_at),
+        };
         let acts =
             |bytes, at, length| Acts::new(bytes, at, kernel, cpu.compute(), stage.rows, length);
-        let x = acts(&inputs, stage.inputs_at, expert.hidden());
-        let h = acts(&hidden, stage.hidden_at, expert.width());
+        let x = acts(&inputs, inputs_at, expert.hidden());
+        let h = acts(&hidden, hidden_at, expert.width());
         match task.kind {
+            Kind::Whole => {
+                // SAFETY: a worker number is used by one thread at a time, and so is its room; the
+                // outputs of a job belong to its one task.
+                unsafe {
+                    x.put_rows(tokens, |row| read(stage.job, row));
+                    Split::of_tokens(expert.gate.panels(), stage.rows)
+                        .for_each(|panels, tokens| gate_up(expert, panels, tokens, &x, &h));
+                    Split::of_tokens(expert.down.panels(), stage.rows).for_each(
+                        |panels, tokens| down(expert, panels, tokens, &h, stage.job, output),
+                    );
+                }
+            }
             Kind::Pack => {
                 let _done = CountDown(&stage.unpacked);
-                for row in tokens {
-                    // SAFETY: each row belongs to one task; readers wait for `unpacked`.
-                    unsafe { x.put_row(row, read(stage.job, row)) };
-                }
+                // SAFETY: each row belongs to one task; readers wait for `unpacked`.
+                unsafe { x.put_rows(tokens, |row| read(stage.job, row)) };
             }
             Kind::GateUp => {
                 let _done = CountDown(&stage.gate_up_left);
@@ -227,50 +249,86 @@ impl FfnScratch {
     ) -> (usize, usize) {
         self.stages.clear();
         self.tasks.clear();
-        let (mut inputs_at, mut hidden_at) = (0, 0);
         for (job, rows) in jobs.enumerate().filter(|&(_, rows)| rows > 0) {
-            let expert = expert(job);
-            let (unpacked, gate_up_left) = (AtomicU32::new(0), AtomicU32::new(0));
-            self.stages.push(Stage { job, rows, inputs_at, hidden_at, unpacked, gate_up_left });
-            inputs_at += Acts::bytes(kernel, rows, expert.hidden());
-            hidden_at += Acts::bytes(kernel, rows, expert.width());
+            self.stages.push(Stage { job, rows, ..Stage::default() });
         }
         self.stages.sort_by_key(|stage| (std::cmp::Reverse(stage.rows), stage.job));
-        let tasks_min = (threads * 4).div_ceil(self.stages.len().max(1));
+        let whole = self.whole(threads);
+        (self.worker_inputs, self.worker_hidden) = (0, 0);
+        for stage in &self.stages[whole.clone()] {
+            let expert = expert(stage.job);
+            let inputs = Acts::bytes(kernel, stage.rows, expert.hidden());
+            let hidden = Acts::bytes(kernel, stage.rows, expert.width());
+            self.worker_inputs = self.worker_inputs.max(inputs);
+            self.worker_hidden = self.worker_hidden.max(hidden);
+        }
+        let (mut inputs_at, mut hidden_at) =
+            (threads * self.worker_inputs, threads * self.worker_hidden);
+        let (first, last) = (0..whole.start, whole.end..self.stages.len());
+        for stage in first.clone().chain(last.clone()) {
+            let stage = &mut self.stages[stage];
+            let expert = expert(stage.job);
+            (stage.inputs_at, stage.hidden_at) = (inputs_at, hidden_at);
+            inputs_at += Acts::bytes(kernel, stage.rows, expert.hidden());
+            hidden_at += Acts::bytes(kernel, stage.rows, expert.width());
+        }
+        self.cut_up(threads, kernel, first, expert);
+        for stage in whole {
+            let tokens = 0..self.stages[stage].rows;
+            self.tasks.push(Task { stage, kind: Kind::Whole, panels: 0..0, tokens });
+        }
+        self.cut_up(threads, kernel, last, expert);
+        (inputs_at, hidden_at)
+    }
+
+    /// The stages that are one task each: small parts of the launch, but not the last ones.
+    fn whole(&self, threads: usize) -> Range<usize> {
+        // Reading the weights costs about as much as this many rows.
+        let cost = |stage: &Stage| stage.rows + 64;
+        let fair = self.stages.iter().map(cost).sum::<usize>() / (4 * threads);
+        let first = self.stages.partition_point(|stage| cost(stage) > fair);
+        first..self.stages.len().saturating_sub(2 * threads).max(first)
+    }
+
+    /// Lists the tasks of stages that are cut up.
+    fn cut_up<'a>(
+        &mut self,
+        threads: usize,
+        kernel: Isa,
+        stages: Range<usize>,
+        expert: &impl Fn(usize) -> &'a ExpertWeights,
+    ) {
+        let tasks_min = (threads * 4).div_ceil(stages.len().max(1));
         let pack_rows = tile_tokens(kernel).max(16);
         for kind in [Kind::Pack, Kind::GateUp, Kind::Down] {
-            for (stage, at) in self.stages.iter().enumerate() {
+            for stage in stages.clone() {
+                let at = &self.stages[stage];
                 let expert = expert(at.job);
                 let before = self.tasks.len();
                 let split = |weights: &Packed, sources| {
-                    Split::new(
-                        weights.panels(),
-                        weights.panel_bytes() * sources,
-                        at.rows,
-                        tasks_min,
-                    )
+                    let bytes = weights.panel_bytes() * sources;
+                    Split::new(weights.panels(), bytes, at.rows, tasks_min)
                 };
                 let mut push = |panels, tokens| {
                     self.tasks.push(Task { stage, kind, panels, tokens });
                 };
                 match kind {
-                    Kind::Pack => {
+                    Kind::GateUp => split(&expert.gate, 2).for_each(push),
+                    Kind::Down => split(&expert.down, 1).for_each(push),
+                    Kind::Whole | Kind::Pack => {
                         for first in (0..at.rows).step_by(pack_rows) {
                             push(0..0, first..at.rows.min(first + pack_rows));
                         }
                     }
-                    Kind::GateUp => split(&expert.gate, 2).for_each(push),
-                    Kind::Down => split(&expert.down, 1).for_each(push),
                 }
                 let count = (self.tasks.len() - before) as u32;
                 match kind {
                     Kind::Pack => at.unpacked.store(count, Ordering::Relaxed),
                     Kind::GateUp => at.gate_up_left.store(count, Ordering::Relaxed),
-                    Kind::Down => {}
+                    Kind::Whole | Kind::Down => {}
                 }
             }
         }
-        (inputs_at, hidden_at)
     }
 
     /// Checks the rows of a launch, so that tasks can write their outputs without looking.

@@ -1,5 +1,7 @@
 //! Activations packed for a kernel: tiles of a few tokens, padded to whole steps.
 
+use std::ops::Range;
+
 use super::{LANES, STEP};
 use crate::cpu::Compute;
 use crate::disjoint::DisjointMut;
@@ -85,19 +87,17 @@ impl<'a> Acts<'a> {
     /// No other thread may store the same segment or read the tile at the same time.
     #[inline(always)]
     pub(crate) unsafe fn put<L: Lanes>(&self, row: usize, segment: usize, values: L) {
+        if self.kernel == Isa::Amx {
+            // SAFETY: 16 values inside the row's line, which only the caller stores now.
+            unsafe { values.store_bf16(self.line(row, segment / 2).add(segment % 2 * LANES)) };
+            return;
+        }
         let unit = tile_tokens(self.kernel);
         let first = row / unit * unit;
-        let tokens = unit.min(self.padded(self.rows) - first);
+        let tokens = unit.min(self.rows - first);
         let token = row - first;
         let tile = first * self.steps * STEP;
         let input = segment * LANES;
-        if self.kernel == Isa::Amx {
-            let at = tile + (input / STEP * tokens + token) * STEP + input % STEP;
-            let last = self.bytes.at(self.start + (at + LANES) * 2 - 1);
-            // SAFETY: 16 values up to the checked last byte, which only the caller stores now.
-            unsafe { values.store_bf16(last.wrapping_sub(LANES * 2 - 1).cast()) };
-            return;
-        }
         let mut values = values;
         if self.compute == Compute::Bf16 {
             let mut bits = [0; LANES];
@@ -115,57 +115,102 @@ impl<'a> Acts<'a> {
         }
     }
 
-    /// Stores a whole row of at most the padded inputs; what it lacks becomes zero.
+    /// The [`STEP`] elements of one row in one step of a tile of bf16, bounds checked.
+    #[inline(always)]
+    fn line(&self, row: usize, step: usize) -> *mut u16 {
+        let unit = tile_tokens(Isa::Amx);
+        let first = row / unit * unit;
+        let tokens = unit.min(self.padded(self.rows) - first);
+        assert!(step < self.steps && row < self.rows);
+        let at = first * self.steps + step * tokens + row - first;
+        let last = self.bytes.at(self.start + (at + 1) * STEP * 2 - 1);
+        last.wrapping_sub(STEP * 2 - 1).cast()
+    }
+
+    /// Stores whole rows of at most the padded inputs; what they lack becomes zero.
     ///
     /// # Safety
-    /// No other thread may store the same row or read the tile at the same time.
-    pub(crate) unsafe fn put_row(&self, row: usize, from: Row<'_>) {
-        lanes::run(self.kernel, PutRow { acts: self, row, from });
-    }
-}
-
-/// [`Acts::put_row`], compiled for each instruction set.
-struct PutRow<'a> {
-    acts: &'a Acts<'a>,
-    row: usize,
-    from: Row<'a>,
-}
-
-impl PutRow<'_> {
-    #[inline(always)]
-    fn segments<L: Lanes>(self, read: impl Fn(usize) -> L) {
-        for segment in 0..self.acts.segments() {
-            // SAFETY: the promise of the caller of `put_row`.
-            unsafe { self.acts.put(self.row, segment, read(segment * LANES)) };
+    /// No other thread may store the same rows or read their tiles at the same time.
+    pub(crate) unsafe fn put_rows<'r>(&self, rows: Range<usize>, from: impl Fn(usize) -> Row<'r>) {
+        for first in rows.clone().step_by(ROWS_AT_ONCE) {
+            let rows = first..rows.end.min(first + ROWS_AT_ONCE);
+            let mut all = [Row::F32(&[]); ROWS_AT_ONCE];
+            for (place, row) in all.iter_mut().zip(rows.clone()) {
+                *place = from(row);
+            }
+            lanes::run(self.kernel, PutRows { acts: self, first, rows: &all[..rows.len()] });
         }
     }
 }
 
-impl Kernel for PutRow<'_> {
+/// Rows that are stored side by side: more would come from places that share a cache set, fewer
+/// would be stored in pieces too short to be fetched ahead.
+const ROWS_AT_ONCE: usize = 8;
+
+/// [`Acts::put_rows`], compiled for each instruction set.
+struct PutRows<'a> {
+    acts: &'a Acts<'a>,
+    first: usize,
+    rows: &'a [Row<'a>],
+}
+
+impl Kernel for PutRows<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        match self.from {
-            Row::F32(row) => self.segments(|first| {
-                // SAFETY: the caller vouches for the instruction set.
-                unsafe { lanes::load_or::<L>(row.get(first..).unwrap_or(&[]), 0.0) }
-            }),
-            Row::Wire(Compute::Bf16, row) => {
-                let row = row.as_chunks::<2>().0;
-                self.segments(|first| {
-                    let values = padded(row, first);
-                    // SAFETY: as above; 16 elements are there.
-                    unsafe { L::load_bf16(values.as_ptr().cast()) }
-                });
+        if self.acts.kernel != Isa::Amx {
+            for (row, from) in self.rows.iter().enumerate() {
+                for segment in 0..self.acts.segments() {
+                    // SAFETY: the caller vouches for the instruction set, the caller of `put_rows`
+                    // for the rows.
+                    unsafe {
+                        let values = from.load::<L>(segment * LANES);
+                        self.acts.put(self.first + row, segment, values);
+                    }
+                }
             }
-            Row::Wire(Compute::F32, row) => {
-                let row = row.as_chunks::<4>().0;
-                self.segments(|first| {
-                    let values = padded(row, first);
-                    // SAFETY: as above; 16 elements are there.
-                    unsafe { L::load(values.as_ptr().cast()) }
-                });
+            return;
+        }
+        let last = self.first + self.rows.len() - 1;
+        let tile = tile_tokens(Isa::Amx);
+        assert_eq!(self.first / tile, last / tile, "rows of one tile");
+        // Step by step: the rows of a step stand side by side.
+        for step in 0..self.acts.steps {
+            let line = self.acts.line(self.first, step);
+            self.acts.line(last, step);
+            for (row, from) in self.rows.iter().enumerate() {
+                // SAFETY: as above; the lines from the first row's to the last one's stand one
+                // behind the other, and both ends are checked.
+                unsafe {
+                    let line = line.add(row * STEP);
+                    from.load::<L>(step * STEP).store_bf16(line);
+                    from.load::<L>(step * STEP + LANES).store_bf16(line.add(LANES));
+                }
+            }
+        }
+    }
+}
+
+impl Row<'_> {
+    /// [`LANES`] elements from `first` on, zero past the end of the row.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L`.
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(self, first: usize) -> L {
+        // SAFETY: the caller vouches for the instruction set; 16 elements are there.
+        unsafe {
+            match self {
+                Row::F32(row) => lanes::load_or::<L>(row.get(first..).unwrap_or(&[]), 0.0),
+                Row::Wire(Compute::Bf16, row) => {
+                    let values = padded(row.as_chunks::<2>().0, first);
+                    L::load_bf16(values.as_ptr().cast())
+                }
+                Row::Wire(Compute::F32, row) => {
+                    let values = padded(row.as_chunks::<4>().0, first);
+                    L::load(values.as_ptr().cast())
+                }
             }
         }
     }

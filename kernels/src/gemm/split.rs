@@ -37,6 +37,11 @@ impl Split {
         Self { panels, panels_per_task, rows }
     }
 
+    /// All panels in each task, for one thread that does them all.
+    pub(crate) fn of_tokens(panels: usize, rows: usize) -> Self {
+        Self { panels, panels_per_task: panels, rows }
+    }
+
     /// Calls `f(panels, tokens)` for every task.
     pub(crate) fn for_each(&self, mut f: impl FnMut(Range<usize>, Range<usize>)) {
         for task in 0..self.tasks() {
