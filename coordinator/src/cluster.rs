@@ -340,9 +340,19 @@ impl Cluster {
 
 /// What comes from observing.
 impl Cluster {
-    /// Ends a step of observation and says what nodes are advised from now on.
-    pub(crate) fn advise(&mut self, now: Duration) -> Guidance {
+    /// Ends a step of observation.
+    pub(crate) fn end_step(&mut self) {
         self.observations.end_step();
+    }
+
+    /// Whether the plan that serves is another one than nodes have a lease of.
+    pub(crate) fn lease_is_old(&self) -> bool {
+        let of = self.guide.lease().zip(self.published.serving.as_ref());
+        of.is_some_and(|(lease, plan)| lease.epoch != plan.epoch())
+    }
+
+    /// What nodes are advised from now on.
+    pub(crate) fn advise(&mut self, now: Duration) -> Guidance {
         // Nodes keep the lease of the leader before until this one has seen what is wanted.
         let blind = self.observations.trace().steps() == 0;
         let serving = self.published.serving.as_ref();

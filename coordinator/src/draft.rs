@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use domain::{CostCurve, Epoch, ModelShape, NodeId, Plan, Trace};
-use policy::placement::{self, Host, Infeasible, Input, Policy, Proposal, Spare};
+use policy::placement::{self, Basis, Host, Infeasible, Input, Policy, Proposal, Spare};
 
 /// What a planner looks at.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(crate) struct Draft {
     pub(crate) trace: Trace,
     /// A layer curve per host; empty if nothing is known.
     pub(crate) curves: Vec<CostCurve>,
+    /// What the serving plan was made for, if that is known.
+    pub(crate) basis: Option<Arc<Basis>>,
 }
 
 /// What came of it.
@@ -24,6 +26,8 @@ pub(crate) struct Draft {
 pub(crate) struct Drafted {
     pub(crate) draft: Draft,
     pub(crate) outcome: Result<Proposal, Infeasible>,
+    /// What a plan made from this draft is made for.
+    pub(crate) basis: Arc<Basis>,
 }
 
 // === impl Draft ===
@@ -37,14 +41,28 @@ impl Draft {
             spare: self.spare,
             trace,
             curves: &self.curves,
+            basis: self.basis.as_deref(),
             ..Input::new(self.epoch, &self.shape, &self.hosts)
         };
         let outcome = placement::place(self.policy, &input);
-        Drafted { draft: self, outcome }
+        let basis = Arc::new(Basis::of(&input));
+        Drafted { draft: self, outcome, basis }
+    }
+
+    /// Whether a proposal saves at least the `gain` part of the observed steps' time; if so, their
+    /// time before and after. A revision was judged by its policy.
+    pub(crate) fn pays(&self, proposal: &Proposal, gain: f64) -> Option<(u64, u64)> {
+        let (before, after) =
+            (self.cost_ns(self.serving.as_deref()?)?, self.cost_ns(&proposal.plan)?);
+        let pays = match &proposal.explanation.revision {
+            Some(revision) => !revision.moves.is_empty(),
+            None => (after as f64) < before as f64 * (1.0 - gain),
+        };
+        pays.then_some((before, after))
     }
 
     /// Predicted time of the observed steps under `plan`; none if nothing was observed.
-    pub(crate) fn cost_ns(&self, plan: &Plan) -> Option<u64> {
+    fn cost_ns(&self, plan: &Plan) -> Option<u64> {
         (self.trace.steps() > 0)
             .then(|| placement::cost(plan, &self.hosts, &self.curves, &self.trace))
     }

@@ -9,7 +9,7 @@ use std::{
 
 use domain::{Epoch, ModelShape, NodeId, Plan};
 use policy::placement::{
-    self, Explanation, Facts, Host, Infeasible, Policy, Spare, Violation,
+    self, Basis, Explanation, Facts, Host, Infeasible, Policy, Spare, Violation,
     adoption::{self, Considered, Observed, Readiness, Reason, Situation},
 };
 
@@ -68,6 +68,8 @@ pub(crate) struct Plans {
     history: VecDeque<Made>,
     /// Whether the plan stays as it is for as long as it can serve.
     pinned: bool,
+    /// What the newest plan was made for; a new leader does not know.
+    basis: Option<Arc<Basis>>,
     considered: Considered,
 }
 
@@ -103,6 +105,7 @@ impl Plans {
             target: find(target),
             history: history.into(),
             pinned,
+            basis: None,
             considered: Considered::default(),
         }
     }
@@ -164,6 +167,7 @@ impl Plans {
         self.target = None;
         self.history.clear();
         self.pinned = false;
+        self.basis = None;
         self.considered = Considered::default();
     }
 
@@ -218,20 +222,22 @@ impl Plans {
             hosts: hosts.to_vec(),
             trace: sight.observations.trace().clone(),
             curves: sight.observations.layer_curves(sight.now, &ids(hosts)),
+            basis: self.basis.clone(),
         }
     }
 
     /// Takes what a review came to; nothing if it does not pay, or if the cluster has moved on.
     pub(crate) fn reviewed(&mut self, drafted: Drafted, at: u64) -> Option<Step> {
         let draft = &drafted.draft;
-        let serving = self.serving.as_ref()?;
         let current = self.target.is_none() && !self.pinned && self.is_current(draft);
         let proposal = drafted.outcome.as_ref().ok().filter(|_| current)?;
-        let before_ns = draft.cost_ns(serving)?;
-        let after_ns = draft.cost_ns(&proposal.plan)?;
-        if after_ns as f64 > before_ns as f64 * (1.0 - self.intent.gain) {
+        let Some((before_ns, after_ns)) = draft.pays(proposal, self.intent.gain) else {
+            if proposal.explanation.revision.as_ref().is_some_and(|revision| !revision.limited) {
+                // The world has changed and the plan is as good for it as any.
+                self.basis = Some(drafted.basis);
+            }
             return None;
-        }
+        };
         Some(self.adopt(drafted, Reason::Observed { before_ns, after_ns }, at))
     }
 
@@ -242,11 +248,16 @@ impl Plans {
 
     /// Makes a drafted plan the target, unless it is none.
     pub(crate) fn adopt(&mut self, drafted: Drafted, reason: Reason, at: u64) -> Step {
-        let Drafted { draft, outcome } = drafted;
+        let Drafted { draft, outcome, basis } = drafted;
         match outcome {
             Err(why) => Step::Infeasible { reason, why },
             Ok(proposal) => {
                 let (shape, hosts) = (&draft.shape, &draft.hosts);
+                let revision = proposal.explanation.revision.as_ref();
+                // What was changed as far as the limits allow is to be looked at again.
+                if !revision.is_some_and(|revision| revision.limited) {
+                    self.basis = Some(basis);
+                }
                 self.prepare(proposal.plan, Some(proposal.explanation), (shape, hosts), reason, at)
             }
         }

@@ -140,7 +140,10 @@ impl Term {
                     self.desk.metrics.members_silent(self.cluster.registry().silent(self.now()));
                     ticked = true;
                 }
-                Some(_) = OptionFuture::from(advice.as_mut().map(Interval::tick)) => self.advise(),
+                Some(_) = OptionFuture::from(advice.as_mut().map(Interval::tick)) => {
+                    self.cluster.end_step();
+                    self.advise();
+                }
                 Some((save, outcome)) = OptionFuture::from(self.saving.as_mut()) => {
                     self.saving = None;
                     if self.stored(save, outcome) {
@@ -156,6 +159,9 @@ impl Term {
                 loads_due = Instant::now() + self.desk.rules.terms.heartbeat;
             }
             self.publish(loads);
+            if self.cluster.lease_is_old() {
+                self.advise();
+            }
         };
         self.abdicate(&end).await;
         end

@@ -18,8 +18,10 @@ use node::{
     Site,
     config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule},
 };
-use policy::{batching::Tuning, routing};
+use policy::{batching::Tuning, placement, routing};
+use proto::v1::admin_client::AdminClient;
 use tokio::task::JoinHandle;
+use tonic::transport::Channel;
 use transport::{Hub, KeepAlive, sequences::Sequences};
 
 use crate::Answer;
@@ -64,6 +66,8 @@ pub struct Layout {
     pub replicas: bool,
     /// How replicas are chosen for each batch, in lockstep.
     pub by_batch: Option<routing::Policy>,
+    /// How plans are made; they are looked at again several times per second.
+    pub placement: placement::Policy,
 }
 
 impl Default for Layout {
@@ -80,6 +84,7 @@ impl Default for Layout {
             chunk_tokens_max: 32,
             replicas: false,
             by_batch: None,
+            placement: placement::Policy::Linear,
         }
     }
 }
@@ -107,7 +112,13 @@ impl Cluster {
         COORDINATOR.clone_into(&mut config.control.listen);
         config.cluster.expert_nodes_min = layout.experts;
         config.cluster.heartbeat_ms = 50;
-        config.placement.fill_spare_slots = layout.replicas;
+        config.placement = coordinator::PlacementConfig {
+            policy: layout.placement,
+            fill_spare_slots: layout.replicas,
+            review_ms: 300,
+            gain_percent: 0,
+            ..coordinator::PlacementConfig::default()
+        };
         let coordinator = coordinator::Coordinator::bind(config, &hub, process.clone()).await?;
         let mut tasks = vec![tokio::spawn(async move { Ok(coordinator.serve().await?) })];
         for number in 0..layout.experts {
@@ -172,6 +183,11 @@ impl Cluster {
             Ok(reached) => reached,
             Err(_) => bail!("{metric} stays at {}", self.read(metric)?),
         }
+    }
+
+    /// A client of the coordinator, as an operator has it.
+    pub fn admin(&self) -> Result<AdminClient<Channel>> {
+        Ok(AdminClient::new(transport::channel(COORDINATOR, &self.hub, KeepAlive::default())?))
     }
 
     /// The registry of all roles.

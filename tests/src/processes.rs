@@ -48,6 +48,16 @@ pub struct Processes {
     gateway: SocketAddr,
 }
 
+/// A process that is made slow until [`Throttle::end`].
+#[derive(Debug)]
+pub struct Throttle {
+    id: u32,
+    shell: Child,
+}
+
+/// Stops and continues the process that is its argument.
+const THROTTLE: &str = "while kill -STOP $0; do sleep 0.04; kill -CONT $0; sleep 0.01; done";
+
 /// An address that no other test and no other program uses: each test process has an address of the
 /// loopback network to itself, and ports below those that the system hands out.
 fn address() -> SocketAddr {
@@ -88,6 +98,22 @@ fn chatty_checkpoint(folder: &Path) -> Result<PathBuf> {
     }
     std::fs::write(chatty.join("chat_template.jinja"), TEMPLATE)?;
     Ok(chatty)
+}
+
+// === impl Throttle ===
+
+impl Throttle {
+    /// Lets the process run as before.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub async fn end(mut self) -> Result<()> {
+        self.shell.kill().await?;
+        let go_on = format!("kill -CONT {}", self.id);
+        let sent = Command::new("sh").args(["-c", &go_on]).status().await?;
+        ensure!(sent.success(), "cannot be sent SIGCONT: {sent}");
+        Ok(())
+    }
 }
 
 // === impl Program ===
@@ -155,9 +181,21 @@ impl Processes {
     /// # Errors
     /// When something does not start.
     pub async fn cluster(attention: usize, experts: usize) -> Result<Self> {
+        Self::cluster_with(attention, experts, &[]).await
+    }
+
+    /// The same with a coordinator whose configuration differs.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn cluster_with(
+        attention: usize,
+        experts: usize,
+        coordinator: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut all = Self::new()?;
         let etcd = all.add_etcd();
-        let coordinator = all.add_coordinator(&etcd, experts)?;
+        let coordinator = all.add_coordinator(&etcd, experts, coordinator)?;
         all.add_gateway(&coordinator)?;
         for (role, count) in [("attention", attention), ("expert", experts)] {
             for number in 0..count {
@@ -189,23 +227,26 @@ impl Processes {
         client
     }
 
-    fn add_coordinator(&mut self, etcd: &str, experts: usize) -> Result<String> {
+    fn add_coordinator(
+        &mut self,
+        etcd: &str,
+        experts: usize,
+        differs: &[(&str, &str)],
+    ) -> Result<String> {
         let listen = address().to_string();
         let endpoints = format!("[\"{etcd}\"]");
         let experts = experts.to_string();
-        self.add(
-            "coordinator",
-            "coordinator",
-            &[
-                ("CONTROL__LISTEN", &listen),
-                ("CONTROL__LEADER_LEASE_MS", "1000"),
-                ("CLUSTER__EXPERT_NODES_MIN", &experts),
-                ("CLUSTER__HEARTBEAT_MS", "100"),
-                ("CLUSTER__LEASE_MS", "2000"),
-                ("STORE__KIND", "etcd"),
-                ("STORE__ENDPOINTS", &endpoints),
-            ],
-        )?;
+        let mut settings = vec![
+            ("CONTROL__LISTEN", &*listen),
+            ("CONTROL__LEADER_LEASE_MS", "1000"),
+            ("CLUSTER__EXPERT_NODES_MIN", &experts),
+            ("CLUSTER__HEARTBEAT_MS", "100"),
+            ("CLUSTER__LEASE_MS", "2000"),
+            ("STORE__KIND", "etcd"),
+            ("STORE__ENDPOINTS", &endpoints),
+        ];
+        settings.extend_from_slice(differs);
+        self.add("coordinator", "coordinator", &settings)?;
         Ok(listen)
     }
 
@@ -303,6 +344,17 @@ impl Processes {
         program.running()?.kill().await?;
         program.child = None;
         Ok(())
+    }
+
+    /// Lets a process run for a fifth of the time only, as if its device had become slow.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn throttle(&mut self, name: &str) -> Result<Throttle> {
+        let id = self.program(name)?.running()?.id().context("has ended already")?;
+        let mut command = Command::new("sh");
+        command.args(["-c", THROTTLE, &id.to_string()]).stderr(Stdio::null()).kill_on_drop(true);
+        Ok(Throttle { id, shell: command.spawn()? })
     }
 
     /// The sum of a metric's samples; none while the process does not answer.

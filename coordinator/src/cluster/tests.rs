@@ -515,6 +515,7 @@ fn what_was_wanted_is_leased_and_silent_nodes_get_nothing() {
     world.on(Event::Report { session, id, report: report.clone() });
     let stranger = SessionId(99);
     world.on(Event::Report { session: stranger, id, report });
+    world.cluster.end_step();
     let guidance = world.cluster.advise(world.now);
     assert_eq!(guidance.digest.unwrap().rows, [1, 2, 3]);
     let trace = world.cluster.observations().trace();
@@ -541,7 +542,7 @@ fn a_review_is_followed_only_if_it_pays_and_nothing_else_happened() {
             let queued = vec![0; 3];
             let report = Report { queued, routed: routed.to_vec(), work: Work::default() };
             world.on(Event::Report { session, id, report });
-            world.cluster.advise(world.now);
+            world.cluster.end_step();
         }
     };
     let placed = |world: &World| world.cluster.plans().serving().unwrap().clone();
