@@ -91,8 +91,9 @@ impl Experts {
             pair.tokens > 0
         });
         queue.tokens -= tokens_max;
-        self.counts.fill(0);
-        self.count(out);
+        self.counts.copy_from_slice(&quotas);
+        self.activated
+            .extend((0..).zip(quotas).filter(|&(_, quota)| quota > 0).map(|(expert, _)| expert));
     }
 
     /// Counts the tokens per expert of a launch.
