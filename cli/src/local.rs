@@ -28,7 +28,7 @@ use transport::Hub;
 /// Where the coordinator is reached within the process.
 const COORDINATOR: &str = "inproc:coordinator";
 /// The bundled model, from the repository's root.
-const DEMO: &str = "models/demo";
+pub(crate) const DEMO: &str = "models/demo";
 
 /// What a local cluster is made of.
 #[derive(Clone, Debug, Args)]
@@ -75,6 +75,15 @@ pub(crate) enum ComputeName {
     Bf16,
     /// f32 everywhere: the exact reference.
     F32,
+}
+
+impl From<ComputeName> for Compute {
+    fn from(name: ComputeName) -> Self {
+        match name {
+            ComputeName::Bf16 => Self::Bf16,
+            ComputeName::F32 => Self::F32,
+        }
+    }
 }
 
 /// Schedules by their names.
@@ -192,10 +201,7 @@ pub(crate) fn device(flags: &LocalFlags) -> CpuOptions {
     let default = CpuOptions::default();
     CpuOptions {
         threads: flags.threads.unwrap_or(default.threads),
-        compute: match flags.compute {
-            ComputeName::Bf16 => Compute::Bf16,
-            ComputeName::F32 => Compute::F32,
-        },
+        compute: flags.compute.into(),
         isa: flags.isa,
         ..default
     }

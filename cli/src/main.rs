@@ -5,7 +5,9 @@ mod generate;
 mod http;
 mod local;
 mod logits;
+mod place;
 mod plan;
+mod profile;
 mod route;
 mod serve;
 mod simulate;
@@ -33,6 +35,10 @@ enum Command {
     Bench(bench::Flags),
     /// Show, compare and change where a cluster's experts lie.
     Plan(plan::Flags),
+    /// Place experts on nodes by a trace and cost curves, and say what that is worth.
+    Place(place::Flags),
+    /// Measure what expert work costs on this machine.
+    Profile(profile::Flags),
     /// Choose replicas for one batch of one layer, from JSON to JSON.
     Route(route::Flags),
     /// Run a scenario in virtual time, with the decisions of a live cluster.
@@ -47,6 +53,8 @@ fn main() -> ExitCode {
         Command::Generate(flags) => generate::run(*flags),
         Command::Bench(flags) => bench::run(&flags),
         Command::Plan(flags) => plan::run(&flags),
+        Command::Place(flags) => place::run(&flags),
+        Command::Profile(flags) => profile::run(&flags),
         Command::Route(flags) => route::run(&flags),
         Command::Simulate(flags) => simulate::run(&flags),
         Command::Synth(flags) => synth::run(&flags),

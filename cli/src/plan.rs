@@ -1,6 +1,6 @@
 //! `amoe plan`: what a coordinator says about the placement of experts, and what it is to do about it.
 
-mod table;
+pub(crate) mod table;
 
 use std::{
     io::{Read, Write},

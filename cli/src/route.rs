@@ -82,7 +82,7 @@ fn answer(question: &str, policy: Policy) -> Result<String> {
 }
 
 /// Reads JSON; an error begins with where it is.
-fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T> {
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let at = error.path().to_string();

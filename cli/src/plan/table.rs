@@ -12,19 +12,20 @@ use serde::{Deserialize, Serialize};
 /// A plan as it is exported and imported.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Plan {
+pub(crate) struct Plan {
     /// Not looked at on import.
     #[serde(default)]
-    epoch: u64,
-    layers: Vec<Layer>,
+    pub(crate) epoch: u64,
+    pub(crate) layers: Vec<Layer>,
 }
 
+/// One layer of it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Layer {
-    layer: u32,
+pub(crate) struct Layer {
+    pub(crate) layer: u32,
     /// Per expert, the names of the nodes that hold it.
-    experts: Vec<Vec<String>>,
+    pub(crate) experts: Vec<Vec<String>>,
 }
 
 /// The state of the cluster's plans.
