@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::cpu::{Compute, Cpu};
 use crate::disjoint::DisjointMut;
 use crate::gemm::{Acts, LANES, Packed, Row, Split, kernel_for, multiply, tile_tokens};
+use crate::isa::Isa;
 use crate::lanes::{self, Kernel, Lanes};
 use crate::matrix::{MatrixError, MatrixView};
 
@@ -102,24 +103,52 @@ fn apply<const ADD: bool>(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
     assert_eq!(y.len(), rows * outputs, "y is not {rows} rows of {outputs}");
     let compute = w.weights.compute();
     let kernel = kernel_for(cpu.isa(), compute);
-    let mut scratch = cpu.scratch();
-    let bytes = DisjointMut::new(scratch.acts.bytes(Acts::bytes(kernel, rows, inputs)));
-    let acts = Acts::new(&bytes, 0, kernel, compute, rows, inputs);
-    pack_rows(cpu, &acts, x, inputs);
-
-    let panel_bytes = w.weights.panel_bytes();
-    let split = Split::new(w.weights.panels(), panel_bytes, rows, cpu.threads() * 4);
     let y = DisjointMut::new(y);
-    cpu.for_each(split.tasks(), |task, _| {
-        let (panels, tokens) = split.task(task);
-        multiply([&w.weights], panels, &acts, tokens, |panel, first, [sums]| {
-            let columns = panel * LANES..outputs.min((panel + 1) * LANES);
-            let bias = w.bias.as_ref().map(|bias| &bias[columns.clone()]);
-            let sums = sums.as_chunks().0;
-            let y = &y;
-            lanes::run(kernel, Finish::<ADD> { sums, bias, y, first, columns, outputs });
+    let finish = |panel: usize, first: usize, sums: &[f32]| {
+        let columns = panel * LANES..outputs.min((panel + 1) * LANES);
+        let bias = w.bias.as_ref().map(|bias| &bias[columns.clone()]);
+        let sums = sums.as_chunks().0;
+        lanes::run(kernel, Finish::<ADD> { sums, bias, y: &y, first, columns, outputs });
+    };
+    let alone = rows_alone(cpu, kernel, rows);
+    let (room, rest) = (Acts::bytes(kernel, ALONE, inputs), rows - alone);
+    let rest_at = if alone > 0 { cpu.threads() * room } else { 0 };
+    let mut scratch = cpu.scratch();
+    let bytes = scratch.acts.bytes(rest_at + Acts::bytes(kernel, rest, inputs));
+    let bytes = DisjointMut::new(bytes);
+    cpu.for_each(alone / ALONE, |task, worker| {
+        let acts = Acts::new(&bytes, worker * room, kernel, compute, ALONE, inputs);
+        let first = task * ALONE;
+        let row = |row| Row::F32(&x[(first + row) * inputs..(first + row + 1) * inputs]);
+        // SAFETY: a worker number is used by one thread at a time, and so is its room.
+        unsafe { acts.put_rows(0..ALONE, row) };
+        multiply([&w.weights], 0..w.weights.panels(), &acts, 0..ALONE, |panel, row, [sums]| {
+            finish(panel, first + row, sums);
         });
     });
+    if rest == 0 {
+        return;
+    }
+    let acts = Acts::new(&bytes, rest_at, kernel, compute, rest, inputs);
+    pack_rows(cpu, &acts, &x[alone * inputs..], inputs);
+    let panel_bytes = w.weights.panel_bytes();
+    let split = Split::new(w.weights.panels(), panel_bytes, rest, cpu.threads() * 4);
+    cpu.for_each(split.tasks(), |task, _| {
+        let (panels, tokens) = split.task(task);
+        multiply([&w.weights], panels, &acts, tokens, |panel, row, [sums]| {
+            finish(panel, alone + row, sums);
+        });
+    });
+}
+
+/// Rows that one thread multiplies with all the weights where there are many: reading the weights
+/// once for each thread then costs less than passing packed rows between cores.
+const ALONE: usize = 256;
+
+/// The first rows of a product that are multiplied so: as many for each thread.
+fn rows_alone(cpu: &Cpu, kernel: Isa, rows: usize) -> usize {
+    let each = cpu.threads() * ALONE;
+    if kernel == Isa::Amx { rows / each * each } else { 0 }
 }
 
 /// Sums of one panel, on their way into `y`.
