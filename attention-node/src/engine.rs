@@ -274,7 +274,7 @@ impl AttentionEngine {
                 }
                 self.retry_at = Some(Instant::now());
             }
-            LinkEventKind::Frame(Frame::Output(output), _) => self.combine(output),
+            LinkEventKind::Frame(Frame::Output(output), _) => self.combine(node, output),
             LinkEventKind::Frame(Frame::Reject(tickets), _) => self.on_reject(node, &tickets),
             LinkEventKind::Frame(Frame::Barrier { step }, _) => self.ready.hear(step),
             LinkEventKind::Frame(Frame::Tally(all), _) => self.on_tally(&all),
@@ -298,9 +298,14 @@ impl AttentionEngine {
     }
 
     /// Merges results; spans whose last one this was are ready for their next layer.
-    fn combine(&mut self, mut output: Output) {
+    fn combine(&mut self, node: domain::NodeId, mut output: Output) {
         let Some(row_bytes) = output.rows.len().checked_div(output.results.len()) else { return };
         let now = self.now_ns();
+        let first = output.results.first().map(|done| TicketParts::of(done.ticket));
+        let sent = first.and_then(|parts| self.spans.get(parts.span)?.trip.sent(parts));
+        if let Some(sent) = sent {
+            self.experts.answered(node, sent.elapsed());
+        }
         for done in output.results {
             let parts = TicketParts::of(done.ticket);
             let row = output.rows.split_to(row_bytes);
@@ -374,7 +379,8 @@ impl AttentionEngine {
         if self.joints.reports.are_wanted() {
             let routed = self.experts.take_routed(&self.half.spec().shape());
             let (queued, work) = (self.ready.rows_per_stage().to_vec(), self.work);
-            self.joints.reports.send(Report { queued, routed, work });
+            let responses = self.experts.take_responses();
+            self.joints.reports.send(Report { queued, routed, work, responses });
             self.work = Work::default();
         }
     }

@@ -3,13 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
 use domain::{ClusterView, Epoch, Guidance, Layer, Leased, ModelShape, NodeId, Plan};
 use node::{Followed, Outbox, Plans};
 use policy::routing::{self, Lease};
-use proto::frame::{Dispatch, Frame, Pair, Tally, Ticket};
+use proto::{
+    control::Response,
+    frame::{Dispatch, Frame, Pair, Tally, Ticket},
+};
 use tokio::runtime::Handle;
 use transport::link::{Connection, LinkSender, Links};
 
@@ -51,6 +55,9 @@ struct Node {
     link: Option<LinkSender>,
     outbox: Outbox,
     outgoing: Outgoing,
+    /// Answers since the last report, and their times.
+    answers: u32,
+    answered_in: Duration,
 }
 
 /// The dispatch that is being put together for one node.
@@ -158,6 +165,8 @@ impl Experts {
                     link: None,
                     outbox: Outbox::default(),
                     outgoing: Outgoing::default(),
+                    answers: 0,
+                    answered_in: Duration::ZERO,
                 };
                 self.nodes.insert(node, node_state);
             }
@@ -231,6 +240,25 @@ impl Experts {
         }
     }
 
+    /// A node has answered what it was sent so long ago.
+    pub(crate) fn answered(&mut self, node: NodeId, time: Duration) {
+        if let Some(node) = self.nodes.get_mut(&node) {
+            node.answers += 1;
+            node.answered_in += time;
+        }
+    }
+
+    /// How nodes answered since this was last asked.
+    pub(crate) fn take_responses(&mut self) -> Vec<Response> {
+        let answered = self.nodes.iter_mut().filter(|(_, node)| node.answers > 0);
+        let response = |(&id, node): (&NodeId, &mut Node)| Response {
+            node: id,
+            answers: std::mem::take(&mut node.answers),
+            ns: u64::try_from(std::mem::take(&mut node.answered_in).as_nanos()).unwrap_or(u64::MAX),
+        };
+        answered.map(response).collect()
+    }
+
     /// Whether at least one replica of every expert is linked.
     fn reaches(&self, plan: &Plan) -> bool {
         let linked = |node: &NodeId| self.nodes.get(node).is_some_and(|node| node.link.is_some());
@@ -240,6 +268,7 @@ impl Experts {
     /// Adds a span's unsent choices to the dispatches of the nodes that lease their experts.
     pub(crate) fn add(&mut self, key: usize, span: &mut Span) {
         let Some(lease) = &self.lease else { return };
+        span.trip.note_sent(Instant::now());
         let (layer, serial) = (span.trip.layer, span.trip.serial());
         let (nodes, routed, batch) = (&mut self.nodes, &mut self.routed, &mut self.batch);
         let row = layer.index() * self.experts;

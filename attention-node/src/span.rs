@@ -1,5 +1,7 @@
 //! A span: consecutive tokens of one sequence on their way through the layers, and what they wait for.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use domain::{Expert, Layer, NodeId};
 use proto::frame::Ticket;
@@ -51,6 +53,8 @@ pub(crate) struct Trip {
     left: usize,
     /// Choices nobody was sent.
     unsent: usize,
+    /// When choices were last sent.
+    sent: Option<Instant>,
 }
 
 /// One expert of one row.
@@ -145,6 +149,16 @@ impl Trip {
         self.outputs.clear();
         self.left = 0;
         self.unsent = 0;
+    }
+
+    /// Its choices are being sent.
+    pub(crate) fn note_sent(&mut self, now: Instant) {
+        self.sent = Some(now);
+    }
+
+    /// When this ticket's choices were sent, if it is one of this trip.
+    pub(crate) fn sent(&self, parts: TicketParts) -> Option<Instant> {
+        self.sent.filter(|_| parts.serial == self.serial)
     }
 
     /// Whether choices wait for a node to be sent to.

@@ -270,6 +270,7 @@ fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {
             advertise: None,
             schedule: schedule(flags),
             device: Device::default(),
+            profile: false,
             expert_slots: None,
         },
         cluster: cluster(),

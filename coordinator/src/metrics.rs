@@ -103,7 +103,7 @@ impl Metrics {
                 GaugeVec::new(
                     Opts::new(
                         "amoe_coordinator_node_slowdown",
-                        "How much longer an expert node's runs take than they should.",
+                        "How much longer an expert node takes than it should.",
                     ),
                     &["node"],
                 ),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use domain::{CostCurve, Curves, Digest, ModelShape, NodeId, Role, Trace};
-use proto::control::{Report, Work};
+use proto::control::{Report, Response, Work};
 
 /// Time after which work counts half of what it did.
 const WORK_HALF_LIFE: Duration = Duration::from_secs(1);
@@ -18,6 +18,12 @@ const IDLE_HALF_LIFE: Duration = Duration::from_secs(10);
 const PRIOR_NS: f64 = 10e6;
 /// The most that is believed of a node's slowness.
 const SLOWDOWN_MAX: f64 = 1000.0;
+/// A node answers late when it takes so many times as long as others,
+const DELAY_MIN: f64 = 2.0;
+/// both taken for this much slower than they are, so that nobody is slow by a trifle.
+const DELAY_SLACK_NS: f64 = 1e6;
+/// Fewer answers say nothing.
+const ANSWERS_MIN: f64 = 5.0;
 /// What waits on a node that has not reported for so long is not known any more.
 const FRESH: Duration = Duration::from_secs(1);
 /// Steps of the trace that say what is wanted now.
@@ -44,6 +50,16 @@ struct Seen {
     queued: Vec<u32>,
     heard: Duration,
     speed: Speed,
+    /// How it answered attention nodes.
+    answers: Answers,
+}
+
+/// Answers of one expert node, older ones counting less.
+#[derive(Clone, Copy, Debug, Default)]
+struct Answers {
+    at: Duration,
+    count: f64,
+    ns: f64,
 }
 
 /// Runs of one node, older ones counting less.
@@ -82,7 +98,8 @@ impl Observations {
     /// A node has joined, or has come back.
     pub(crate) fn joined(&mut self, now: Duration, id: NodeId, role: Role, curves: Option<Curves>) {
         let speed = Speed { at: now, ..Speed::default() };
-        let seen = Seen { role, curves, queued: Vec::new(), heard: now, speed };
+        let answers = Answers { at: now, ..Answers::default() };
+        let seen = Seen { role, curves, queued: Vec::new(), heard: now, speed, answers };
         self.nodes.insert(id, seen);
     }
 
@@ -94,7 +111,7 @@ impl Observations {
     /// Takes a report, which was checked against the model its node serves.
     pub(crate) fn report(&mut self, now: Duration, id: NodeId, report: Report) {
         let Some(seen) = self.nodes.get_mut(&id) else { return };
-        let Report { queued, routed, work } = report;
+        let Report { queued, routed, work, responses } = report;
         seen.queued = queued;
         seen.heard = now;
         seen.speed.add(now, &work);
@@ -105,6 +122,11 @@ impl Observations {
         if routed.len() == self.step.len() {
             let counts = self.step.iter_mut().zip(routed);
             counts.for_each(|(sum, pairs)| *sum = sum.saturating_add(pairs));
+        }
+        for Response { node, answers, ns } in responses {
+            if let Some(seen) = self.nodes.get_mut(&node) {
+                seen.answers.add(now, answers, ns);
+            }
         }
     }
 
@@ -145,11 +167,16 @@ impl Observations {
         digest
     }
 
+    /// How much longer a node takes than it should: its runs, or to answer at all.
+    pub(crate) fn slowdown(&self, now: Duration, id: NodeId) -> f64 {
+        self.run_slowdown(now, id).max(self.delay(now, id))
+    }
+
     /// How much longer a node's runs take than they should.
     ///
     /// They should take what its own curve says; where nodes have none, as long per activated expert
     /// as those of the middle one among such nodes.
-    pub(crate) fn slowdown(&self, now: Duration, id: NodeId) -> f64 {
+    fn run_slowdown(&self, now: Duration, id: NodeId) -> f64 {
         let Some(seen) = self.nodes.get(&id) else { return 1.0 };
         let speed = seen.speed.after(now, IDLE_HALF_LIFE);
         let expected = if speed.predicted_ns > 0.0 {
@@ -170,30 +197,44 @@ impl Observations {
         times.get(times.len().saturating_sub(1) / 2).copied().unwrap_or_default()
     }
 
-    /// What one activated expert takes on each of these nodes now, by its tokens.
-    pub(crate) fn expert_curves(&self, now: Duration, nodes: &[NodeId]) -> Vec<CostCurve> {
-        self.curves(now, nodes, |curves| &curves.expert)
+    /// How much longer a node takes to answer than others do, if that is far longer: whatever holds
+    /// it up does not have to show in its runs. Less says nothing, for who has more to do takes longer.
+    fn delay(&self, now: Duration, id: NodeId) -> f64 {
+        let time = |seen: &Seen| seen.answers.mean_ns(now);
+        let mut times: Vec<f64> = self.nodes.values().filter_map(time).collect();
+        times.sort_by(f64::total_cmp);
+        let middle = times.get(times.len().saturating_sub(1) / 2);
+        let own = self.nodes.get(&id).and_then(time);
+        let Some((own, middle)) = own.zip(middle) else { return 1.0 };
+        let delay = (own + DELAY_SLACK_NS) / (middle + DELAY_SLACK_NS);
+        if delay < DELAY_MIN { 1.0 } else { delay.min(SLOWDOWN_MAX) }
     }
 
-    /// What its part of a MoE layer takes on each of these nodes now, by its pairs.
+    /// What one activated expert takes on each of these nodes now, by its tokens.
+    pub(crate) fn expert_curves(&self, now: Duration, nodes: &[NodeId]) -> Vec<CostCurve> {
+        self.curves(nodes, |curves| &curves.expert, |id| self.slowdown(now, id))
+    }
+
+    /// What its part of a MoE layer takes on each of these nodes now, by its pairs. Experts are moved by
+    /// what runs take; late answers may have reasons that pass sooner than a move is done.
     pub(crate) fn layer_curves(&self, now: Duration, nodes: &[NodeId]) -> Vec<CostCurve> {
-        self.curves(now, nodes, |curves| &curves.layer)
+        self.curves(nodes, |curves| &curves.layer, |id| self.run_slowdown(now, id))
     }
 
     /// Curves as they were measured, made as much longer as the nodes are slower now. A node without
     /// one is taken for like the others; empty if nobody has one.
     fn curves(
         &self,
-        now: Duration,
         nodes: &[NodeId],
         of: impl Fn(&Curves) -> &CostCurve,
+        slow: impl Fn(NodeId) -> f64,
     ) -> Vec<CostCurve> {
         let measured =
             |id: &NodeId| self.nodes.get(id).and_then(|seen| seen.curves.as_ref()).map(&of);
         let Some(any) = nodes.iter().find_map(measured).cloned().or_else(unmeasured) else {
             return Vec::new();
         };
-        let scaled = |id: &NodeId| measured(id).unwrap_or(&any).scaled(self.slowdown(now, *id));
+        let scaled = |id: &NodeId| measured(id).unwrap_or(&any).scaled(slow(*id));
         nodes.iter().map(scaled).collect()
     }
 
@@ -237,6 +278,29 @@ fn unmeasured() -> Option<CostCurve> {
     CostCurve::new(vec![(64, 100_000)]).ok()
 }
 
+// === impl Answers ===
+
+impl Answers {
+    fn add(&mut self, now: Duration, answers: u32, ns: u64) {
+        let kept = kept(now, self.at, WORK_HALF_LIFE);
+        self.at = now;
+        self.count = self.count * kept + f64::from(answers);
+        self.ns = self.ns * kept + ns as f64;
+    }
+
+    /// Time of an answer; none if there were hardly any lately.
+    fn mean_ns(&self, now: Duration) -> Option<f64> {
+        let count = self.count * kept(now, self.at, IDLE_HALF_LIFE);
+        (count >= ANSWERS_MIN).then(|| self.ns / self.count)
+    }
+}
+
+/// What is left at `now` of what counted in full at `at`.
+fn kept(now: Duration, at: Duration, half_life: Duration) -> f64 {
+    let age = now.saturating_sub(at);
+    0.5_f64.powf(age.as_secs_f64() / half_life.as_secs_f64())
+}
+
 // === impl Speed ===
 
 impl Speed {
@@ -255,8 +319,7 @@ impl Speed {
 
     /// What it counts at `now`.
     fn after(&self, now: Duration, half_life: Duration) -> Self {
-        let age = now.saturating_sub(self.at);
-        let kept = 0.5_f64.powf(age.as_secs_f64() / half_life.as_secs_f64());
+        let kept = kept(now, self.at, half_life);
         Self {
             at: now,
             busy_ns: self.busy_ns * kept,
@@ -302,7 +365,7 @@ mod tests {
     fn ran(runs: u64, busy_ms: u64, predicted_ms: u64) -> Report {
         let (busy_ns, predicted_ns) = (busy_ms * 1_000_000, predicted_ms * 1_000_000);
         let work = Work { runs, tokens: 10 * runs, experts: runs, busy_ns, predicted_ns };
-        Report { queued: vec![0, 20], routed: Vec::new(), work }
+        Report { queued: vec![0, 20], work, ..Report::default() }
     }
 
     #[test]
@@ -332,6 +395,33 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_answers_late_is_avoided_though_its_runs_look_well() {
+        let mut seen = observations(None);
+        let report = |late_ms: u64| Report {
+            queued: vec![0; 3],
+            responses: [(E[0], 2), (E[1], late_ms)]
+                .map(|(node, ms)| Response { node, answers: 10, ns: 10 * ms * 1_000_000 })
+                .to_vec(),
+            ..Report::default()
+        };
+        let mut now = Duration::ZERO;
+        let mut pass = |seen: &mut Observations, late_ms| {
+            for _ in 0..20 {
+                now += Duration::from_millis(200);
+                seen.report(now, A, report(late_ms));
+            }
+            E.map(|id| seen.delay(now, id))
+        };
+        assert_eq!(pass(&mut seen, 4), [1.0, 1.0], "it has more to do");
+        let delays = pass(&mut seen, 20);
+        assert!(delays[0] == 1.0 && delays[1] > 4.0, "{delays:?}");
+        let curves = seen.expert_curves(Duration::from_secs(8), &E);
+        assert!(curves[1].ns(1) > 4 * curves[0].ns(1));
+        let curves = seen.layer_curves(Duration::from_secs(8), &E);
+        assert_eq!(curves[0], curves[1], "no expert moves for that");
+    }
+
+    #[test]
     fn nodes_without_curves_are_compared_with_each_other() {
         let mut seen = observations(None);
         let now = Duration::from_millis(200 * 19);
@@ -355,7 +445,7 @@ mod tests {
         let routed = |routed: &[u32]| Report {
             queued: vec![1, 2, 3],
             routed: routed.to_vec(),
-            work: Work::default(),
+            ..Report::default()
         };
         for _ in 0..6 {
             seen.report(now, A, routed(&[30, 1]));

@@ -29,6 +29,10 @@ pub struct Config {
     pub loading: LoadingConfig,
 }
 
+fn default_profile() -> bool {
+    true
+}
+
 /// The paper's constants, with room for the pairs of a whole batch of prefill chunks: an expert
 /// whose rows are spread over two runs is read from memory twice.
 #[must_use]
@@ -52,6 +56,10 @@ pub struct NodeConfig {
     /// What it computes on.
     #[serde(default)]
     pub device: Device,
+    /// Whether it measures at its start what work costs on its processor, which takes a few seconds. The coordinator
+    /// compares nodes that do not with each other. A paced device has its curve anyway.
+    #[serde(default = "default_profile")]
+    pub profile: bool,
     /// Experts this node has room for, over all layers; all of the model's if absent.
     pub expert_slots: Option<u32>,
 }

@@ -396,7 +396,7 @@ impl ExpertEngine {
         });
         if self.joints.reports.are_wanted() {
             let (queued, work) = (self.queues.pairs_per_layer().to_vec(), self.work);
-            self.joints.reports.send(Report { queued, routed: Vec::new(), work });
+            self.joints.reports.send(Report { queued, work, ..Report::default() });
             self.work = Work::default();
         }
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use chassis::{Shutdown, engine::Engine, role::Process};
-use domain::Role;
+use domain::{Curves, Role};
 use model::{Checkpoint, ExpertHalf};
 use node::{Membership, Newcomer, Pace, Site};
 use transport::{
@@ -71,7 +71,8 @@ impl ExpertNode {
         site.process.readiness.part(&config.node.name).set(EXPERTS_LOADED, false);
         let checkpoint = Checkpoint::open(&config.model.path)?;
         let model_fingerprint = checkpoint.fingerprint_on(&site.cpu);
-        let half = ExpertHalf::new(Arc::new(checkpoint), Arc::clone(&site.cpu));
+        let checkpoint = Arc::new(checkpoint);
+        let half = ExpertHalf::new(Arc::clone(&checkpoint), Arc::clone(&site.cpu));
         let memory = match config.node.listen.parse::<Address>()? {
             Address::Memory(name) => Some(name),
             Address::Tcp(_) | Address::Inproc(_) => None,
@@ -81,20 +82,17 @@ impl ExpertNode {
             None => Some(Listener::bind(&config.node.listen, &site.hub).await?),
         };
         let pace = Pace::open(&config.node.device, &config.node.name)?;
+        let curves = curves(&config, &pace, checkpoint, site).await?;
         let shape = half.spec().shape();
         let all = u32::try_from(shape.slots().count())?;
         let newcomer = Newcomer {
             name: config.node.name.clone(),
             role: Role::Expert,
-            address: match (&config.node.advertise, &listener) {
-                (Some(address), _) => address.clone(),
-                (None, Some(listener)) => listener.address()?,
-                (None, None) => config.node.listen.clone(),
-            },
+            address: address(&config, listener.as_ref())?,
             model_fingerprint,
             shape: shape.clone(),
             expert_slots: config.node.expert_slots.unwrap_or(all),
-            curves: pace.curves(),
+            curves: curves.clone(),
         };
         let coordinators = &config.cluster.coordinators;
         let Some(membership) = Membership::join(newcomer, coordinators, site).await? else {
@@ -117,7 +115,7 @@ impl ExpertNode {
             guidance: membership.guidance.clone(),
             beats: membership.beats.clone(),
             reports: membership.reports.clone(),
-            curve: pace.curves().map(|curves| curves.expert),
+            curve: curves.map(|curves| curves.expert),
             pace,
             shutdown: site.process.shutdown.clone(),
             readiness: site.process.readiness.part(&config.node.name),
@@ -160,6 +158,32 @@ impl ExpertNode {
             }
         };
         (Box::new(engine), serving)
+    }
+}
+
+/// Where attention nodes reach the node.
+fn address(config: &Config, listener: Option<&Listener>) -> Result<String> {
+    Ok(match (&config.node.advertise, listener) {
+        (Some(address), _) => address.clone(),
+        (None, Some(listener)) => listener.address()?,
+        (None, None) => config.node.listen.clone(),
+    })
+}
+
+/// What work costs on the site's device, as far as that is known or to be measured.
+async fn curves(
+    config: &Config,
+    pace: &Pace,
+    checkpoint: Arc<Checkpoint>,
+    site: &Site,
+) -> Result<Option<Curves>> {
+    match pace.curves() {
+        None if config.node.profile => {
+            let cpu = Arc::clone(&site.cpu);
+            let measured = tokio::task::spawn_blocking(move || profile(&checkpoint, &cpu));
+            Ok(Some(measured.await??))
+        }
+        known => Ok(known),
     }
 }
 

@@ -278,6 +278,7 @@ fn expert_config(checkpoint: &Path, layout: &Layout, number: usize) -> expert_no
             advertise: None,
             schedule: layout.schedule,
             device: Device::default(),
+            profile: false,
             expert_slots: None,
         },
         cluster: cluster(),

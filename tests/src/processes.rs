@@ -268,16 +268,17 @@ impl Processes {
         let (name, binary) = (format!("{role}-{number}"), format!("{role}-node"));
         let (listen, coordinators) = (address().to_string(), format!("[\"{coordinator}\"]"));
         let model = self.folder.path().join("demo").display().to_string();
-        self.add(
-            &name,
-            &binary,
-            &[
-                ("NODE__NAME", &name),
-                ("NODE__LISTEN", &listen),
-                ("CLUSTER__COORDINATORS", &coordinators),
-                ("MODEL__PATH", &model),
-            ],
-        )
+        let mut settings = vec![
+            ("NODE__NAME", &*name),
+            ("NODE__LISTEN", &listen),
+            ("CLUSTER__COORDINATORS", &coordinators),
+            ("MODEL__PATH", &model),
+        ];
+        if role == "expert" {
+            // What is measured while all of them start says nothing.
+            settings.push(("NODE__PROFILE", "false"));
+        }
+        self.add(&name, &binary, &settings)
     }
 
     /// A role with its example's configuration and what differs from it.

@@ -5,7 +5,7 @@ use policy::{
     liveness::Terms,
     placement::{Policy, Spare, adoption::Reason},
 };
-use proto::control::{Beat, Registration, Report, Work};
+use proto::control::{Beat, Registration, Report};
 
 use super::{Cluster, Effect, Event, Made, Published, Rules, Save, Stale};
 use crate::{
@@ -511,7 +511,7 @@ fn what_was_wanted_is_leased_and_silent_nodes_get_nothing() {
     let nodes = leased(&mut world);
     assert_eq!([e1, e2].map(|id| nodes.iter().filter(|&&node| node == id).count()), [2, 2]);
     let (session, id) = world.nodes["a1"];
-    let report = Report { queued: vec![1, 2, 3], routed: vec![9, 0, 9, 9], work: Work::default() };
+    let report = Report { queued: vec![1, 2, 3], routed: vec![9, 0, 9, 9], ..Report::default() };
     world.on(Event::Report { session, id, report: report.clone() });
     let stranger = SessionId(99);
     world.on(Event::Report { session: stranger, id, report });
@@ -540,7 +540,7 @@ fn a_review_is_followed_only_if_it_pays_and_nothing_else_happened() {
     let see = |world: &mut World, routed: [u32; 4]| {
         for _ in 0..8 {
             let queued = vec![0; 3];
-            let report = Report { queued, routed: routed.to_vec(), work: Work::default() };
+            let report = Report { queued, routed: routed.to_vec(), ..Report::default() };
             world.on(Event::Report { session, id, report });
             world.cluster.end_step();
         }

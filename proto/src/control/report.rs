@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use domain::{CostCurve, Curves, ModelShape, Role};
+use domain::{CostCurve, Curves, ModelShape, NodeId, Role};
 
 use crate::{Invalid, internal as wire};
 
@@ -16,6 +16,19 @@ pub struct Report {
     pub routed: Vec<u32>,
     /// Runs of layers.
     pub work: Work,
+    /// Attention nodes: how expert nodes answered.
+    pub responses: Vec<Response>,
+}
+
+/// Answers of one expert node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// Who answered.
+    pub node: NodeId,
+    /// How many frames of outputs.
+    pub answers: u32,
+    /// Time from the dispatch to the answer, summed over the answers.
+    pub ns: u64,
 }
 
 /// Runs of layers on one node, summed.
@@ -77,18 +90,23 @@ impl Report {
 
 impl From<Report> for wire::Report {
     fn from(report: Report) -> Self {
-        let Report { queued, routed, work } = report;
+        let Report { queued, routed, work, responses } = report;
         let Work { runs, tokens, experts, busy_ns, predicted_ns } = work;
         let work = Some(wire::Work { runs, tokens, experts, busy_ns, predicted_ns });
-        Self { queued, routed, work }
+        let response =
+            |Response { node, answers, ns }| wire::Response { node: node.0, answers, ns };
+        Self { queued, routed, work, responses: responses.into_iter().map(response).collect() }
     }
 }
 
 impl From<wire::Report> for Report {
     fn from(report: wire::Report) -> Self {
-        let wire::Report { queued, routed, work } = report;
+        let wire::Report { queued, routed, work, responses } = report;
         let wire::Work { runs, tokens, experts, busy_ns, predicted_ns } = work.unwrap_or_default();
-        Self { queued, routed, work: Work { runs, tokens, experts, busy_ns, predicted_ns } }
+        let work = Work { runs, tokens, experts, busy_ns, predicted_ns };
+        let response =
+            |wire::Response { node, answers, ns }| Response { node: NodeId(node), answers, ns };
+        Self { queued, routed, work, responses: responses.into_iter().map(response).collect() }
     }
 }
 
@@ -135,7 +153,8 @@ mod tests {
     #[test]
     fn reports_survive_the_wire_and_have_to_fit_the_model() {
         let work = Work { runs: 1, tokens: 2, experts: 3, busy_ns: 4, predicted_ns: 5 };
-        let report = Report { queued: vec![0, 7, 1], routed: vec![4, 0], work };
+        let responses = vec![Response { node: NodeId(6), answers: 7, ns: 8 }];
+        let report = Report { queued: vec![0, 7, 1], routed: vec![4, 0], work, responses };
         assert_eq!(Report::from(wire::Report::from(report.clone())), report);
         let shape = ModelShape {
             layers: 2,

@@ -31,14 +31,14 @@ pub struct Load {
     #[prost(uint32, tag = "5")]
     pub queued_pairs: u32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeMessage {
     #[prost(oneof = "node_message::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<node_message::Kind>,
 }
 /// Nested message and enum types in `NodeMessage`.
 pub mod node_message {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "1")]
         Register(super::Register),
@@ -106,7 +106,7 @@ pub struct Heartbeat {
     pub epoch_ready: u64,
 }
 /// What a node saw since its last report. It is a sample: one that finds no room is dropped.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Report {
     /// What waits now, per layer: rows (attention nodes, which have the LM head as a last one) or
     /// (token, expert) pairs (expert nodes).
@@ -118,6 +118,19 @@ pub struct Report {
     /// Runs of layers.
     #[prost(message, optional, tag = "3")]
     pub work: ::core::option::Option<Work>,
+    /// Attention nodes: how expert nodes answered.
+    #[prost(message, repeated, tag = "4")]
+    pub responses: ::prost::alloc::vec::Vec<Response>,
+}
+/// Answers of one expert node and the time from each's dispatch, summed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Response {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(uint32, tag = "2")]
+    pub answers: u32,
+    #[prost(uint64, tag = "3")]
+    pub ns: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Work {
