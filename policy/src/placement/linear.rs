@@ -1,7 +1,6 @@
 //! Linear placement: every layer is cut into contiguous shares, one per node in order of node number.
 
 use super::{
-    Host,
     problem::{HostIndex, LayerTable, Problem},
     rooms,
 };
@@ -15,7 +14,8 @@ pub(super) fn place(problem: &Problem<'_>) -> Vec<LayerTable> {
         let first: u64 = rooms.iter().map(|rooms| u64::from(rooms[at])).sum();
         u64::from(host.slots) - first
     });
-    fill(&mut tables, hosts, spare.collect(), problem.wanted() - problem.needed());
+    let further = (problem.wanted() - problem.needed()) / problem.layers.max(1) as u64;
+    fill(&mut tables, hosts.len(), spare.collect(), further);
     tables
 }
 
@@ -26,21 +26,19 @@ pub(super) fn cut(rooms: &[u32]) -> LayerTable {
 }
 
 /// Gives every expert one more replica in turn, on the host with the most spare slots that does not
-/// hold it yet, until nothing fits or there are `limit` of them.
-fn fill(tables: &mut [LayerTable], hosts: &[Host], mut spare: Vec<u64>, limit: u64) {
-    let mut left = limit;
+/// hold it yet, until nothing fits or every layer has `further` of them.
+fn fill(tables: &mut [LayerTable], hosts: usize, mut spare: Vec<u64>, further: u64) {
+    let mut left = vec![further; tables.len()];
     loop {
-        let before = left;
-        for replicas in tables.iter_mut().flatten() {
-            if left == 0 {
-                return;
+        let before = left.clone();
+        for (table, left) in tables.iter_mut().zip(&mut left) {
+            for replicas in table {
+                let host = roomiest(hosts, &spare, replicas).filter(|_| *left > 0);
+                let Some(host) = host else { continue };
+                replicas.push(host);
+                spare[usize::from(host)] -= 1;
+                *left -= 1;
             }
-            let Some(host) = roomiest(hosts.len(), &spare, replicas) else {
-                continue;
-            };
-            replicas.push(host);
-            spare[usize::from(host)] -= 1;
-            left -= 1;
         }
         if left == before {
             return;

@@ -4,7 +4,7 @@ use domain::{CostCurve, Epoch, Expert, Health, Layer, ModelShape, NodeId, Plan, 
 use proptest::prelude::*;
 
 use super::{
-    Facts, Grouping, Host, Input, Policy, Proposal, Spare, Violation,
+    Facts, Grouping, Host, Input, Limits, Policy, Proposal, Spare, Violation,
     adoption::{Considered, Observed, Readiness, Reason, Situation, due, hosts, readiness},
     check, cost, place,
 };
@@ -86,6 +86,53 @@ fn plans_look_like_the_goldens() {
     }
     let golden = include_str!("../../goldens/placement_linear.txt");
     assert!(text == golden, "goldens/placement_linear.txt should now read:\n{text}");
+}
+
+/// Two layers: in the first, experts 0 and 1 are busy in turn and 2 all the time; in the second all alike.
+fn bursts() -> Trace {
+    let mut trace = Trace::new(2, 8);
+    for step in 0..4 {
+        let mut counts = [40; 16];
+        counts[..3].copy_from_slice(if step % 2 == 0 { &[240, 0, 160] } else { &[0, 240, 160] });
+        trace.push(&counts).unwrap();
+    }
+    trace
+}
+
+#[test]
+fn rivals_look_like_the_goldens() {
+    let (shape, hosts, trace) = (shape(2, 8), [1, 2, 3, 4].map(|id| host(id, 6)), bursts());
+    let curve =
+        CostCurve::new((1..100).map(|tile| (16 * tile, 1000 + 160 * u64::from(tile))).collect());
+    let curves: Vec<CostCurve> =
+        [1.0, 1.0, 1.0, 1.5].map(|slower| curve.as_ref().unwrap().scaled(slower)).to_vec();
+    let mut text = String::new();
+    for (spare, title) in
+        [(Spare::Leave, "no further replicas"), (Spare::UpTo(4), "4 further replicas")]
+    {
+        let input = Input { trace: Some(&trace), curves: &curves, ..input(&shape, &hosts, spare) };
+        for policy in [Policy::Linear, Policy::Eplb, Policy::Gem] {
+            let proposal = place(policy, &input).unwrap();
+            assert_eq!(check(&proposal.plan, &facts(&shape, &hosts)), []);
+            write!(text, "# {title}, n4 slow\n{}\n", picture(&proposal)).unwrap();
+        }
+    }
+    let serving = place(Policy::Eplb, &input(&shape, &hosts, Spare::Leave)).unwrap().plan;
+    let input = Input {
+        epoch: Epoch(2),
+        serving: Some(&serving),
+        trace: Some(&trace),
+        curves: &curves,
+        ..input(&shape, &hosts, Spare::Leave)
+    };
+    let limits = Limits { swaps_max: 2, ..Limits::default() };
+    let proposal = place(Policy::Incremental(limits), &input).unwrap();
+    write!(text, "# two swaps at most\n{}", picture(&proposal)).unwrap();
+    for one in &proposal.explanation.revision.as_ref().unwrap().moves {
+        writeln!(text, "{one}").unwrap();
+    }
+    let golden = include_str!("../../goldens/placement_rivals.txt");
+    assert!(text == golden, "goldens/placement_rivals.txt should now read:\n{text}");
 }
 
 #[test]
@@ -237,7 +284,8 @@ fn eplb_replicates_and_packs_as_published() {
                 .map(|(_, expert)| expert.0)
                 .collect();
             let mut pair = pair.to_vec();
-            (held.sort_unstable(), pair.sort_unstable());
+            held.sort_unstable();
+            pair.sort_unstable();
             assert_eq!(held, pair, "{layer} {node}");
         }
     }
