@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use policy::batching::{Batcher, Tuning};
 
-use crate::{cluster::Part, spans::Pair, spec};
+use crate::{cluster::Part, queues::Waiting, spans::Pair, spec};
 
 /// Something that a device can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,15 +92,9 @@ impl Device {
 
     /// Async: tells how a queue of experts stands. Beside attention's rows, tokens count once and not
     /// once per expert.
-    pub(crate) fn note_experts(
-        &mut self,
-        layer: usize,
-        group: usize,
-        tokens: u32,
-        oldest_ns: u64,
-        top_k: u8,
-    ) {
+    pub(crate) fn note_experts(&mut self, layer: usize, group: usize, waiting: Waiting, top_k: u8) {
         let stage = self.expert_stage(layer);
+        let Waiting { tokens, oldest_ns } = waiting;
         let tokens = if self.is_colocated() { tokens.div_ceil(top_k.into()) } else { tokens };
         if let Work::Async(batcher) = &mut self.work {
             batcher.set(stage, group, tokens, oldest_ns);

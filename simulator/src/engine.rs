@@ -7,9 +7,9 @@ mod experts;
 mod plan;
 mod steps;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use domain::Trace;
+use domain::{Plan, Trace};
 use policy::{assignment::Candidate, placement::Basis};
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     messages::{Messages, Outgoing},
     meter::{Meter, Stretch},
     outcome::Outcome,
+    queues::MicroQueues,
     routes::Routes,
     sequences::Sequences,
     skew::Chooser,
@@ -65,10 +66,7 @@ pub(crate) struct Engine<'a> {
     /// What online placement looks at.
     recent: Trace,
     /// The plan that is being loaded.
-    loading: Option<std::sync::Arc<domain::Plan>>,
-    /// Queues' expert per `[node][layer][expert]`, flattened: its group.
-    groups: Vec<u16>,
-    groups_max: usize,
+    loading: Option<Arc<Plan>>,
     end_ns: u64,
     scratch: Scratch,
 }
@@ -110,16 +108,16 @@ impl<'a> Engine<'a> {
         let (shape, nodes) = (&cluster.shape, cluster.attention);
         let mut chooser = Chooser::new(&run.skew, shape.layers, shape.experts, run.seed, folder)?;
         let (plan, basis) = plan::first(run, &cluster, &mut chooser)?;
-        let (groups, groups_max) = groups(run, &cluster, &plan);
+        let slots = Slots::new(run, &cluster, &plan);
         let streams = streams(run.schedule);
         let gather = || Gather { barrier: Barrier::new(nodes, layers as u64), deciding: None };
         let ns_of_s = |seconds: f64| ns_of_us(seconds * 1e6);
         let [from, to] = run.window.map(|share| ns_of_s(run.duration_s * share));
         let bin_ns = ns_of_s(run.bin_s).max(1);
         Ok(Self {
-            devices: devices(run, &cluster, groups_max),
+            devices: devices(run, &cluster, &slots),
             attention: attention(run, &cluster),
-            experts: expert_nodes(run, &cluster, groups_max),
+            experts: expert_nodes(run, &cluster, slots),
             gathers: std::iter::repeat_with(gather).take(streams).collect(),
             agenda: Agenda::default(),
             links: Links::new(&run.links, cluster.parts.iter().map(|part| part.in_box).collect()),
@@ -137,8 +135,6 @@ impl<'a> Engine<'a> {
             launches: 0,
             basis,
             loading: None,
-            groups,
-            groups_max,
             end_ns: ns_of_s(run.duration_s),
             scratch: Scratch {
                 row: vec![0; shape.top_k.into()],
@@ -287,8 +283,9 @@ fn streams(schedule: Schedule) -> usize {
     }
 }
 
-fn devices(run: &Run, cluster: &Cluster, groups: usize) -> Vec<Device> {
+fn devices(run: &Run, cluster: &Cluster, slots: &Slots) -> Vec<Device> {
     let layers = cluster.layers();
+    let groups = if run.batching.queues == Queues::Expert { slots.max } else { 1 };
     let device = |&part: &Part| match run.schedule {
         Schedule::Async => Device::asynchronous(part, layers, groups, &run.batching),
         Schedule::Lockstep | Schedule::LockstepOverlap => Device::lockstep(part, layers),
@@ -305,37 +302,52 @@ fn attention(run: &Run, cluster: &Cluster) -> Vec<Attention> {
         .collect()
 }
 
-fn expert_nodes(run: &Run, cluster: &Cluster, groups: usize) -> Vec<Experts> {
-    let (nodes, layers) = (cluster.attention, cluster.layers());
-    let streams =
-        || (0..streams(run.schedule)).map(|_| Stream::new(nodes, layers)).collect::<Vec<_>>();
-    let parts = cluster.parts.iter().enumerate();
-    parts
-        .filter(|(_, part)| part.expert.is_some())
-        .map(|(device, _)| {
-            Experts::new(device, layers * groups, streams(), cluster.experts_per_layer())
+fn expert_nodes(run: &Run, cluster: &Cluster, slots: Slots) -> Vec<Experts> {
+    let (layers, experts) = (cluster.layers(), cluster.experts_per_layer());
+    let streams = || (0..streams(run.schedule)).map(|_| Stream::new(cluster.attention, layers));
+    let nodes = cluster.parts.iter().enumerate().filter(|(_, part)| part.expert.is_some());
+    nodes
+        .zip(slots.of)
+        .map(|((device, _), slot_of)| {
+            let queues = MicroQueues::new(layers, experts, slots.max, slot_of);
+            Experts::new(device, queues, streams().collect(), experts)
         })
         .collect()
 }
 
-/// Which group of its layer an expert is on each node, `[node][layer][expert]`, and the most groups
-/// of a layer. All are one group unless every expert has a queue of its own.
-fn groups(run: &Run, cluster: &Cluster, plan: &domain::Plan) -> (Vec<u16>, usize) {
-    let (layers, experts) = (cluster.layers(), cluster.experts_per_layer());
-    let mut groups = vec![0; cluster.experts * layers * experts];
-    if run.schedule != Schedule::Async || run.batching.queues == Queues::Layer {
-        return (groups, 1);
-    }
-    let mut used = vec![0_u16; cluster.experts * layers];
-    for (slot, replicas) in plan.table().enumerate() {
-        for id in replicas {
-            let node = id.0 as usize;
-            let used = &mut used[node * layers + slot / experts];
-            groups[node * layers * experts + slot] = *used;
-            *used += 1;
+/// Where each expert's queue is.
+#[derive(Debug)]
+struct Slots {
+    /// Per expert node, `[layer][expert]`, flattened.
+    of: Vec<Vec<u16>>,
+    /// Slots of a layer.
+    max: usize,
+}
+
+impl Slots {
+    /// A slot for each expert that a node holds, or for every expert if it may get others later.
+    /// Lockstep has no queues.
+    fn new(run: &Run, cluster: &Cluster, plan: &Plan) -> Self {
+        let (layers, experts) = (cluster.layers(), cluster.experts_per_layer());
+        if run.schedule != Schedule::Async {
+            return Self { of: vec![Vec::new(); cluster.experts], max: 0 };
         }
+        if run.placement.online.is_some() {
+            let all: Vec<u16> = (0..layers).flat_map(|_| 0..cluster.costs.experts).collect();
+            return Self { of: vec![all; cluster.experts], max: experts };
+        }
+        let mut of = vec![vec![0; layers * experts]; cluster.experts];
+        let mut used = vec![0_u16; cluster.experts * layers];
+        for (slot, replicas) in plan.table().enumerate() {
+            for id in replicas {
+                let node = id.0 as usize;
+                let used = &mut used[node * layers + slot / experts];
+                of[node][slot] = *used;
+                *used += 1;
+            }
+        }
+        Self { of, max: used.into_iter().max().unwrap_or(0).into() }
     }
-    (groups, used.into_iter().max().unwrap_or(1).max(1).into())
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod messages;
 mod meter;
 pub mod outcome;
 mod plot;
+mod queues;
 pub mod results;
 mod routes;
 pub mod scenario;

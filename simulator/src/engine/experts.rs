@@ -6,6 +6,7 @@ use crate::{
     judge::Violation,
     messages::{Load, output_bytes},
     spans::Pair,
+    spec::Queues,
 };
 
 impl Engine<'_> {
@@ -32,26 +33,27 @@ impl Engine<'_> {
 
     /// Async: appends pairs to the queues of their layer.
     fn queue(&mut self, node: usize, layer: usize, pairs: &[Pair]) {
-        let now_ns = self.agenda.now_ns();
-        let (layers, experts) = (self.cluster.layers(), self.cluster.experts_per_layer());
-        let groups = &self.groups[(node * layers + layer) * experts..][..experts];
-        let queues = &mut self.experts[node].queues[layer * self.groups_max..][..self.groups_max];
+        let since_ns = self.agenda.now_ns();
         for &pair in pairs {
-            let queue = &mut queues[usize::from(groups[usize::from(pair.expert)])];
-            queue.pairs.push(Pair { since_ns: now_ns, ..pair });
-            queue.tokens += u32::from(pair.tokens);
+            let slot = self.experts[node].queues.push(layer, Pair { since_ns, ..pair });
+            if self.run.batching.queues == Queues::Expert {
+                self.note_queue(node, layer, slot);
+            }
         }
-        for group in 0..self.groups_max {
-            self.note_queue(node, layer, group);
+        if self.run.batching.queues == Queues::Layer {
+            self.note_queue(node, layer, 0);
         }
     }
 
+    /// Tells a device how one of its queues stands: a layer, or an expert of it.
     fn note_queue(&mut self, node: usize, layer: usize, group: usize) {
         let experts = &self.experts[node];
-        let queue = &experts.queues[layer * self.groups_max + group];
-        let (tokens, oldest_ns) = (queue.tokens, queue.oldest_ns());
+        let waiting = match self.run.batching.queues {
+            Queues::Layer => experts.queues.layer(layer),
+            Queues::Expert => experts.queues.slot(layer, group),
+        };
         let top_k = self.cluster.costs.top_k;
-        self.devices[experts.device].note_experts(layer, group, tokens, oldest_ns, top_k);
+        self.devices[experts.device].note_experts(layer, group, waiting, top_k);
     }
 
     /// Lockstep: takes the turns that every attention node has come to.
@@ -83,8 +85,12 @@ impl Engine<'_> {
     pub(super) fn start_group(&mut self, device: usize, layer: usize, group: usize) -> (u32, u64) {
         let node = usize::from(self.devices[device].part.expert.expect("only expert nodes do"));
         let tokens_max = u32::try_from(self.run.batching.expert.drain_max).unwrap_or(u32::MAX);
-        let queue = layer * self.groups_max + group;
-        self.experts[node].drain(queue, tokens_max, &mut self.devices[device].pairs);
+        let (queues, pairs) = (&mut self.experts[node].queues, &mut self.devices[device].pairs);
+        match self.run.batching.queues {
+            Queues::Layer => queues.drain(layer, tokens_max, pairs),
+            Queues::Expert => queues.drain_slot(layer, group, tokens_max, pairs),
+        }
+        self.experts[node].count(pairs);
         self.note_queue(node, layer, group);
         self.launch(node)
     }

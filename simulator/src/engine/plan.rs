@@ -99,7 +99,7 @@ impl Engine<'_> {
 
     fn renew(&mut self, runs: u32) -> Result<(), Violation> {
         let waiting = |(node, curve): (&Experts, &CostCurve)| -> u64 {
-            node.queues.iter().map(|queue| curve.ns(queue.tokens)).sum()
+            node.queues.tokens_by_queue().map(|tokens| curve.ns(tokens)).sum()
         };
         let backlog_ns: Vec<u64> =
             self.experts.iter().zip(&self.cluster.curves).map(waiting).collect();
@@ -109,16 +109,14 @@ impl Engine<'_> {
 
     /// Tells expert nodes what waits in the cluster, as the coordinator does.
     pub(super) fn on_digest(&mut self) {
-        let (layers, groups) = (self.cluster.layers(), self.groups_max);
+        let layers = self.cluster.layers();
         let mut digest = Digest { rows: vec![0; layers + 1], pairs: vec![0; layers] };
         for node in &self.attention {
             for (rows, queue) in digest.rows.iter_mut().zip(&node.ready) {
                 *rows += queue.rows;
             }
         }
-        let own = |node: &Experts, layer: usize| -> u32 {
-            node.queues[layer * groups..][..groups].iter().map(|queue| queue.tokens).sum()
-        };
+        let own = |node: &Experts, layer: usize| node.queues.layer(layer).tokens;
         for node in &self.experts {
             for (layer, pairs) in digest.pairs.iter_mut().enumerate() {
                 *pairs += own(node, layer);
