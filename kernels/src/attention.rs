@@ -107,7 +107,15 @@ trait Products {
     type Stored: Element;
 
     /// Stores the query of row `row` of a task of `rows`, padded to `stored` dims.
-    fn load_query(worker: &mut Worker, row_of: (usize, usize), query: &[f32], stored: usize);
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L`.
+    unsafe fn load_query<L: Lanes>(
+        worker: &mut Worker,
+        row_of: (usize, usize),
+        query: &[f32],
+        stored: usize,
+    );
 
     /// `scores[row][position] = queries[tile.start + row] . key[position]` for all positions of `blocks`.
     ///
@@ -255,7 +263,8 @@ impl<P: Products> Kernel for Job<'_, P> {
     unsafe fn run<L: Lanes>(mut self) {
         let layout = self.batch.kv.layout();
         let rows = self.task.len as usize;
-        self.load_queries();
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { self.load_queries::<L>() };
         for stretch in 0..=self.position(rows - 1) / STRETCH {
             for first in (0..rows).step_by(TILE) {
                 let tile = first..rows.min(first + TILE);
@@ -323,14 +332,17 @@ impl<P: Products> Job<'_, P> {
         (span.rows.start + vector / group, self.task.head as usize * group + vector % group)
     }
 
+    /// # Safety
+    /// The processor has the instruction set of `L`.
     #[inline(always)]
-    fn load_queries(&mut self) {
+    unsafe fn load_queries<L: Lanes>(&mut self) {
         let layout = self.batch.kv.layout();
         let rows = self.task.len as usize;
         for row in 0..rows {
             let (batch_row, head) = self.place(row);
             let query = &self.batch.q.row(batch_row)[head * layout.k_dim..][..layout.k_dim];
-            P::load_query(self.worker, (row, rows), query, layout.stored_k_dim());
+            // SAFETY: the caller's promise.
+            unsafe { P::load_query::<L>(self.worker, (row, rows), query, layout.stored_k_dim()) };
         }
     }
 

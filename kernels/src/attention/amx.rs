@@ -8,8 +8,7 @@ use std::ops::Range;
 
 use super::{Line, Products, SCORES_STRIDE, TILE, Worker, floats};
 use crate::kv::{BLOCK_TOKENS, KvLayout, VALUE_TILE};
-use crate::lanes::{LANES, Lanes};
-use crate::wire::round_bf16;
+use crate::lanes::{self, LANES, Lanes};
 
 /// Rows of one tile.
 const ROWS: usize = 16;
@@ -26,16 +25,22 @@ impl Products for Tiles {
 
     /// `[step of 32 dims][row][dim]` for each tile.
     #[inline(always)]
-    fn load_query(worker: &mut Worker, (row, rows): (usize, usize), query: &[f32], stored: usize) {
+    unsafe fn load_query<L: Lanes>(
+        worker: &mut Worker,
+        (row, rows): (usize, usize),
+        query: &[f32],
+        stored: usize,
+    ) {
         let queries = bf16_lines(&mut worker.queries);
         let tile = row / TILE * TILE;
         let rows = TILE.min(rows - tile);
         let tile_start = tile * stored / STEP;
-        let steps = query.chunks(STEP).chain(std::iter::repeat(&[][..])).take(stored / STEP);
-        for (step, dims) in steps.enumerate() {
+        for step in 0..stored / STEP {
             let line = &mut queries[tile_start + step * rows + row - tile];
-            for (i, to) in line.iter_mut().enumerate() {
-                *to = dims.get(i).map_or(0, |&x| round_bf16(x));
+            for (half, to) in line.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let dims = query.get(step * STEP + half * LANES..).unwrap_or(&[]);
+                // SAFETY: the caller vouches for the instruction set; 16 places are there.
+                unsafe { lanes::load_or::<L>(dims, 0.0).store_bf16(to.as_mut_ptr()) };
             }
         }
     }

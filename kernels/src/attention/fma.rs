@@ -166,7 +166,12 @@ impl<T: Element + Pairs> Products for Fma<T> {
     type Stored = T;
 
     #[inline(always)]
-    fn load_query(worker: &mut Worker, (row, _): (usize, usize), query: &[f32], stored: usize) {
+    unsafe fn load_query<L: Lanes>(
+        worker: &mut Worker,
+        (row, _): (usize, usize),
+        query: &[f32],
+        stored: usize,
+    ) {
         let to = &mut floats(&mut worker.queries)[row * stored..][..stored];
         to[..query.len()].copy_from_slice(query);
         to[query.len()..].fill(0.0);
