@@ -74,7 +74,7 @@ impl Serving {
                 (weight.ln() + noise, expert)
             };
             let mut logits: Vec<_> = popularity.iter().enumerate().map(&mut noisy).collect();
-            logits.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+            logits.select_nth_unstable_by(self.top_k - 1, |a, b| b.0.total_cmp(&a.0));
             for &(_, expert) in &logits[..self.top_k] {
                 counts[expert] += 1;
             }

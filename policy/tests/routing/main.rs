@@ -99,41 +99,37 @@ proptest! {
     }
 }
 
-/// On EPLB's placements the greedy that knows what is forced is at most one expert above the
-/// optimum, and METRO's own at most a few. So 7 % and 20 % hold where the optimum is not itself a
-/// handful of experts: from 15 and from 32 on.
+/// On EPLB's placements and under skew the greedy that knows what is forced is at most 7 % above the
+/// optimum, or one expert where that is more; METRO's own at most 20 % where the optimum is 32 or
+/// more. Against an optimum of a handful any difference is a large part of it.
 #[test]
 fn greedy_policies_are_near_the_optimum_on_eplb_placements() {
     let mut dice = Dice(1);
-    let (mut from_15, mut from_32) = (0, 0);
-    for _ in 0..300 {
+    let mut large = 0;
+    for _ in 0..120 {
         let nodes = [2, 4, 8, 16, 32, 64][dice.below(6)];
         let experts = [32, 64, 128, 256, 512][dice.below(5)];
         let serving = Serving {
             experts,
             nodes,
             replication: [1.125, 1.25, 1.5, 2.0][dice.below(4)],
-            zipf: 1.5 * dice.unit(),
+            zipf: 0.5 + dice.unit(),
             tokens: 8 << dice.below(6),
             top_k: 1 + dice.below(8),
         };
-        let (hosts, batches) = serving.draw(&mut dice, 2);
+        let (hosts, batches) = serving.draw(&mut dice, 5);
         for tokens in batches {
             let optimum = largest(Policy::Exact, &hosts, &tokens);
-            let aebs = largest(Policy::Aebs, &hosts, &tokens);
-            assert!(aebs <= optimum + 1, "{serving:?}: {aebs} against {optimum}");
-            if optimum >= 15 {
-                from_15 += 1;
-                assert!(f64::from(aebs) <= 1.07 * f64::from(optimum), "{serving:?}");
-            }
+            let aebs = f64::from(largest(Policy::Aebs, &hosts, &tokens) - optimum);
+            assert!(aebs <= f64::max(1.0, 0.07 * f64::from(optimum)), "{serving:?}: {aebs} above");
             if optimum >= 32 {
-                from_32 += 1;
-                let metro = largest(Policy::Metro, &hosts, &tokens);
-                assert!(f64::from(metro) <= 1.2 * f64::from(optimum), "{serving:?}: {metro}");
+                large += 1;
+                let metro = f64::from(largest(Policy::Metro, &hosts, &tokens) - optimum);
+                assert!(metro <= 0.2 * f64::from(optimum), "{serving:?}: {metro} above {optimum}");
             }
         }
     }
-    assert!(from_15 > 100 && from_32 > 50, "{from_15} and {from_32} instances were large enough");
+    assert!(large > 40, "only {large} optima were large");
 }
 
 /// Batches of 32 tokens to 8 experts each, 1.5 replicas per expert, popularity Zipf 1.0 (METRO, M1
