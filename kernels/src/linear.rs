@@ -1,6 +1,6 @@
 //! Linear layers: `y = x Wᵀ + b`.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::cpu::{Compute, Cpu};
 use crate::disjoint::DisjointMut;
@@ -110,45 +110,48 @@ fn apply<const ADD: bool>(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
         let sums = sums.as_chunks().0;
         lanes::run(kernel, Finish::<ADD> { sums, bias, y: &y, first, columns, outputs });
     };
-    let alone = rows_alone(cpu, kernel, rows);
-    let (room, rest) = (Acts::bytes(kernel, ALONE, inputs), rows - alone);
-    let rest_at = if alone > 0 { cpu.threads() * room } else { 0 };
     let mut scratch = cpu.scratch();
-    let bytes = scratch.acts.bytes(rest_at + Acts::bytes(kernel, rest, inputs));
-    let bytes = DisjointMut::new(bytes);
-    cpu.for_each(alone / ALONE, |task, worker| {
-        let acts = Acts::new(&bytes, worker * room, kernel, compute, ALONE, inputs);
-        let first = task * ALONE;
-        let row = |row| Row::F32(&x[(first + row) * inputs..(first + row + 1) * inputs]);
-        // SAFETY: a worker number is used by one thread at a time, and so is its room.
-        unsafe { acts.put_rows(0..ALONE, row) };
-        multiply([&w.weights], 0..w.weights.panels(), &acts, 0..ALONE, |panel, row, [sums]| {
-            finish(panel, first + row, sums);
+    if let Some(each) = rows_alone(cpu, kernel, rows) {
+        let room = Acts::bytes(kernel, each, inputs);
+        let bytes = DisjointMut::new(scratch.acts.bytes(cpu.threads() * room));
+        cpu.for_each(rows.div_ceil(each), |task, worker| {
+            let first = task * each;
+            let count = each.min(rows - first);
+            let acts = Acts::new(&bytes, worker * room, kernel, compute, count, inputs);
+            let row = |row| Row::F32(&x[(first + row) * inputs..(first + row + 1) * inputs]);
+            // SAFETY: a worker number is used by one thread at a time, and so is its room.
+            unsafe { acts.put_rows(0..count, row) };
+            let panels = 0..w.weights.panels();
+            multiply([&w.weights], panels, &acts, 0..count, |panel, row, [sums]| {
+                finish(panel, first + row, sums);
+            });
         });
-    });
-    if rest == 0 {
         return;
     }
-    let acts = Acts::new(&bytes, rest_at, kernel, compute, rest, inputs);
-    pack_rows(cpu, &acts, &x[alone * inputs..], inputs);
+    let bytes = DisjointMut::new(scratch.acts.bytes(Acts::bytes(kernel, rows, inputs)));
+    let acts = Acts::new(&bytes, 0, kernel, compute, rows, inputs);
+    pack_rows(cpu, &acts, x, inputs);
     let panel_bytes = w.weights.panel_bytes();
-    let split = Split::new(w.weights.panels(), panel_bytes, rest, cpu.threads() * 4);
+    let split = Split::new(w.weights.panels(), panel_bytes, rows, cpu.threads() * 4);
     cpu.for_each(split.tasks(), |task, _| {
         let (panels, tokens) = split.task(task);
         multiply([&w.weights], panels, &acts, tokens, |panel, row, [sums]| {
-            finish(panel, alone + row, sums);
+            finish(panel, row, sums);
         });
     });
 }
 
 /// Rows that one thread multiplies with all the weights where there are many: reading the weights
-/// once for each thread then costs less than passing packed rows between cores.
-const ALONE: usize = 256;
+/// once for each thread then costs less than passing packed rows between cores. With fewer rows it
+/// does not, and more leave the cache.
+const ALONE: RangeInclusive<usize> = 128..=320;
 
-/// The first rows of a product that are multiplied so: as many for each thread.
-fn rows_alone(cpu: &Cpu, kernel: Isa, rows: usize) -> usize {
-    let each = cpu.threads() * ALONE;
-    if kernel == Isa::Amx { rows / each * each } else { 0 }
+/// Rows of each task if a product is done so.
+fn rows_alone(cpu: &Cpu, kernel: Isa, rows: usize) -> Option<usize> {
+    let turns = rows.div_ceil(cpu.threads() * ALONE.end());
+    let each = rows.div_ceil((turns * cpu.threads()).max(1));
+    (kernel == Isa::Amx && each >= *ALONE.start())
+        .then(|| each.next_multiple_of(tile_tokens(kernel)))
 }
 
 /// Sums of one panel, on their way into `y`.
