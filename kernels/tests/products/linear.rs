@@ -66,7 +66,8 @@ fn a_row_has_the_same_bits_in_any_batch_and_with_any_threads() {
         for threads in [1, 2, 3] {
             let cpu = cpu(isa, compute, threads);
             let packed = Linear::pack(&cpu, &[w.view()], None).unwrap();
-            for rows in [2, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 80, 100, 255, 257, 290, 600, 700]
+            for rows in
+                [2, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 80, 100, 255, 257, 290, 600, 700]
             {
                 let picks: Vec<usize> = (0..rows).map(|_| numbers.below(pool.len())).collect();
                 let x: Vec<f32> = picks.iter().flat_map(|&i| pool[i].clone()).collect();
