@@ -246,8 +246,9 @@ fn runs() -> impl Strategy<Value = Run> {
     let sizes = (1_u16..4, 1_u16..5, 1_u16..5, 2_u16..9, 1_u8..3);
     let load = (1_u32..200, 0_u16..40, 1_u32..64, any::<u64>(), any::<bool>());
     let routing = proptest::sample::select(vec!["even-split", "metro", "aebs", "exact", "time"]);
-    let caps = (1_usize..64, 1_usize..64, 1.0_f64..2.5);
-    (schedules(), sizes, load, routing, caps).prop_map(|(schedule, sizes, load, routing, caps)| {
+    let caps = (1_usize..64, 1_usize..64, 1.0_f64..2.5, proptest::option::of(1.0_f64..50.0));
+    let online = proptest::option::of(proptest::sample::select(vec!["gem", "eplb", "incremental"]));
+    (schedules(), sizes, load, (routing, online), caps).prop_map(|(schedule, sizes, load, (routing, online), caps)| {
         let mut run = run("workload = { kind = \"closed\", in_flight = 1, lengths = { prompt = [1, 90], output = [1, 40] } }");
         (run.schedule, run.layout) = schedule;
         let (attention, expert, layers, experts, top_k) = sizes;
@@ -262,7 +263,7 @@ fn runs() -> impl Strategy<Value = Run> {
         run.prefill.chunk = chunk;
         run.bounds = spec::Bounds { sequences_max, waiting_max: 20, kv_tokens: 2000 };
         run.seed = seed >> 1;
-        run.duration_s = 3.0;
+        run.duration_s = 1.5;
         run.bin_s = 0.5;
         run.routing.policy = routing.parse().unwrap();
         run.batching.attention.drain_max = caps.0;
@@ -270,6 +271,13 @@ fn runs() -> impl Strategy<Value = Run> {
         run.batching.queues =
             if grouped || run.layout == spec::Layout::Colocated { Queues::Layer } else { Queues::Expert };
         run.placement.policy = "eplb".parse().unwrap();
+        run.batching.digest_every_ms = caps.3;
+        run.placement.online = online.map(|name: &str| spec::Online {
+            policy: name.parse().unwrap(),
+            every_ms: 150.0,
+            bytes_per_s: 1e10,
+        });
+        run.routing.lease_ms = 40.0;
         run.placement.replicas = caps.2.min(f64::from(expert));
         run.skew = crate::skew::Spec::Zipf { s: 0.8 };
         run.speed.spread = 0.3;
@@ -279,7 +287,7 @@ fn runs() -> impl Strategy<Value = Run> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever the cluster, no checker finds anything, and the same run again comes to the same.
     #[test]
