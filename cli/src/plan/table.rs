@@ -84,8 +84,8 @@ pub(super) fn history(plans: &[PlanSummary]) -> String {
 
 /// What moves.
 pub(super) fn diff(diff: &DiffPlansResponse, nodes: &[ExpertNode]) -> String {
-    let mut text =
-        format!("plan {} → plan {}: {} experts differ\n", diff.from, diff.to, diff.moves.len());
+    let (from, to, moved) = (diff.from, diff.to, diff.moves.len());
+    let mut text = format!("plan {from} → plan {to}: experts with other replicas: {moved}\n");
     let name = |id: &u32| {
         let node = nodes.iter().find(|node| node.id == *id);
         node.map_or_else(|| format!("n{id}"), |node| node.name.clone())

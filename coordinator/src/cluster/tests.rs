@@ -3,9 +3,9 @@ use std::{collections::BTreeMap, time::Duration};
 use domain::{Epoch, Health, Layer, Load, ModelShape, NodeId, Plan, Role};
 use policy::{
     liveness::Terms,
-    placement::{Policy, Spare, adoption::Reason},
+    placement::{Policy, Spare},
 };
-use proto::control::{Beat, Registration, Report};
+use proto::control::{Beat, Registration};
 
 use super::{Cluster, Effect, Event, Made, Published, Rules, Save, Stale};
 use crate::{
@@ -13,6 +13,8 @@ use crate::{
     reconcile::{Intent, Step},
     record::Record,
 };
+
+mod advice;
 
 const HEARTBEAT: Duration = Duration::from_millis(100);
 const LEASE: Duration = Duration::from_millis(500);
@@ -488,87 +490,4 @@ fn plans_of_the_past_are_kept_up_to_a_number_and_survive_the_leader() {
     let mut world = world.take_over();
     assert_eq!(kept(&world), before);
     assert_eq!(world.cluster.pending_save(), None::<Save>);
-}
-
-#[test]
-fn what_was_wanted_is_leased_and_silent_nodes_get_nothing() {
-    let mut world = World::new();
-    let slots = |name: &str| Registration { expert_slots: 4, ..registration(name) };
-    world.cluster = Cluster::restore(
-        Rules { intent: Intent { spare: Spare::Fill, ..rules().intent }, ..rules() },
-        Record::default(),
-        Vec::new(),
-        world.now,
-        1_000,
-    );
-    for name in ["e1", "e2", "a1"] {
-        world.join_with(slots(name));
-    }
-    world.ready(&["e1", "e2", "a1"], 1);
-    assert_eq!(world.epochs(), (1, 0));
-    let (e1, e2) = (world.id("e1"), world.id("e2"));
-    let leased = |world: &mut World| world.cluster.advise(world.now).lease.unwrap().nodes.clone();
-    let nodes = leased(&mut world);
-    assert_eq!([e1, e2].map(|id| nodes.iter().filter(|&&node| node == id).count()), [2, 2]);
-    let (session, id) = world.nodes["a1"];
-    let report = Report { queued: vec![1, 2, 3], routed: vec![9, 0, 9, 9], ..Report::default() };
-    world.on(Event::Report { session, id, report: report.clone() });
-    let stranger = SessionId(99);
-    world.on(Event::Report { session: stranger, id, report });
-    world.cluster.end_step();
-    let guidance = world.cluster.advise(world.now);
-    assert_eq!(guidance.digest.unwrap().rows, [1, 2, 3]);
-    let trace = world.cluster.observations().trace();
-    assert_eq!((trace.steps(), trace.counts(0, 0)), (1, &[9, 0, 9, 9][..]));
-    world.pass(HEARTBEAT * 3, &["e1", "a1"]);
-    assert_eq!(leased(&mut world), [e1; 4], "e2 is silent, and no member is lost yet");
-    // Whoever leads next has seen nothing and says nothing.
-    let mut world = world.take_over();
-    assert_eq!(world.cluster.advise(world.now).lease, None);
-}
-
-#[test]
-fn a_review_is_followed_only_if_it_pays_and_nothing_else_happened() {
-    let mut world = World::new();
-    let intent = Intent { policy: Policy::Gem, ..rules().intent };
-    let rules = Rules { intent, ..rules() };
-    world.cluster = Cluster::restore(rules, Record::default(), Vec::new(), world.now, 1_000);
-    world.join(&["a1", "e1", "e2"]);
-    world.ready(&["e1", "e2", "a1"], 1);
-    assert!(world.cluster.review(world.now).is_none(), "nothing was seen");
-    let (session, id) = world.nodes["a1"];
-    let see = |world: &mut World, routed: [u32; 4]| {
-        for _ in 0..8 {
-            let queued = vec![0; 3];
-            let report = Report { queued, routed: routed.to_vec(), ..Report::default() };
-            world.on(Event::Report { session, id, report });
-            world.cluster.end_step();
-        }
-    };
-    let placed = |world: &World| world.cluster.plans().serving().unwrap().clone();
-    see(&mut world, [10, 10, 10, 10]);
-    let even = world.cluster.review(world.now).unwrap().plan();
-    assert_eq!(world.cluster.reviewed(world.now, even), [], "it would save nothing");
-    // Both of the wanted experts lie on one node.
-    let plan = placed(&world);
-    let together: Vec<u32> = plan
-        .table()
-        .map(|nodes| if nodes == plan.replicas(Layer(1), domain::Expert(0)) { 100 } else { 1 })
-        .collect();
-    see(&mut world, together.try_into().unwrap());
-    let draft = world.cluster.review(world.now).unwrap();
-    let stale = world.cluster.review(world.now).unwrap().plan();
-    let effects = world.cluster.reviewed(world.now, draft.plan());
-    assert!(
-        matches!(
-            &effects[..],
-            [Effect::Plans(Step::Target { reason: Reason::Observed { .. }, .. })]
-        ),
-        "{effects:?}"
-    );
-    assert_eq!(world.cluster.reviewed(world.now, stale), [], "there is a target already");
-    world.store();
-    assert_eq!(world.epochs(), (1, 2));
-    world.ready(&["e1", "e2", "a1"], 2);
-    assert_eq!(world.epochs(), (2, 0));
 }
