@@ -72,7 +72,7 @@ impl Search<'_> {
         let mut best: Option<Board<'_>> = None;
         for table in starts {
             let mut board = Board::new(self.times, &self.counts, &table, self.rooms);
-            while swap(&mut board, &mut scratch) {}
+            while scratch.work < WORK_MAX && swap(&mut board, &mut scratch) {}
             if best.as_ref().is_none_or(|best| board.cost() < best.cost()) {
                 best = Some(board);
             }
