@@ -128,7 +128,7 @@ pub struct Measured {
 }
 
 /// Everything that a scenario came to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Results {
     /// What was to be worked out, and what studies found.
     pub results: Vec<Finding>,
@@ -302,6 +302,17 @@ impl fmt::Display for Results {
             }
         }
         Ok(())
+    }
+}
+
+impl Extend<Results> for Results {
+    /// Appends what further scenarios came to.
+    fn extend<T: IntoIterator<Item = Results>>(&mut self, others: T) {
+        for Results { results, runs, timelines } in others {
+            self.results.extend(results);
+            self.runs.extend(runs);
+            self.timelines.extend(timelines);
+        }
     }
 }
 
