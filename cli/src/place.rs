@@ -237,3 +237,41 @@ fn profiles(file: Option<&Path>, nodes: usize) -> Result<(Vec<String>, Vec<CostC
 fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_goes_out_by_names_and_comes_back() {
+        let shape = ModelShape {
+            layers: 3,
+            moe_layers: vec![Layer(0), Layer(2)],
+            experts: 2,
+            top_k: 1,
+            hidden: 1,
+            expert_bytes: 1,
+            vocab: 1,
+            positions_max: 1,
+        };
+        let cluster = Cluster {
+            trace: Trace::new(2, 2),
+            names: vec!["a".to_owned(), "b".to_owned()],
+            hosts: [0, 1].map(|id| Host { id: NodeId(id), slots: 4 }).to_vec(),
+            curves: vec![],
+            shape: shape.clone(),
+        };
+        let rows = [&[0][..], &[0, 1], &[1], &[0]];
+        let rows = rows.map(|row| row.iter().map(|&id| NodeId(id)).collect()).to_vec();
+        let plan = Plan::new(Epoch(1), None, &shape, rows).unwrap();
+        let mut table = cluster.table(&plan);
+        assert_eq!(table.layers[0].experts[1], ["a", "b"]);
+        assert_eq!(cluster.of_names(&table).unwrap(), plan);
+        table.layers[1].experts[0] = vec!["c".to_owned()];
+        let error = cluster.of_names(&table).unwrap_err().to_string();
+        assert_eq!(error, "layer 2 names node `c`, which is unknown");
+        table.layers.pop();
+        let error = cluster.of_names(&table).unwrap_err().to_string();
+        assert_eq!(error, "it has layers [0], the trace [0, 2]");
+    }
+}
