@@ -281,7 +281,7 @@ fn point(id: &str, at: Vec<String>, mut table: Table, seed: Option<u64>) -> Resu
 fn typed<T: for<'de> Deserialize<'de>>(table: Table, place: &str) -> Result<T, String> {
     serde_path_to_error::deserialize(table).map_err(|error| {
         let path = error.path().to_string();
-        let what = one_line(error.inner());
+        let what = error.inner().message().replace('\n', "; ");
         if path == "." { format!("{place}{what}") } else { format!("{place}{path}: {what}") }
     })
 }
