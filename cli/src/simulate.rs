@@ -1,16 +1,17 @@
-//! `amoe simulate`: run a scenario in virtual time and say what it came to.
+//! `amoe simulate`: run scenarios in virtual time and say what they came to.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use simulator::scenario::Scenario;
+use simulator::{results::Results, scenario::Scenario};
 
 /// Flags of `amoe simulate`.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// The scenario; simulator/README.md says how one is written.
-    file: PathBuf,
+    /// The scenarios; simulator/README.md says how one is written.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// Print results and runs as JSON.
     #[arg(long)]
     json: bool,
@@ -25,14 +26,17 @@ pub(crate) struct Flags {
     run: Option<String>,
 }
 
-/// Runs the scenario and prints what it came to.
+/// Runs the scenarios and prints what they came to.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
-    let mut scenario = Scenario::read(&flags.file, flags.seed)?;
-    if let Some(name) = &flags.run {
-        scenario = scenario.only(name)?;
-    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let results = scenario.run(threads)?;
+    let mut results = Results::default();
+    for file in &flags.files {
+        let mut scenario = Scenario::read(file, flags.seed)?;
+        if let Some(name) = &flags.run {
+            scenario = scenario.only(name)?;
+        }
+        results.extend([scenario.run(threads)?]);
+    }
     if let Some(folder) = &flags.plot {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot create folder {}", folder.display()))?;
