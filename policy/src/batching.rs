@@ -34,8 +34,10 @@ pub struct Tuning {
     /// Defrag: the mean over this many earlier picks is added to a later stage's tokens, so that a
     /// stage that is about to refill is not taken for empty. 0 looks at the present only.
     pub lookback: usize,
-    /// A queue whose oldest token has waited this long runs next, whatever the rule says. The paper
-    /// has no such guard; without it a cold queue can starve.
+    /// A queue whose oldest token has waited this long, and through as many picks as there are stages,
+    /// runs next, whatever the rule says. The paper has no such guard; without it a cold queue can
+    /// starve. Time alone is no measure: where one sweep over all stages takes longer than the
+    /// guard, every queue would be overdue.
     pub age_guard_ms: u64,
     /// Defrag: how long news of tokens on their way from other nodes count. The paper's score sees
     /// the engine's own queues only; 0 leaves it at that.
@@ -68,6 +70,8 @@ pub enum Reason {
 struct Queue {
     tokens: u32,
     oldest_ns: u64,
+    /// Picks there had been when it was last empty or picked.
+    since: u64,
 }
 
 /// The fill of all queues of one engine, and the choice among them.
@@ -79,6 +83,7 @@ pub struct Batcher {
     queues: Vec<Queue>,
     /// Tokens per stage over all groups.
     stages: Vec<u32>,
+    picks: u64,
     /// Stage totals at the last `lookback` picks, a ring, and their sums.
     history: Vec<u32>,
     history_len: usize,
@@ -140,6 +145,7 @@ impl Batcher {
             groups,
             queues: vec![Queue::default(); stages * groups],
             stages: vec![0; stages],
+            picks: 0,
             history: vec![0; stages * lookback],
             history_len: 0,
             history_at: 0,
@@ -166,7 +172,8 @@ impl Batcher {
     pub fn set(&mut self, stage: usize, group: usize, tokens: u32, oldest_ns: u64) {
         let queue = &mut self.queues[stage * self.groups + group];
         self.stages[stage] = self.stages[stage] - queue.tokens + tokens;
-        *queue = Queue { tokens, oldest_ns };
+        let since = if queue.tokens == 0 { self.picks } else { queue.since };
+        *queue = Queue { tokens, oldest_ns, since };
     }
 
     /// Tells the batcher how many tokens are on their way to each stage from other nodes, as of
@@ -181,7 +188,9 @@ impl Batcher {
     pub fn pick(&mut self, now_ns: u64) -> Option<Pick> {
         self.heed(now_ns);
         let pick = self.overdue(now_ns).or_else(|| self.best());
-        if pick.is_some() {
+        if let Some(pick) = &pick {
+            self.picks += 1;
+            self.queues[pick.stage * self.groups + pick.group].since = self.picks;
             self.remember();
         }
         pick
@@ -196,9 +205,12 @@ impl Batcher {
         }
     }
 
-    /// The queue with the oldest token, if that one is older than the guard allows.
+    /// The queue with the oldest token among those passed over for a whole sweep, if that one is
+    /// older than the guard allows.
     fn overdue(&self, now_ns: u64) -> Option<Pick> {
-        let (at, queue) = self.waiting().min_by_key(|&(at, queue)| (queue.oldest_ns, at))?;
+        let sweep = self.stages.len() as u64;
+        let passed_over = self.waiting().filter(|(_, queue)| self.picks - queue.since >= sweep);
+        let (at, queue) = passed_over.min_by_key(|&(at, queue)| (queue.oldest_ns, at))?;
         let age = now_ns.saturating_sub(queue.oldest_ns);
         (age > self.tuning.age_guard_ms * 1_000_000).then(|| self.at(at, Reason::Age(age)))
     }

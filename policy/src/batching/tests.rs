@@ -64,15 +64,21 @@ fn lowest_layer_takes_the_first_and_ties_go_low() {
 }
 
 #[test]
-fn an_overdue_queue_runs_first() {
+fn a_queue_that_was_passed_over_for_too_long_runs_first() {
     let mut batcher = batcher(rival(Rule::MostTokens), &[&[9], &[1], &[1]]);
     batcher.set(1, 0, 1, NOW - 12 * MS);
     batcher.set(2, 0, 1, NOW - 11 * MS);
+    for _ in 0..3 {
+        assert_eq!(batcher.pick(NOW).unwrap().stage, 0, "others may still have their turn");
+    }
     let pick = batcher.pick(NOW).unwrap();
     assert_eq!((pick.stage, pick.reason), (1, Reason::Age(12 * MS)));
     batcher.set(1, 0, 0, 0);
     batcher.set(2, 0, 1, NOW - 10 * MS);
     assert_eq!(batcher.pick(NOW).unwrap().stage, 0, "at the guard is not past it");
+    batcher.set(2, 0, 0, 0);
+    batcher.set(2, 0, 1, NOW - 11 * MS);
+    assert_eq!(batcher.pick(NOW).unwrap().stage, 0, "it was empty in between");
 }
 
 #[test]
