@@ -11,7 +11,7 @@ use super::{
     times::Times,
 };
 
-/// What lies in a slot: an expert, or [`Board::empty`].
+/// What lies in a slot: an expert, or the number of experts for a free slot.
 pub(super) type Piece = usize;
 
 /// Steps between two looks at whether a swap can still win.

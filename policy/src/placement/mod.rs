@@ -1,6 +1,6 @@
 //! Decides which node holds a replica of which expert, and when that has to be decided again.
 //!
-//! A [`Policy`] proposes, [`check`] validates without knowing how the proposal came about, and
+//! A [`Policy`] proposes, [`check()`] validates without knowing how the proposal came about, and
 //! [`adoption`] says when to plan again and when a checked plan may serve. Nothing here moves a weight.
 //!
 //! A policy turns its [`Input`] into small integers (`problem`): hosts become 0, 1, 2 …, each with a
