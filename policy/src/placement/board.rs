@@ -242,6 +242,7 @@ impl<'a> Board<'a> {
             let third = slowest.iter().find(|finish| finish.host != host && finish.host != other);
             third.map_or(0, |finish| finish.ns)
         });
+        scratch.work += self.steps as u64;
         scratch.others.clear();
         scratch.others.extend(others);
         scratch.rest.resize(self.steps, 0);

@@ -25,8 +25,8 @@ use super::{
     times::Times,
 };
 
-/// Swaps judged per layer, times steps; a core does some hundred million a second.
-const WORK_MAX: u64 = 8_000_000;
+/// Steps of judged swaps per layer; a core does some hundred million a second.
+const WORK_MAX: u64 = 4_000_000;
 /// Kicks in a row that gave nothing, after which a layer is done.
 const KICKS_IN_VAIN_MAX: u32 = 24;
 /// Random swaps of a kick.
