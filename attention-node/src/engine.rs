@@ -258,9 +258,7 @@ impl AttentionEngine {
             LinkEventKind::Up(link) => {
                 tracing::info!(%node, "link to expert node is up");
                 self.experts.on_up(node, link);
-                if let Some(asked) = &self.asked {
-                    self.experts.ask_tally_of(node, &asked.own);
-                }
+                self.tell_position(node);
                 self.retry_at = self.retry_at.map(|_| Instant::now());
             }
             LinkEventKind::Down(down) => {
@@ -281,6 +279,19 @@ impl AttentionEngine {
             LinkEventKind::Frame(frame, _) => {
                 tracing::warn!(%node, ?frame, "an expert node sent what only attention nodes send");
             }
+        }
+    }
+
+    /// Lockstep mode: tells an expert node that has just come what this one has nothing more for. It
+    /// would wait for frames that went to others before it was there.
+    fn tell_position(&mut self, node: domain::NodeId) {
+        let Some((step, stage)) = self.ready.position() else { return };
+        let last = self.head() - 1;
+        let layer = Self::layer(stage.map_or(last, |stage| stage.min(last)));
+        let asked = self.asked.as_ref().map(|asked| &asked.own);
+        match asked.filter(|own| stage.is_some() && (own.step, own.layer) == (step, layer)) {
+            Some(own) => self.experts.ask_tally_of(node, own),
+            None => self.experts.send_nothing(node, layer, step),
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use domain::{ClusterView, Epoch, Guidance, Layer, Leased, ModelShape, NodeId, Plan};
 use node::{Followed, Outbox, Plans};
 use policy::routing::{self, Lease};
@@ -305,6 +305,16 @@ impl Experts {
         }
         if let Some(batch) = &mut self.batch {
             batch.end();
+        }
+    }
+
+    /// Sends one node an empty frame.
+    pub(crate) fn send_nothing(&mut self, node: NodeId, layer: Layer, step: u64) {
+        let epoch = self.plans.epoch();
+        if let Some(node) = self.nodes.get_mut(&node) {
+            let (pairs, rows) = (Vec::new(), Bytes::new());
+            node.outbox.push(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
+            node.empty_outbox();
         }
     }
 

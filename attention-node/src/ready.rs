@@ -77,6 +77,17 @@ impl Ready {
         }
     }
 
+    /// Lockstep mode: the running step, or the last one, and the stage that its batch is at; none
+    /// when it has passed all stages.
+    pub(crate) fn position(&self) -> Option<(u64, Option<usize>)> {
+        match &self.schedule {
+            Schedule::Lockstep(lockstep) if lockstep.step > 0 => {
+                Some((lockstep.step, lockstep.stage))
+            }
+            Schedule::Lockstep(_) | Schedule::Async(_) => None,
+        }
+    }
+
     /// Another node has begun this step.
     pub(crate) fn hear(&mut self, step: u64) {
         if let Schedule::Lockstep(lockstep) = &mut self.schedule {

@@ -10,8 +10,9 @@ type Turn = (u64, Layer);
 /// How far each attention node is, and which turns wait for the others.
 #[derive(Debug, Default)]
 pub(crate) struct Barrier {
-    /// The newest turn that each node has sent its frame for. Frames of a node come in order.
-    positions: BTreeMap<NodeId, Turn>,
+    /// The newest turn that each node has come to, and whether its frame for it is here. Frames of a
+    /// node come in order: it has nothing more for an earlier turn.
+    positions: BTreeMap<NodeId, (Turn, bool)>,
     /// Turns with a frame that have not run.
     waiting: BTreeSet<Turn>,
     /// The newest turn that has run.
@@ -26,7 +27,7 @@ pub(crate) struct Barrier {
 impl Barrier {
     /// A node takes part from now on; the step it has to join, if one has begun.
     pub(crate) fn join(&mut self, peer: NodeId) -> Option<u64> {
-        self.positions.insert(peer, Turn::default());
+        self.positions.insert(peer, <(Turn, bool)>::default());
         (self.step > 0).then_some(self.step)
     }
 
@@ -43,8 +44,17 @@ impl Barrier {
             return;
         }
         self.waiting.insert(turn);
+        self.advance(peer, (turn, true));
+    }
+
+    /// A node has come to a turn and will send its frame for it later.
+    pub(crate) fn reach(&mut self, peer: NodeId, step: u64, layer: Layer) {
+        self.advance(peer, ((step, layer), false));
+    }
+
+    fn advance(&mut self, peer: NodeId, to: (Turn, bool)) {
         if let Some(position) = self.positions.get_mut(&peer) {
-            *position = turn.max(*position);
+            *position = to.max(*position);
         }
     }
 
@@ -65,7 +75,7 @@ impl Barrier {
             return Some(layer);
         }
         let turn = *self.waiting.first()?;
-        if self.positions.values().any(|&position| position < turn) {
+        if self.positions.values().any(|&position| position < (turn, true)) {
             return None;
         }
         self.waiting.remove(&turn);
@@ -137,6 +147,20 @@ mod tests {
         barrier.arrive(B, 1, Layer(1));
         assert_eq!(barrier.pass(), Some(Layer(0)));
         assert_eq!(barrier.pass(), None);
+    }
+
+    #[test]
+    fn a_node_that_has_come_to_a_turn_holds_up_that_one_only() {
+        let mut barrier = Barrier::default();
+        barrier.join(A);
+        barrier.join(B);
+        barrier.arrive(A, 1, Layer(0));
+        barrier.arrive(A, 1, Layer(1));
+        barrier.reach(B, 1, Layer(1));
+        assert_eq!(barrier.pass(), Some(Layer(0)));
+        assert_eq!(barrier.pass(), None);
+        barrier.arrive(B, 1, Layer(1));
+        assert_eq!(barrier.pass(), Some(Layer(1)));
     }
 
     #[test]

@@ -216,8 +216,9 @@ impl ExpertEngine {
 
     /// Lockstep mode: a node asks what all together chose in a layer.
     fn on_tally(&mut self, peer: NodeId, tally: Tally) {
-        let Schedule::Lockstep(_, tallies) = &mut self.schedule else { return };
+        let Schedule::Lockstep(barrier, tallies) = &mut self.schedule else { return };
         let step = tally.step;
+        barrier.reach(peer, step, tally.layer);
         if let Some(alone) = tallies.add(peer, tally) {
             self.send(peer, Frame::Tally(alone));
         }
