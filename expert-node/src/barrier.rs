@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use domain::{Layer, NodeId};
 
 /// One layer of one step; turns come in this order.
-type Turn = (u64, Layer);
+pub(crate) type Turn = (u64, Layer);
 
 /// How far each attention node is, and which turns wait for the others.
 #[derive(Debug, Default)]
@@ -39,17 +39,26 @@ impl Barrier {
     /// Notes a frame; one of step 0, or of a turn that has passed, waits for nobody.
     pub(crate) fn arrive(&mut self, peer: NodeId, step: u64, layer: Layer) {
         let turn = (step, layer);
+        self.advance(peer, (turn, true));
         if step == 0 || turn <= self.passed {
             self.late.insert(layer);
-            return;
+        } else {
+            self.waiting.insert(turn);
         }
-        self.waiting.insert(turn);
-        self.advance(peer, (turn, true));
     }
 
     /// A node has come to a turn and will send its frame for it later.
     pub(crate) fn reach(&mut self, peer: NodeId, step: u64, layer: Layer) {
         self.advance(peer, ((step, layer), false));
+    }
+
+    /// Whether every node has come to a turn, with or without its frame for it.
+    pub(crate) fn all_reached(&self, turn: Turn) -> bool {
+        self.all_at((turn, false))
+    }
+
+    fn all_at(&self, least: (Turn, bool)) -> bool {
+        self.positions.values().all(|&position| position >= least)
     }
 
     fn advance(&mut self, peer: NodeId, to: (Turn, bool)) {
@@ -75,7 +84,7 @@ impl Barrier {
             return Some(layer);
         }
         let turn = *self.waiting.first()?;
-        if self.positions.values().any(|&position| position < (turn, true)) {
+        if !self.all_at((turn, true)) {
             return None;
         }
         self.waiting.remove(&turn);
@@ -159,6 +168,7 @@ mod tests {
         barrier.reach(B, 1, Layer(1));
         assert_eq!(barrier.pass(), Some(Layer(0)));
         assert_eq!(barrier.pass(), None);
+        assert!(barrier.all_reached((1, Layer(1))) && !barrier.all_reached((1, Layer(2))));
         barrier.arrive(B, 1, Layer(1));
         assert_eq!(barrier.pass(), Some(Layer(1)));
     }
@@ -169,7 +179,9 @@ mod tests {
         barrier.join(A);
         barrier.join(B);
         barrier.arrive(A, 1, Layer(0));
+        assert!(!barrier.all_reached((1, Layer(0))));
         barrier.leave(B);
+        assert!(barrier.all_reached((1, Layer(0))));
         assert_eq!(barrier.pass(), Some(Layer(0)));
         assert_eq!(barrier.pass(), None);
     }

@@ -194,11 +194,10 @@ impl ExpertEngine {
     fn on_up(&mut self, peer: NodeId, link: LinkSender) {
         tracing::info!(%peer, "link to attention node is up");
         self.peers.insert(peer, Peer { link, outbox: Outbox::default() });
-        if let Schedule::Lockstep(barrier, tallies) = &mut self.schedule {
-            tallies.join(peer);
-            if let Some(step) = barrier.join(peer) {
-                self.send(peer, Frame::Barrier { step });
-            }
+        if let Schedule::Lockstep(barrier, _) = &mut self.schedule
+            && let Some(step) = barrier.join(peer)
+        {
+            self.send(peer, Frame::Barrier { step });
         }
     }
 
@@ -227,8 +226,8 @@ impl ExpertEngine {
     }
 
     fn answer_tallies(&mut self) {
-        while let Schedule::Lockstep(_, tallies) = &mut self.schedule
-            && let Some((asked, tally)) = tallies.complete()
+        while let Schedule::Lockstep(barrier, tallies) = &mut self.schedule
+            && let Some((asked, tally)) = tallies.complete(|turn| barrier.all_reached(turn))
         {
             for peer in asked {
                 self.send(peer, Frame::Tally(tally.clone()));
@@ -250,9 +249,8 @@ impl ExpertEngine {
         let now = self.now_ns();
         self.queues.push(peer, dispatch, self.row_bytes, permit, now);
         self.note(layer);
-        if let Schedule::Lockstep(barrier, tallies) = &mut self.schedule {
+        if let Schedule::Lockstep(barrier, _) = &mut self.schedule {
             barrier.arrive(peer, step, layer);
-            tallies.reach(peer, step, layer);
             self.announce(peer, step);
             self.answer_tallies();
         }

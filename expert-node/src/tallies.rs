@@ -3,17 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use domain::{Layer, NodeId};
+use domain::NodeId;
 use proto::frame::Tally;
 
-/// One layer of one step; turns come in this order.
-type Turn = (u64, Layer);
+use crate::barrier::Turn;
 
 /// The tallies of turns that some attention nodes have come to and others have not.
 #[derive(Debug, Default)]
 pub(crate) struct Tallies {
-    /// The newest turn that each node has sent anything for. Frames of a node come in order.
-    positions: BTreeMap<NodeId, Turn>,
     open: BTreeMap<Turn, Sum>,
     /// The newest turn that was answered.
     answered: Turn,
@@ -27,23 +24,10 @@ struct Sum {
 }
 
 impl Tallies {
-    /// A node takes part from now on.
-    pub(crate) fn join(&mut self, peer: NodeId) {
-        self.positions.insert(peer, Turn::default());
-    }
-
-    /// A node takes part no longer: nobody waits for it, and what it chose does not count.
+    /// A node waits for no answer any more. What it chose stays in the sums.
     pub(crate) fn leave(&mut self, peer: NodeId) {
-        self.positions.remove(&peer);
         for sum in self.open.values_mut() {
             sum.asked.retain(|&asked| asked != peer);
-        }
-    }
-
-    /// A node has come to a turn, with a tally or without one.
-    pub(crate) fn reach(&mut self, peer: NodeId, step: u64, layer: Layer) {
-        if let Some(position) = self.positions.get_mut(&peer) {
-            *position = (step, layer).max(*position);
         }
     }
 
@@ -59,17 +43,16 @@ impl Tallies {
             *total = total.saturating_add(tokens);
         }
         sum.asked.push(peer);
-        self.reach(peer, turn.0, turn.1);
         None
     }
 
-    /// The oldest turn that every node has come to: its sum, and who waits for it.
-    pub(crate) fn complete(&mut self) -> Option<(Vec<NodeId>, Tally)> {
-        let (&turn, _) = self.open.first_key_value()?;
-        if self.positions.values().any(|&position| position < turn) {
-            return None;
-        }
-        let Sum { tokens, asked } = self.open.remove(&turn)?;
+    /// The oldest turn, if every node has come to it: its sum, and who waits for it.
+    pub(crate) fn complete(
+        &mut self,
+        all_reached: impl Fn(Turn) -> bool,
+    ) -> Option<(Vec<NodeId>, Tally)> {
+        let oldest = self.open.first_entry().filter(|oldest| all_reached(*oldest.key()))?;
+        let (turn, Sum { tokens, asked }) = oldest.remove_entry();
         self.answered = turn;
         Some((asked, Tally { step: turn.0, layer: turn.1, tokens }))
     }
@@ -77,6 +60,8 @@ impl Tallies {
 
 #[cfg(test)]
 mod tests {
+    use domain::Layer;
+
     use super::*;
 
     const A: NodeId = NodeId(1);
@@ -86,40 +71,42 @@ mod tests {
         Tally { step, layer: Layer(layer), tokens: tokens.to_vec() }
     }
 
-    fn both() -> Tallies {
-        let mut tallies = Tallies::default();
-        tallies.join(A);
-        tallies.join(B);
-        tallies
+    /// The barrier's account, for two nodes that have come to these turns.
+    fn reached(a: Turn, b: Turn) -> impl Fn(Turn) -> bool {
+        move |turn| a >= turn && b >= turn
     }
 
     #[test]
     fn a_sum_is_told_when_all_have_come_to_its_turn() {
-        let mut tallies = both();
+        let mut tallies = Tallies::default();
         assert_eq!(tallies.add(A, tally(1, 0, &[2, 0, 1])), None);
-        assert_eq!(tallies.complete(), None);
+        assert_eq!(tallies.complete(reached((1, Layer(0)), (0, Layer(0)))), None);
         assert_eq!(tallies.add(B, tally(1, 0, &[1, 1, 0])), None);
-        assert_eq!(tallies.complete(), Some((vec![A, B], tally(1, 0, &[3, 1, 1]))));
-        assert_eq!(tallies.complete(), None);
+        let both = reached((1, Layer(0)), (1, Layer(0)));
+        assert_eq!(tallies.complete(&both), Some((vec![A, B], tally(1, 0, &[3, 1, 1]))));
+        assert_eq!(tallies.complete(&both), None);
     }
 
     #[test]
     fn a_node_without_a_tally_holds_nobody_up() {
-        let mut tallies = both();
+        let mut tallies = Tallies::default();
         tallies.add(A, tally(1, 0, &[2]));
-        tallies.reach(B, 1, Layer(4));
-        assert_eq!(tallies.complete(), Some((vec![A], tally(1, 0, &[2]))), "B was idle");
+        let ahead = reached((1, Layer(0)), (1, Layer(4)));
+        assert_eq!(tallies.complete(ahead), Some((vec![A], tally(1, 0, &[2]))), "B was idle");
         tallies.add(A, tally(2, 0, &[3]));
         tallies.leave(B);
-        assert_eq!(tallies.complete(), Some((vec![A], tally(2, 0, &[3]))), "B is gone");
+        assert_eq!(tallies.complete(|_| true), Some((vec![A], tally(2, 0, &[3]))), "B is gone");
+        tallies.add(A, tally(3, 0, &[3]));
+        tallies.add(B, tally(3, 0, &[4]));
+        tallies.leave(B);
+        assert_eq!(tallies.complete(|_| true), Some((vec![A], tally(3, 0, &[7]))), "B asked");
     }
 
     #[test]
     fn a_late_node_routes_alone() {
-        let mut tallies = both();
+        let mut tallies = Tallies::default();
         tallies.add(A, tally(3, 1, &[2]));
-        tallies.reach(B, 3, Layer(1));
-        tallies.complete();
+        tallies.complete(|_| true);
         assert_eq!(tallies.add(B, tally(3, 0, &[7])), Some(tally(3, 0, &[7])));
     }
 }
