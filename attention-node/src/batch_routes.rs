@@ -1,9 +1,9 @@
 //! Lockstep mode with routing by batch: where this node's rows go, decided by what all attention nodes chose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use domain::{Expert, Layer, NodeId, Plan};
-use policy::routing::{Hosts, Instance, Policy, Router};
+use policy::routing::{Hosts, Instance, Policy, Router, Unroutable};
 
 /// Routes one layer of one batch after the other.
 ///
@@ -51,15 +51,27 @@ impl BatchRoutes {
     }
 
     /// Decides a layer: `all` are the tokens per expert of the whole batch, `own` those of this node.
-    /// If some expert cannot be reached nothing is decided, and rows go by the lease.
-    pub(crate) fn begin(&mut self, plan: &Plan, layer: Layer, all: &[u32], own: &[u32]) {
+    ///
+    /// # Errors
+    /// Some expert cannot be reached: nothing is decided, and rows go by the lease.
+    pub(crate) fn begin(
+        &mut self,
+        plan: &Plan,
+        layer: Layer,
+        all: &[u32],
+        own: &[u32],
+    ) -> Result<(), Unroutable> {
         self.end();
-        let hosts = self.hosts.entry(layer).or_insert_with(|| hosts(plan, layer, &self.nodes));
-        let instance = Instance { hosts, tokens: all, curves: &[], backlog_ns: &[] };
-        let assignment = match self.router.route(&instance) {
-            Ok(assignment) => assignment,
-            Err(error) => return tracing::debug!(%error, %layer, "a batch goes by the lease"),
+        let hosts = match self.hosts.entry(layer) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let experts = (0..plan.experts()).map(Expert);
+                let replicas = experts.map(|expert| plan.replicas(layer, expert));
+                place.insert(Hosts::among(&self.nodes, replicas)?)
+            }
         };
+        let instance = Instance { hosts, tokens: all, curves: &[], backlog_ns: &[] };
+        let assignment = self.router.route(&instance)?;
         self.given.resize(own.len(), 0);
         for (expert, (&own, &all)) in own.iter().zip(all).enumerate() {
             self.starts.push(self.parts.len());
@@ -73,6 +85,7 @@ impl BatchRoutes {
             }
         }
         self.starts.push(self.parts.len());
+        Ok(())
     }
 
     /// The node for the next of this node's rows that chose `expert`; none if nothing is decided.
@@ -91,15 +104,6 @@ impl BatchRoutes {
         self.parts.clear();
         self.given.clear();
     }
-}
-
-fn hosts(plan: &Plan, layer: Layer, nodes: &[NodeId]) -> Hosts {
-    let place = |node: &NodeId| nodes.binary_search(node).ok()?.try_into().ok();
-    let lists = (0..plan.experts()).map(|expert| -> Vec<u16> {
-        plan.replicas(layer, Expert(expert)).iter().filter_map(place).collect()
-    });
-    // Every place is one of `nodes`, and there are no more of them than node numbers.
-    Hosts::new(nodes.len(), lists).unwrap_or_else(|bad| unreachable!("{bad}"))
 }
 
 #[cfg(test)]
@@ -133,7 +137,7 @@ mod tests {
         let mut routes = BatchRoutes::new(Policy::Exact);
         routes.renew([NodeId(4), NodeId(9)].into_iter());
         // This node has no row for expert 0, but somebody has: experts 1 and 2 cannot both join it.
-        routes.begin(&plan(), Layer(0), &[5, 3, 0], &[0, 2, 0]);
+        routes.begin(&plan(), Layer(0), &[5, 3, 0], &[0, 2, 0]).unwrap();
         assert_eq!(next(&mut routes, 1, 3), [Some(9), Some(9), None], "of two rows");
         routes.end();
         assert_eq!(next(&mut routes, 1, 1), [None]);
@@ -143,7 +147,7 @@ mod tests {
     fn an_expert_that_is_split_is_split_alike_by_everybody() {
         let mut routes = BatchRoutes::new(Policy::EvenSplit);
         routes.renew([NodeId(4), NodeId(9)].into_iter());
-        routes.begin(&plan(), Layer(0), &[0, 8, 0], &[0, 4, 0]);
+        routes.begin(&plan(), Layer(0), &[0, 8, 0], &[0, 4, 0]).unwrap();
         assert_eq!(next(&mut routes, 1, 4), [4, 4, 9, 9].map(Some));
     }
 
@@ -151,7 +155,7 @@ mod tests {
     fn without_a_host_nothing_is_decided() {
         let mut routes = BatchRoutes::new(Policy::Metro);
         routes.renew([NodeId(9)].into_iter());
-        routes.begin(&plan(), Layer(0), &[1, 1, 0], &[1, 1, 0]);
+        assert!(routes.begin(&plan(), Layer(0), &[1, 1, 0], &[1, 1, 0]).is_err());
         assert_eq!(next(&mut routes, 1, 1), [None]);
     }
 }

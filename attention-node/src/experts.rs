@@ -235,8 +235,10 @@ impl Experts {
 
     /// Until the next [`flush`](Self::flush) rows go where the whole batch's tokens are best run.
     pub(crate) fn route_batch(&mut self, own: &Tally, all: &Tally) {
-        if let (Some(batch), Some(plan)) = (&mut self.batch, self.plans.serving()) {
-            batch.begin(plan, own.layer, &all.tokens, &own.tokens);
+        if let (Some(batch), Some(plan)) = (&mut self.batch, self.plans.serving())
+            && let Err(error) = batch.begin(plan, own.layer, &all.tokens, &own.tokens)
+        {
+            tracing::debug!(%error, layer = %own.layer, "a batch goes by the lease");
         }
     }
 
@@ -300,8 +302,7 @@ impl Experts {
             }
             let (pairs, rows) = node.outgoing.take();
             let rows = rows.freeze();
-            node.outbox.push(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
-            node.empty_outbox();
+            node.send(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
         }
         if let Some(batch) = &mut self.batch {
             batch.end();
@@ -313,8 +314,7 @@ impl Experts {
         let epoch = self.plans.epoch();
         if let Some(node) = self.nodes.get_mut(&node) {
             let (pairs, rows) = (Vec::new(), Bytes::new());
-            node.outbox.push(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
-            node.empty_outbox();
+            node.send(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
         }
     }
 
@@ -331,8 +331,7 @@ impl Experts {
         }
         for (node, tickets) in tickets {
             if let Some(node) = self.nodes.get_mut(&node) {
-                node.outbox.push(Frame::Cancel(tickets));
-                node.empty_outbox();
+                node.send(Frame::Cancel(tickets));
             }
         }
     }
@@ -353,9 +352,14 @@ fn holders(plan: &Plan) -> impl Iterator<Item = NodeId> + '_ {
 impl Node {
     fn ask(&mut self, tally: &Tally) {
         if self.link.is_some() {
-            self.outbox.push(Frame::Tally(tally.clone()));
-            self.empty_outbox();
+            self.send(Frame::Tally(tally.clone()));
         }
+    }
+
+    /// Sends a frame, or keeps it until its link has credit.
+    fn send(&mut self, frame: Frame) {
+        self.outbox.push(frame);
+        self.empty_outbox();
     }
 
     fn empty_outbox(&mut self) {

@@ -131,7 +131,7 @@ impl AttentionEngine {
 
     /// Tokens per expert that these spans chose.
     fn tally(&self, layer: domain::Layer, picked: &[usize]) -> Tally {
-        let mut tokens = vec![0; usize::from(self.half.spec().shape().experts)];
+        let mut tokens = vec![0; self.half.spec().moe.experts];
         for expert in picked.iter().flat_map(|&key| self.spans[key].trip.experts()) {
             tokens[expert.index()] += 1;
         }

@@ -96,8 +96,7 @@ impl<'a> Priced<'a> {
         let mut leased = Vec::with_capacity(expected);
         let mut replicas = plan.table();
         for tokens in tokens.chunks(experts.max(1)) {
-            let lists = replicas.by_ref().take(experts).map(|replicas| self.usable(replicas));
-            let hosts = Hosts::new(nodes.len(), lists)?;
+            let hosts = Hosts::among(nodes, replicas.by_ref().take(experts))?;
             // What nobody holds now must not keep the rest from being served.
             let held = |(expert, &tokens)| if hosts.of(expert).is_empty() { 0 } else { tokens };
             let tokens: Vec<u32> = tokens.iter().enumerate().map(held).collect();
@@ -119,12 +118,6 @@ impl<'a> Priced<'a> {
             assignment.time_ns().clone_into(&mut loads);
         }
         Ok(Lease::new(plan, leased))
-    }
-
-    /// The replicas that may be used, as indices.
-    fn usable(&self, replicas: &[NodeId]) -> Vec<u16> {
-        let index = |id| u16::try_from(self.demand.nodes.binary_search(id).ok()?).ok();
-        replicas.iter().filter_map(index).collect()
     }
 
     /// Where an expert that nobody asked for has least before it. It then counts for the others of
@@ -150,7 +143,7 @@ impl<'a> Priced<'a> {
         for ((replicas, leased), &tokens) in plan.table().zip(lease.nodes()).zip(tokens) {
             match leased.and_then(|leased| nodes.binary_search(&leased).ok()) {
                 Some(node) => loads[node] = loads[node].saturating_add(self.cost(node, tokens)),
-                None if self.usable(replicas).is_empty() => {}
+                None if !replicas.iter().any(|id| nodes.binary_search(id).is_ok()) => {}
                 None => return None,
             }
         }

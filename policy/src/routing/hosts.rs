@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use domain::NodeId;
 use thiserror::Error;
 
 /// The hosts of each expert. Nodes are dense indices, whatever their names are elsewhere.
@@ -83,6 +84,22 @@ impl Hosts {
         let count = |&expert: &u16| starts[usize::from(expert) + 1] - starts[usize::from(expert)];
         fewest_first.sort_by_key(count);
         Ok(Self { nodes, starts, hosts, fewest_first, rooms })
+    }
+
+    /// The hosts of experts that have these replicas, as far as they are among `nodes`, which ascend;
+    /// a node's index is its place there.
+    ///
+    /// # Errors
+    /// There are too many nodes or experts.
+    pub fn among<'a>(
+        nodes: &[NodeId],
+        replicas: impl IntoIterator<Item = &'a [NodeId]>,
+    ) -> Result<Self, BadHosts> {
+        let index = |id| u16::try_from(nodes.binary_search(id).ok()?).ok();
+        let lists = replicas
+            .into_iter()
+            .map(|replicas| -> Vec<u16> { replicas.iter().filter_map(index).collect() });
+        Self::new(nodes.len(), lists)
     }
 
     /// Nodes.

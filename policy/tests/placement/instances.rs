@@ -1,5 +1,9 @@
 //! Seeded traces and node speeds as the GEM paper describes them.
 
+#[path = "../dice/mod.rs"]
+mod dice;
+
+use dice::Dice;
 use domain::{CostCurve, Layer, ModelShape, NodeId, Trace};
 use policy::placement::Host;
 
@@ -25,35 +29,11 @@ pub(crate) struct Instance {
     pub(crate) trace: Trace,
 }
 
-/// A stream of numbers that a seed determines (`SplitMix64`).
-#[derive(Clone, Debug)]
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// In [0, 1).
-    pub(crate) fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// Below `end`.
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-}
-
 impl Instance {
     /// Layers with consistent experts (Zipf) and temporal ones, which come in bursts together, on
     /// hosts whose speeds lie within `spread` of the mean.
     pub(crate) fn new(seed: u64, sizes: Sizes, spread: f64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Dice(seed);
         let curves = (0..sizes.hosts)
             .map(|_| layer_curve().scaled(1.0 + spread * (2.0 * random.unit() - 1.0)))
             .collect();
@@ -83,19 +63,19 @@ struct Habits {
 const BURSTS: usize = 4;
 
 impl Habits {
-    fn new(random: &mut Random, sizes: Sizes) -> Self {
+    fn new(random: &mut Dice, sizes: Sizes) -> Self {
         let skew = 1.2 * random.unit();
         let mut weights: Vec<f64> =
             (1..=sizes.experts).map(|rank| f64::from(rank).powf(-skew)).collect();
         for at in (1..weights.len()).rev() {
             weights.swap(at, random.below(at + 1));
         }
-        let temporal = |random: &mut Random| (random.unit() < 0.3).then(|| random.below(BURSTS));
+        let temporal = |random: &mut Dice| (random.unit() < 0.3).then(|| random.below(BURSTS));
         let bursts = weights.iter().map(|_| temporal(random)).collect();
         Self { weights, bursts }
     }
 
-    fn step(&self, random: &mut Random, tokens: u32) -> Vec<u32> {
+    fn step(&self, random: &mut Dice, tokens: u32) -> Vec<u32> {
         let on: Vec<bool> = (0..BURSTS).map(|_| random.unit() < 0.17).collect();
         let weights: Vec<f64> = self
             .weights

@@ -1,14 +1,15 @@
 //! Layers and batches like those of a serving cluster: skewed experts, replicated and packed by EPLB.
 
+#[path = "../dice/mod.rs"]
+mod dice;
+
 use domain::{Epoch, Layer, ModelShape, NodeId, Trace};
 use policy::{
     placement::{self, Host, Input, Spare},
     routing::Hosts,
 };
 
-/// Numbers that a seed determines (`SplitMix64`).
-#[derive(Debug)]
-pub(crate) struct Dice(pub(crate) u64);
+pub(crate) use dice::Dice;
 
 /// A layer to serve and what it is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -22,26 +23,6 @@ pub(crate) struct Serving {
     /// Tokens of a batch, all nodes together.
     pub(crate) tokens: usize,
     pub(crate) top_k: usize,
-}
-
-impl Dice {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// At least 0, below 1.
-    pub(crate) fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// Below `end`.
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
 }
 
 impl Serving {
