@@ -129,6 +129,8 @@ impl Metrics {
 
     pub(crate) fn members(&self, members: &[Member]) {
         for role in ROLES {
+            // From the start: a counter that appears with its first loss has not grown by it.
+            self.members_lost.with_label_values(&[&role.to_string()]);
             for (health, name) in HEALTHS {
                 let alike = |member: &&Member| member.role == role && member.health == health;
                 let number = members.iter().filter(alike).count();
