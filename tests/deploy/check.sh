@@ -46,5 +46,7 @@ promtool check rules deploy/helm/amoe/files/rules.yaml
 promtool test rules deploy/observability/rules_test.yaml
 echo "── chart and overlay"
 "$tools/venv/bin/python" -B tests/deploy/chart.py "$binaries" "$kubectl" "$helm3" "$helm4"
+"$tools/venv/bin/python" -B tests/deploy/compose.py "$binaries"
+promtool check config --syntax-only deploy/observability/prometheus.yml
 echo "── a live cluster"
 python3 -B tests/deploy/watch.py "$binaries"

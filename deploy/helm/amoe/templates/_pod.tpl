@@ -56,8 +56,8 @@ spec:
       env: {{- include "amoe.env" . | nindent 8 }}
         {{- with $own.extraEnv }}{{ toYaml . | nindent 8 }}{{ end }}
       ports:
-        - {name: {{ $role }}, containerPort: {{ include "amoe.port" $role }}}
-        - {name: admin, containerPort: 9464}
+        - {name: {{ $role }}, containerPort: {{ include "amoe.port" $role }}, protocol: TCP}
+        - {name: admin, containerPort: 9464, protocol: TCP}
       {{- include "amoe.probes" . | nindent 6 }}
       {{- include "amoe.lifecycle" . | nindent 6 }}
       {{- with $own.resources }}
