@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::span::{SPAN_ROWS_MAX, SPANS_MAX};
 
-/// Everything but `[admin]`, `[telemetry]` and `[shutdown]`, which every process has.
+/// Everything but the sections that every process has: `[admin]`, `[telemetry]`, `[shutdown]`, `[tls]`, `[keys]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

@@ -20,10 +20,11 @@ use node::{Membership, Newcomer, Pace, Progress, Site, config::Schedule};
 use proto::internal::sequences_server::SequencesServer;
 use tokio::runtime::Handle;
 use transport::{
-    Hub, KeepAlive, Listener,
+    Hub, KeepAlive, Listener, Services,
     link::{LinkMetrics, Links},
     mailbox,
 };
+use trust::{Callers, Party};
 
 pub use config::Config;
 use engine::{AttentionEngine, Bounds, Joints};
@@ -53,7 +54,7 @@ pub struct AttentionNode {
 /// # Errors
 /// The device, the checkpoint or the addresses cannot be used, or the engine died.
 pub async fn run(config: Config, process: Process) -> Result<()> {
-    let site = Site::open(&config.device, Hub::new(), process)?;
+    let site = Site::open(&config.device, Hub::trusting(&process.trust), process)?;
     let Some(node) = AttentionNode::join(config, &site).await? else { return Ok(()) };
     let (engine, serving) = node.start(&site);
     site.drive(vec![engine]).await?;
@@ -186,9 +187,9 @@ fn bounds(config: &Config, half: &AttentionHalf, blocks: usize) -> Bounds {
 /// Keeps the door open until a stop was asked for, then until all sequences have ended.
 async fn serve(listener: Listener, door: Door, shutdown: Shutdown) -> Result<()> {
     let (_reporter, health) = tonic_health::server::health_reporter();
-    let services = transport::server(KeepAlive::default())
-        .add_service(health)
-        .add_service(SequencesServer::new(door));
+    let services = Services::new(KeepAlive::default())
+        .add(health, Callers::Everybody)
+        .add(SequencesServer::new(door), Callers::Parties(&[Party::Gateway]));
     let stop = async move { shutdown.requested().await };
     Ok(transport::serve(listener, services, stop).await?)
 }

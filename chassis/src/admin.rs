@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use axum::{
@@ -16,11 +17,26 @@ use prometheus::Registry;
 use serde::Deserialize;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tower::ServiceExt;
+use trust::{Scope, ServerTls, Trust};
 
-use crate::{Readiness, Shutdown, metrics};
+use crate::{
+    Readiness, Shutdown,
+    http::{self, Limits},
+    metrics,
+    routes::{Audience, Guard, Routes, refuse},
+};
 
 #[cfg(test)]
 mod tests;
+
+/// Few ask here, and briefly.
+const LIMITS: Limits = Limits {
+    connections_max: 256,
+    streams_max: 64,
+    headers_max: 64,
+    header_bytes_max: http::HEADER_BYTES_LEAST,
+    receive_timeout: Duration::from_secs(10),
+};
 
 /// Section `[admin]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,43 +44,66 @@ mod tests;
 pub struct AdminConfig {
     /// Where the admin door listens; port 0 takes any free one.
     pub address: SocketAddr,
+    /// Whether it speaks HTTPS, with the certificate of section `[tls]`; clients need none.
+    pub tls: bool,
 }
 
 impl Default for AdminConfig {
     /// Loopback, because metrics tell strangers too much; 9464 is the usual port of an exporter.
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 9464)), tls: false }
     }
 }
 
 /// Why the admin door could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("key `admin.address`: cannot listen on {address}: {source}")]
-pub struct AdminError {
-    address: SocketAddr,
-    source: std::io::Error,
+pub enum AdminError {
+    #[error("key `admin.address`: cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("key `admin.tls` is true, expected only with a section `tls`")]
+    NoCertificate,
 }
 
-/// The pages that a role adds to its admin door while it runs, such as `/plan`.
+/// The pages of an admin door. A role adds its own, such as `/plan`, while the door is open.
 #[derive(Clone, Debug, Default)]
-pub struct Pages(Arc<RwLock<Router>>);
+pub struct Pages {
+    guard: Guard,
+    pages: Arc<RwLock<(Routes, Router)>>,
+}
 
 impl Pages {
+    /// No pages yet; who may see those to come is decided by the keys of `trust`.
+    #[must_use]
+    pub fn new(trust: &Trust) -> Self {
+        Self { guard: Guard::new(trust.keys.clone(), refuse), pages: Arc::default() }
+    }
+
     /// Adds `routes` to those that are there.
     ///
     /// # Panics
     /// When a path is added twice: two components of one process want the same page.
-    pub fn add(&self, routes: Router) {
-        let mut pages = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        *pages = std::mem::take(&mut *pages).merge(routes);
+    pub fn add(&self, routes: Routes) {
+        let mut pages = self.pages.write().unwrap_or_else(PoisonError::into_inner);
+        let all = pages.0.clone().merge(routes);
+        let fallback = |guard: Guard| async move |request: Request| nothing(&guard, &request);
+        let router = all.clone().router(&self.guard).fallback(fallback(self.guard.clone()));
+        *pages = (all, router);
     }
 
     async fn answer(self, request: Request) -> Response {
-        let router = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let router = self.pages.read().unwrap_or_else(PoisonError::into_inner).1.clone();
         match router.oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         }
+    }
+}
+
+/// Strangers are not even told what there is not.
+fn nothing(guard: &Guard, request: &Request) -> Response {
+    match guard.check(Audience::KeyHolders, request) {
+        Ok(_) => StatusCode::NOT_FOUND.into_response(),
+        Err(denied) => refuse(&denied, request),
     }
 }
 
@@ -92,14 +131,16 @@ impl Drop for Admin {
 /// The routes that every process answers; the gateway mounts them on its public port as well.
 ///
 /// `/livez` says that the process runs, `/readyz` and `/health` that it can take work: 503 with the unmet
-/// conditions while it starts, has lost something it needs, or drains.
-pub fn routes(registry: Registry, readiness: Readiness, shutdown: Shutdown) -> Router {
+/// conditions while it starts, has lost something it needs, or drains. These three are for everybody, because
+/// kubelets and load balancers have no keys, and say no more than that.
+pub fn routes(registry: Registry, readiness: Readiness, shutdown: Shutdown) -> Routes {
     let health = get(move || health(readiness.clone(), shutdown.clone()));
-    Router::new()
-        .route("/metrics", get(move || exposition(registry.clone())))
-        .route("/livez", get(async || "alive\n"))
-        .route("/readyz", health.clone())
-        .route("/health", health)
+    let metrics = get(move || exposition(registry.clone()));
+    Routes::default()
+        .add("/metrics", Audience::Scope(Scope::Metrics), metrics)
+        .add("/livez", Audience::Everybody, get(async || "alive\n"))
+        .add("/readyz", Audience::Everybody, health.clone())
+        .add("/health", Audience::Everybody, health)
 }
 
 async fn health(readiness: Readiness, shutdown: Shutdown) -> Response {
@@ -125,20 +166,18 @@ async fn exposition(registry: Registry) -> Response {
 }
 
 /// Opens the admin door. It stays open while the process drains, so that probes can see it drain.
-pub async fn serve(
-    config: &AdminConfig,
-    routes: Router,
-    pages: Pages,
-) -> Result<Admin, AdminError> {
-    let failed = |source| AdminError { address: config.address, source };
+pub async fn serve(config: &AdminConfig, pages: Pages, trust: &Trust) -> Result<Admin, AdminError> {
+    let own = trust.certificates.as_ref().filter(|_| config.tls);
+    if config.tls && own.is_none() {
+        return Err(AdminError::NoCertificate);
+    }
+    let tls: Option<ServerTls> = own.map(trust::Certificates::server_tls);
+    let failed = |source| AdminError::Listen { address: config.address, source };
     let listener = TcpListener::bind(config.address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let routes = routes.fallback(move |request| pages.clone().answer(request));
-    let server = tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).await {
-            tracing::error!(%error, "the admin door closed");
-        }
-    });
+    let router = Router::new().fallback(move |request| pages.clone().answer(request));
+    let serving = http::serve(listener, router, LIMITS, tls, std::future::pending());
+    let server = tokio::spawn(serving);
     tracing::info!(%address, "admin door open");
     Ok(Admin { address, server })
 }

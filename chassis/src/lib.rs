@@ -1,11 +1,13 @@
-//! What every process needs and none owns: configuration, telemetry, health, shutdown, the device thread.
+//! What every process needs and none owns: configuration, telemetry, HTTP doors, health, shutdown, the device thread.
 
 pub mod admin;
 pub mod config;
 pub mod engine;
+pub mod http;
 pub mod metrics;
 pub mod readiness;
 pub mod role;
+pub mod routes;
 pub mod shutdown;
 pub mod telemetry;
 

@@ -10,16 +10,17 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use prometheus::Registry;
 use serde::de::DeserializeOwned;
+use trust::{Trust, TrustConfig};
 
 use crate::{
     Readiness, Shutdown, VERSION,
     admin::{self, Admin, AdminConfig, AdminError, Pages},
     config::{ConfigError, Layers},
     metrics,
+    routes::Routes,
     shutdown::ShutdownConfig,
     telemetry::{self, TelemetryConfig},
 };
@@ -42,6 +43,8 @@ pub struct Process {
     pub shutdown: Shutdown,
     /// Pages of the admin door beside the usual ones.
     pub pages: Pages,
+    /// Whom it trusts.
+    pub trust: Trust,
 }
 
 impl Process {
@@ -49,35 +52,44 @@ impl Process {
     pub fn new(
         role: &str,
         shutdown: &ShutdownConfig,
+        trust: &TrustConfig,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let readiness = Readiness::default();
         let logged = readiness.clone();
         tokio::spawn(async move { logged.log().await });
-        Ok(Self {
-            registry: metrics::registry(role)?,
+        let registry = metrics::registry(role)?;
+        // Roles are called as their parties are; what is no party of a cluster may have any certificate.
+        let trust = Trust::open(role.parse().ok(), trust, &registry)?;
+        let process = Self {
+            registry,
             readiness,
             shutdown: Shutdown::on_signals(shutdown)?,
-            pages: Pages::default(),
-        })
+            pages: Pages::new(&trust),
+            trust,
+        };
+        process.pages.add(process.routes());
+        Ok(process)
     }
 
     /// `/metrics`, `/health`, `/livez` and `/readyz` of this process.
-    pub fn routes(&self) -> Router {
+    pub fn routes(&self) -> Routes {
         admin::routes(self.registry.clone(), self.readiness.clone(), self.shutdown.clone())
     }
 
     /// Opens the admin door; it closes when the returned value is dropped.
     pub async fn open_admin(&self, config: &AdminConfig) -> Result<Admin, AdminError> {
-        admin::serve(config, self.routes(), self.pages.clone()).await
+        admin::serve(config, self.pages.clone(), &self.trust).await
     }
 }
 
-/// The sections of a configuration file that every role has: `[admin]`, `[telemetry]`, `[shutdown]`.
+/// The sections of a configuration file that every role has: `[admin]`, `[telemetry]`, `[shutdown]`, and `[tls]`
+/// and `[keys]` if it wants to.
 #[derive(Clone, Debug, Default)]
 pub struct ProcessConfig {
     pub admin: AdminConfig,
     pub telemetry: TelemetryConfig,
     pub shutdown: ShutdownConfig,
+    pub trust: TrustConfig,
 }
 
 /// The sections of a configuration file that belong to one role.
@@ -98,6 +110,7 @@ pub fn load<C: RoleConfig>(path: Option<&Path>) -> Result<(ProcessConfig, C), Co
         admin: layers.take("admin")?,
         telemetry: layers.take("telemetry")?,
         shutdown: layers.take("shutdown")?,
+        trust: TrustConfig { tls: layers.take("tls")?, keys: layers.take("keys")? },
     };
     let origin = layers.origin();
     let config: C = layers.decode()?;
@@ -213,7 +226,7 @@ where
         .build()
         .map_err(Exit::failure)?;
     let outcome = runtime.block_on(async {
-        let process = Process::new(role, &config.shutdown).map_err(Exit::failure)?;
+        let process = Process::new(role, &config.shutdown, &config.trust).map_err(Exit::failure)?;
         let _admin = process.open_admin(&config.admin).await.map_err(Exit::failure)?;
         let served = process.shutdown.guard(run(process.clone())).await;
         served.map_err(Exit::failure)?.map_err(Exit::failure)

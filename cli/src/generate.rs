@@ -17,6 +17,7 @@ use proto::v1::{
 use serde::Serialize;
 use serde_json::json;
 use tonic::Code;
+use trust::TrustConfig;
 
 use crate::{
     http::Server,
@@ -91,12 +92,13 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
 
 /// Runs a cluster for one request; the prompt's token ids, unless a signal came first.
 async fn ask_cluster(flags: &Flags) -> Result<Option<Vec<u32>>> {
-    let process =
-        Process::new("generate", &ShutdownConfig::default()).map_err(|error| anyhow!(error))?;
+    let process = Process::new("generate", &ShutdownConfig::default(), &TrustConfig::default())
+        .map_err(|error| anyhow!(error))?;
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
     let server = ServerConfig { address, ..ServerConfig::default() };
     let cluster =
-        LocalCluster::open(flags.cluster.clone(), server, Vec::new(), process.clone()).await?;
+        LocalCluster::open(flags.cluster.clone(), server, None, Vec::new(), process.clone())
+            .await?;
     let address = cluster.address();
     let serving = tokio::spawn(cluster.serve());
     let asked = tokio::select! {

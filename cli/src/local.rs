@@ -24,6 +24,7 @@ use node::{
 };
 use policy::batching::Tuning;
 use transport::Hub;
+use trust::PublicTlsConfig;
 
 /// Where the coordinator is reached within the process.
 const COORDINATOR: &str = "inproc:coordinator";
@@ -113,6 +114,7 @@ impl LocalCluster {
     pub(crate) async fn open(
         flags: LocalFlags,
         server: gateway::config::ServerConfig,
+        public_tls: Option<PublicTlsConfig>,
         served_names: Vec<String>,
         process: Process,
     ) -> Result<Self> {
@@ -137,6 +139,7 @@ impl LocalCluster {
                 coordinators: vec![COORDINATOR.to_owned()],
             },
             server,
+            public_tls,
             bounds: gateway::config::BoundsConfig::default(),
             patience: gateway::config::PatienceConfig::default(),
         };

@@ -1,10 +1,13 @@
 //! The `amoe` program: serve a model, generate from it, measure a server, make synthetic checkpoints.
 
 mod bench;
+mod certs;
 mod generate;
 mod http;
+mod keys;
 mod local;
 mod logits;
+mod operator;
 mod place;
 mod plan;
 mod profile;
@@ -33,6 +36,10 @@ enum Command {
     Generate(Box<generate::Flags>),
     /// Load any server that speaks OpenAI's HTTP API and say how fast it answers.
     Bench(bench::Flags),
+    /// Make the certificates of a cluster.
+    Certs(certs::Flags),
+    /// Make API keys.
+    Keys(keys::Flags),
     /// Show, compare and change where a cluster's experts lie.
     Plan(plan::Flags),
     /// Place experts on nodes by a trace and cost curves, and say what that is worth.
@@ -52,6 +59,8 @@ fn main() -> ExitCode {
         Command::Serve(flags) => serve::run(flags),
         Command::Generate(flags) => generate::run(*flags),
         Command::Bench(flags) => bench::run(&flags),
+        Command::Certs(flags) => certs::run(&flags),
+        Command::Keys(flags) => keys::run(&flags),
         Command::Plan(flags) => plan::run(&flags),
         Command::Place(flags) => place::run(&flags),
         Command::Profile(flags) => profile::run(&flags),

@@ -12,15 +12,14 @@ use clap::{Args, Subcommand};
 use coordinator::LEADER_METADATA;
 use proto::v1::{
     DiffPlansRequest, ExportPlanRequest, ListPlansRequest, PinPlanRequest, PlanChange, PlanTable,
-    RebalanceRequest, ShowPlanRequest, admin_client::AdminClient,
+    RebalanceRequest, ShowPlanRequest,
 };
-use tonic::{Code, Response, Status, transport::Channel};
-use transport::{Hub, KeepAlive};
+use tonic::{Code, Response, Status};
+
+use crate::operator::{self, Admin, Operator};
 
 /// How often a coordinator that does not lead is asked for the one that does.
 const REDIRECTS_MAX: usize = 3;
-/// Largest plan: a table of node names.
-const PLAN_BYTES_MAX: usize = 64 << 20;
 
 /// Flags of `amoe plan`.
 #[derive(Debug, Args)]
@@ -34,6 +33,8 @@ pub(crate) struct Flags {
         env = "AMOE_COORDINATOR"
     )]
     coordinator: String,
+    #[command(flatten)]
+    operator: operator::Flags,
     #[command(subcommand)]
     wish: Wish,
 }
@@ -90,7 +91,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
 }
 
 async fn answer(flags: &Flags) -> Result<String> {
-    let at = &flags.coordinator;
+    let at = (&*flags.coordinator, &Operator::new(&flags.operator)?);
     match &flags.wish {
         Wish::Show => {
             let shown = ask(at, async |mut admin| admin.show_plan(ShowPlanRequest {}).await);
@@ -152,17 +153,12 @@ fn sentence(change: &PlanChange) -> String {
 
 /// Asks whoever leads, beginning at `address`.
 async fn ask<T>(
-    address: &str,
-    call: impl AsyncFn(AdminClient<Channel>) -> Result<Response<T>, Status>,
+    (address, operator): (&str, &Operator),
+    call: impl AsyncFn(Admin) -> Result<Response<T>, Status>,
 ) -> Result<T> {
     let mut address = address.to_owned();
     for _ in 0..=REDIRECTS_MAX {
-        let channel = transport::channel(&address, &Hub::new(), KeepAlive::default())
-            .context("flag `--coordinator`")?;
-        let admin = AdminClient::new(channel)
-            .max_decoding_message_size(PLAN_BYTES_MAX)
-            .max_encoding_message_size(PLAN_BYTES_MAX);
-        let status = match call(admin).await {
+        let status = match call(operator.admin(&address)?).await {
             Ok(answer) => return Ok(answer.into_inner()),
             Err(status) => status,
         };

@@ -1,6 +1,9 @@
 //! `amoe serve`: a whole cluster in one process, until a signal stops it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use anyhow::Result;
 use chassis::{
@@ -10,6 +13,7 @@ use chassis::{
 };
 use clap::Args;
 use gateway::config::ServerConfig;
+use trust::{Keys, KeysConfig, PublicTlsConfig, TrustConfig};
 
 use crate::local::{LocalCluster, LocalFlags};
 
@@ -31,6 +35,15 @@ pub(crate) struct Flags {
     /// Requests must carry one of these keys as a bearer token.
     #[arg(long, value_name = "KEY", env = "AMOE_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
+    /// A file of keys, as `amoe keys new` makes them, in place of `--api-key`.
+    #[arg(long, value_name = "FILE", env = "AMOE_KEYS", conflicts_with = "api_key")]
+    keys: Option<PathBuf>,
+    /// Serve HTTPS with this certificate, as PEM.
+    #[arg(long, value_name = "FILE", env = "AMOE_SSL_CERTFILE", requires = "ssl_keyfile")]
+    ssl_certfile: Option<PathBuf>,
+    /// The key of the certificate, as PEM.
+    #[arg(long, value_name = "FILE", env = "AMOE_SSL_KEYFILE", requires = "ssl_certfile")]
+    ssl_keyfile: Option<PathBuf>,
     /// What is logged: `info`, `warn,gateway=debug`.
     #[arg(long, default_value = "info", env = "AMOE_LOG")]
     log: String,
@@ -44,15 +57,21 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
     telemetry::init(&TelemetryConfig { log: flags.log, ..TelemetryConfig::default() })?;
     let server = ServerConfig {
         address: SocketAddr::new(flags.host, flags.port),
-        api_keys: flags.api_key,
         ..ServerConfig::default()
     };
     let shutdown = ShutdownConfig { drain_ms: flags.drain_ms };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let trust = TrustConfig { tls: None, keys: flags.keys.map(|file| KeysConfig { file }) };
+    let public_tls = flags.ssl_certfile.zip(flags.ssl_keyfile);
+    let public_tls = public_tls.map(|(certificate, key)| PublicTlsConfig { certificate, key });
     runtime.block_on(async {
-        let process = Process::new("serve", &shutdown).map_err(|error| anyhow::anyhow!(error))?;
-        let names = flags.served_model_name;
-        let cluster = LocalCluster::open(flags.cluster, server, names, process.clone()).await?;
+        let process = Process::new("serve", &shutdown, &trust);
+        let mut process = process.map_err(|error| anyhow::anyhow!(error))?;
+        if !flags.api_key.is_empty() {
+            process.trust = process.trust.with_keys(Keys::plain(&flags.api_key));
+        }
+        let (names, all) = (flags.served_model_name, flags.cluster);
+        let cluster = LocalCluster::open(all, server, public_tls, names, process.clone()).await?;
         process.shutdown.guard(cluster.serve()).await?
     })
 }

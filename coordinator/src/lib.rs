@@ -28,7 +28,8 @@ use proto::{internal::control_server::ControlServer, v1::admin_server::AdminServ
 use thiserror::Error;
 use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
-use transport::{Hub, KeepAlive, ListenError, Listener};
+use transport::{Hub, KeepAlive, ListenError, Listener, Services};
+use trust::{Callers, Party};
 
 pub use config::{
     ClusterConfig, Config, ConfigError, ControlConfig, PlacementConfig, RoutingConfig, StoreConfig,
@@ -44,6 +45,8 @@ use store::{Metered, Store, StoreError};
 
 /// Sessions per member allowed: a node may open a new one before the old one is known to be dead.
 const SESSIONS_PER_MEMBER: usize = 2;
+/// Who may be a member; a session as what is checked when it registers.
+const MEMBERS: [Party; 3] = [Party::Gateway, Party::AttentionNode, Party::ExpertNode];
 /// The condition that this process names to its readiness.
 const LEADER_KNOWN: &str = "leader";
 
@@ -132,10 +135,12 @@ impl Coordinator {
         let sessions_max = self.rules.members_max.saturating_mul(SESSIONS_PER_MEMBER);
         let control = ControlService::new(watched.clone(), sessions_max);
         let (reporter, health) = tonic_health::server::health_reporter();
-        let router = transport::server(KeepAlive::default())
-            .add_service(health)
-            .add_service(ControlServer::new(control))
-            .add_service(AdminServer::new(AdminService::new(watched.clone())));
+        let operators = Callers::Operators(self.process.trust.keys.clone());
+        let admin = AdminServer::new(AdminService::new(watched.clone()));
+        let services = Services::new(KeepAlive::default())
+            .add(health, Callers::Everybody)
+            .add(ControlServer::new(control), Callers::Parties(&MEMBERS))
+            .add(admin, operators);
         let shutdown = self.process.shutdown.clone();
         let stop = async move { shutdown.requested().await };
         let election = Election {
@@ -150,7 +155,7 @@ impl Coordinator {
             shutdown: self.process.shutdown,
         };
         tokio::try_join!(
-            transport::serve(self.listener, router, stop).map_err(RunError::from),
+            transport::serve(self.listener, services, stop).map_err(RunError::from),
             election.run().map_err(RunError::from),
             announce(watched, reporter, self.process.readiness).map(Ok),
         )?;

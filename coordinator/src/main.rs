@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     chassis::role::main("coordinator", |config, process| {
-        coordinator::run(config, transport::Hub::new(), process)
+        let hub = transport::Hub::trusting(&process.trust);
+        coordinator::run(config, hub, process)
     })
 }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::{Json, Router, extract::State, routing::get};
+use axum::{Json, extract::State, routing::get};
+use chassis::routes::{Audience, Routes};
 use domain::{ClusterView, Load, Member};
 use serde::Serialize;
 use tokio::sync::watch;
+use trust::Scope;
 
 use crate::{
     record::{HealthName, RoleName, Shape, StoredPlan},
@@ -58,8 +60,9 @@ struct Source {
 pub(crate) fn routes(
     standing: watch::Receiver<Standing>,
     views: watch::Receiver<Arc<ClusterView>>,
-) -> Router {
-    Router::new().route("/plan", get(page)).with_state(Source { standing, views })
+) -> Routes {
+    let page = get(page).with_state(Source { standing, views });
+    Routes::default().add("/plan", Audience::Scope(Scope::Metrics), page)
 }
 
 async fn page(State(source): State<Source>) -> Json<Page> {

@@ -27,6 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
+use trust::{Party, Peer};
 
 use crate::{
     ask::Ask,
@@ -120,11 +121,13 @@ impl Control for ControlService {
         let permit = self.sessions.clone().try_acquire_owned();
         let permit =
             permit.map_err(|_| Status::resource_exhausted("too many sessions are open"))?;
+        let peer = request.extensions().get::<Peer>().cloned();
         let mut messages = request.into_inner();
         let registration = timeout(REGISTRATION_TIMEOUT, first(&mut messages)).await;
         let registration = registration.map_err(|_| {
             Status::deadline_exceeded("no registration came after the session opened")
         })??;
+        check(peer.as_ref(), registration.role)?;
         let session = SessionId(self.opened.fetch_add(1, Ordering::Relaxed));
         let (role, shape) = (registration.role, registration.shape.clone());
         let (end, ended) = mpsc::channel(1);
@@ -161,6 +164,22 @@ async fn first(messages: &mut Streaming<wire::NodeMessage>) -> Result<Registrati
     match kind {
         Some(FromNode::Register(register)) => Registration::try_from(register).map_err(Into::into),
         _ => Err(Status::invalid_argument("the first message of a session must be a registration")),
+    }
+}
+
+/// A node joins as what its certificate says, or not at all.
+fn check(peer: Option<&Peer>, role: Role) -> Result<(), Status> {
+    let party = match role {
+        Role::Gateway => Party::Gateway,
+        Role::Attention => Party::AttentionNode,
+        Role::Expert => Party::ExpertNode,
+    };
+    match peer {
+        Some(peer) if peer.is(party) => Ok(()),
+        Some(peer) => {
+            Err(Status::permission_denied(format!("{peer}; expected that of {party} to join so")))
+        }
+        None => Err(Status::internal("nothing is known of who calls")),
     }
 }
 

@@ -5,7 +5,7 @@ use node::config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule};
 use policy::batching::Tuning;
 use serde::Deserialize;
 
-/// Everything but `[admin]`, `[telemetry]` and `[shutdown]`, which every process has.
+/// Everything but the sections that every process has: `[admin]`, `[telemetry]`, `[shutdown]`, `[tls]`, `[keys]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

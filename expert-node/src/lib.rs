@@ -19,9 +19,10 @@ use domain::{Curves, Role};
 use model::{Checkpoint, ExpertHalf};
 use node::{Membership, Newcomer, Pace, Site};
 use transport::{
-    Address, Hub, KeepAlive, Listener,
+    Address, Hub, KeepAlive, Listener, Services,
     link::{LinkMetrics, Links, MemoryListener},
 };
+use trust::{Callers, Party};
 
 pub use config::Config;
 use engine::{ExpertEngine, Joints, Schedule};
@@ -55,7 +56,7 @@ enum Door {
 /// # Errors
 /// The device, the checkpoint or the addresses cannot be used, or the engine died.
 pub async fn run(config: Config, process: Process) -> Result<()> {
-    let site = Site::open(&config.device, Hub::new(), process)?;
+    let site = Site::open(&config.device, Hub::trusting(&process.trust), process)?;
     let Some(node) = ExpertNode::join(config, &site).await? else { return Ok(()) };
     let (engine, serving) = node.start(&site);
     site.drive(vec![engine]).await?;
@@ -190,8 +191,9 @@ async fn curves(
 /// Keeps the port open until a stop was asked for. Links that are up end with the engine.
 async fn serve(listener: Listener, links: Links, shutdown: Shutdown) -> Result<()> {
     let (_reporter, health) = tonic_health::server::health_reporter();
-    let services =
-        transport::server(KeepAlive::default()).add_service(health).add_service(links.service());
+    let services = Services::new(KeepAlive::default())
+        .add(health, Callers::Everybody)
+        .add(links.service(), Callers::Parties(&[Party::AttentionNode]));
     let stop = async move { shutdown.requested().await };
     Ok(transport::serve(listener, services, stop).await?)
 }

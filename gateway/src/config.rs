@@ -1,11 +1,12 @@
 //! The gateway's configuration, section by section.
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 use transport::Address;
+use trust::PublicTlsConfig;
 
-/// Everything but `[admin]`, `[telemetry]` and `[shutdown]`, which every process has.
+/// Everything but the sections that every process has: `[admin]`, `[telemetry]`, `[shutdown]`, `[tls]`, `[keys]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -16,6 +17,9 @@ pub struct Config {
     /// `[server]`.
     #[serde(default)]
     pub server: ServerConfig,
+    /// `[public_tls]`; without it the public port is plain.
+    #[serde(default)]
+    pub public_tls: Option<PublicTlsConfig>,
     /// `[bounds]`.
     #[serde(default)]
     pub bounds: BoundsConfig,
@@ -52,28 +56,23 @@ pub struct ClusterConfig {
 }
 
 /// Section `[server]`: the public port.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
     /// Where HTTP and gRPC are served; port 0 takes any free one.
     pub address: SocketAddr,
-    /// One of these must be in `authorization: Bearer …`; none: everybody may ask.
-    pub api_keys: Vec<String>,
     /// Largest body of a request.
     pub body_bytes_max: usize,
     /// Connections at once; more wait until one closes.
     pub connections_max: usize,
+    /// Requests at once on one HTTP/2 connection.
+    pub streams_max: u32,
+    /// Headers of a request.
+    pub headers_max: usize,
+    /// Bytes of a request's headers.
+    pub header_bytes_max: u32,
     /// How long a client may take to send a request's headers, and then its body.
     pub receive_timeout_s: u64,
-}
-
-impl fmt::Debug for ServerConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerConfig")
-            .field("address", &self.address)
-            .field("api_keys", &self.api_keys.len())
-            .finish_non_exhaustive()
-    }
 }
 
 impl Default for ServerConfig {
@@ -82,9 +81,11 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             address: SocketAddr::from(([0, 0, 0, 0], 8000)),
-            api_keys: Vec::new(),
             body_bytes_max: 16 << 20,
             connections_max: 8192,
+            streams_max: 4096,
+            headers_max: 100,
+            header_bytes_max: 32 << 10,
             receive_timeout_s: 60,
         }
     }
@@ -98,11 +99,13 @@ pub struct BoundsConfig {
     pub sequences_max: u32,
     /// Sequences without a first token; further requests get 429.
     pub waiting_max: u32,
+    /// Tokens of a prompt; by default what the longest sequence leaves room for.
+    pub prompt_tokens_max: Option<u32>,
 }
 
 impl Default for BoundsConfig {
     fn default() -> Self {
-        Self { sequences_max: 4096, waiting_max: 1024 }
+        Self { sequences_max: 4096, waiting_max: 1024, prompt_tokens_max: None }
     }
 }
 
@@ -153,17 +156,21 @@ impl Config {
                 "names that are not empty",
             ),
             (
-                self.server.api_keys.iter().all(|key| !key.is_empty()),
-                "server.api_keys",
-                "keys that are not empty",
-            ),
-            (
                 self.server.body_bytes_max > 0
                     && self.server.connections_max > 0
+                    && self.server.streams_max > 0
+                    && self.server.headers_max > 0
                     && self.server.receive_timeout_s > 0,
-                "server.body_bytes_max, server.connections_max, server.receive_timeout_s",
+                "server.body_bytes_max, server.connections_max, server.streams_max, \
+                 server.headers_max, server.receive_timeout_s",
                 "at least 1",
             ),
+            (
+                self.server.header_bytes_max >= chassis::http::HEADER_BYTES_LEAST,
+                "server.header_bytes_max",
+                "at least 8192",
+            ),
+            (self.bounds.prompt_tokens_max != Some(0), "bounds.prompt_tokens_max", "at least 1"),
             (
                 self.bounds.sequences_max > 0 && self.bounds.waiting_max > 0,
                 "bounds.sequences_max, bounds.waiting_max",

@@ -6,6 +6,7 @@ mod chat;
 mod clock;
 mod cluster;
 pub mod config;
+mod deadline;
 mod detokenizer;
 mod door;
 mod grpc;
@@ -25,12 +26,12 @@ mod tokenizer;
 use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::Router;
-use chassis::role::Process;
+use chassis::{http, role::Process, routes::Audience};
 use proto::v1::inference_server::{InferenceServer, SERVICE_NAME};
 use tokio::net::TcpListener;
-use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use transport::Hub;
+use trust::{Scope, ServerTls, TrustError};
 
 pub use cluster::{Cluster, Membership};
 pub use config::Config;
@@ -40,6 +41,11 @@ use crate::{metrics::Metrics, model::ServedModel, nodes::Nodes, requests::Reques
 
 /// The gateway's condition for being ready.
 const NODES_READY: &str = "attention nodes";
+// Where gRPC has its services: at their full names.
+const INFERENCE: &str = "/amoe.v1.Inference/{*method}";
+const HEALTH: &str = "/grpc.health.v1.Health/{*method}";
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/{*method}";
+const REFLECTION_ALPHA: &str = "/grpc.reflection.v1alpha.ServerReflection/{*method}";
 
 /// Why a gateway could not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,9 @@ pub enum StartError {
     /// A coordinator's address is none.
     #[error("key `cluster.coordinators`: {0}")]
     Coordinators(#[from] transport::AddressError),
+    /// The certificate of the public port cannot be used.
+    #[error("section `public_tls`: {0}")]
+    Certificate(#[from] TrustError),
     /// The port is not to be had.
     #[error("key `server.address`: cannot listen on {address}: {error}")]
     Listen {
@@ -77,6 +86,7 @@ pub struct Gateway {
     listener: TcpListener,
     address: SocketAddr,
     router: Router,
+    tls: Option<ServerTls>,
     requests: Arc<Requests>,
     health: HealthReporter,
 }
@@ -100,20 +110,34 @@ impl Gateway {
             &config,
         ));
         let (health, health_service) = tonic_health::server::health_reporter();
-        let grpc = Routes::new(health_service)
-            .add_service(reflection()?.build_v1()?)
-            .add_service(reflection()?.build_v1alpha()?)
-            .add_service(
-                InferenceServer::new(grpc::Inference::new(Arc::clone(&requests)))
-                    .max_decoding_message_size(config.server.body_bytes_max),
+        let inference = InferenceServer::new(grpc::Inference::new(Arc::clone(&requests)))
+            .max_decoding_message_size(config.server.body_bytes_max);
+        let routes = api::routes(&requests)
+            .merge(process.routes())
+            .add(
+                INFERENCE,
+                Audience::Scope(Scope::Inference),
+                server::grpc(inference, &config.server),
+            )
+            .add(HEALTH, Audience::Everybody, server::grpc(health_service, &config.server))
+            .add(
+                REFLECTION,
+                Audience::KeyHolders,
+                server::grpc(reflection()?.build_v1()?, &config.server),
+            )
+            .add(
+                REFLECTION_ALPHA,
+                Audience::KeyHolders,
+                server::grpc(reflection()?.build_v1alpha()?, &config.server),
             );
-        let http = api::routes(Arc::clone(&requests)).merge(process.routes());
-        let router = server::router(http, grpc, &config.server, metrics);
+        let keys = process.trust.keys.clone();
+        let router = server::router(routes, keys, &config.server, metrics);
+        let tls = config.public_tls.as_ref().map(|tls| process.trust.public(tls)).transpose()?;
         let failed = |error| StartError::Listen { address: config.server.address, error };
         let listener = TcpListener::bind(config.server.address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         tracing::info!(%address, model = model.name(), "gateway open");
-        Ok(Self { config, process, listener, address, router, requests, health })
+        Ok(Self { config, process, listener, address, router, tls, requests, health })
     }
 
     /// Where it listens, with the port that was taken when the configuration left it open.
@@ -126,8 +150,9 @@ impl Gateway {
     pub async fn serve(self) {
         let shutdown = self.process.shutdown.clone();
         let report = report(&self.requests, &self.process, &self.health);
+        let limits = server::limits(&self.config.server);
         let served =
-            server::serve(self.listener, self.router, &self.config.server, shutdown.requested());
+            http::serve(self.listener, self.router, limits, self.tls, shutdown.requested());
         tokio::select! {
             () = served => {}
             () = report => {}

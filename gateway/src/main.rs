@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     chassis::role::main("gateway", |config, process| {
-        gateway::run(config, transport::Hub::new(), process)
+        let hub = transport::Hub::trusting(&process.trust);
+        gateway::run(config, hub, process)
     })
 }

@@ -29,7 +29,7 @@ const CHOICES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 /// Time to tokenize a prompt, in seconds.
 const TOKENIZE_S: &[f64] = &[0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0];
 
-/// The gateway's metrics. Their number is fixed by the code: no label takes a client's words.
+/// The gateway's metrics. Their number is fixed by the code and the key file: no label takes a client's words.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     pub(crate) running: IntGauge,
@@ -46,6 +46,7 @@ pub(crate) struct Metrics {
     pub(crate) resumed: IntCounter,
     refused: IntCounterVec,
     pub(crate) responses: IntCounterVec,
+    pub(crate) keyed: IntCounterVec,
 }
 
 /// How long things took, in seconds.
@@ -250,6 +251,11 @@ impl Metrics {
                 "amoe_gateway_responses_total",
                 "Responses by route and status; a gRPC call that was answered counts as 200",
                 &["route", "status"],
+            )?,
+            keyed: names.counters(
+                "amoe_gateway_keyed_responses_total",
+                "Responses to requests with a known key, by its name",
+                &["key"],
             )?,
         };
         metrics.begin();

@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     WrongMethod,
     /// No key, or a wrong one.
     Unauthorized,
+    /// A known key that does not open this.
+    Forbidden,
     /// The body is larger than the limit.
     BodyTooLarge,
     /// The body did not come in time.
@@ -50,13 +52,14 @@ struct Form {
 
 impl Kind {
     /// All kinds, for metrics that list them from the start.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Invalid,
         Self::TooLong,
         Self::UnknownModel,
         Self::UnknownPath,
         Self::WrongMethod,
         Self::Unauthorized,
+        Self::Forbidden,
         Self::BodyTooLarge,
         Self::BodyTooSlow,
         Self::QueueFull,
@@ -87,6 +90,10 @@ impl Kind {
             }
             Self::Unauthorized => {
                 (401, Code::Unauthenticated, ASKED, Some("invalid_api_key"), "unauthorized")
+            }
+            Self::Forbidden => {
+                let code = Some("insufficient_permissions");
+                (403, Code::PermissionDenied, ASKED, code, "forbidden")
             }
             Self::BodyTooLarge => {
                 (413, Code::ResourceExhausted, ASKED, Some("body_too_large"), "body_too_large")

@@ -34,6 +34,7 @@ pub(crate) struct Requests {
     pub(crate) nodes: Arc<Nodes>,
     door: Arc<Door>,
     patience: PatienceConfig,
+    prompt_tokens_max: Option<u32>,
 }
 
 /// A request that is running. Dropping it cancels all that is not done.
@@ -66,6 +67,7 @@ impl Requests {
             door: Door::new(bounds, Arc::clone(&metrics)),
             metrics,
             patience: config.patience,
+            prompt_tokens_max: config.bounds.prompt_tokens_max,
         }
     }
 
@@ -78,6 +80,7 @@ impl Requests {
         }
         let Request { id, prompts, sampling } = request;
         let prompts = self.tokenize(prompts).await?;
+        prompts.iter().try_for_each(|tokens| self.check_length(tokens.len()))?;
         self.metrics.tokenize.observe(arrived.elapsed().as_secs_f64());
 
         let settle = |tokens: &Vec<u32>| sampling.settle(tokens.len(), self.model.positions_max);
@@ -117,6 +120,16 @@ impl Requests {
         }
         self.count(&running, &params);
         Ok(running)
+    }
+
+    fn check_length(&self, tokens: usize) -> Result<(), Refusal> {
+        match self.prompt_tokens_max {
+            Some(max) if tokens > max as usize => {
+                let message = format!("the prompt has {tokens} tokens, at most {max} are accepted");
+                Err(Refusal::new(Kind::TooLong, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn output(&self, request: &SequenceRequest, stop: &[String]) -> Output {

@@ -1,6 +1,6 @@
-//! The public port: HTTP and gRPC routes on one router, what every request passes, connections.
+//! The public port: HTTP and gRPC routes on one router, and what every request passes on its way.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
@@ -8,30 +8,25 @@ use axum::{
     http::{HeaderValue, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
+    routing::{MethodRouter, any_service},
 };
 use bytes::Bytes;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
+use chassis::{
+    http::Limits,
+    routes::{Audience, Guard, KeyName, Routes},
 };
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
-use tonic::{Status, service::Routes};
+use tokio::time::timeout;
+use tonic::Status;
+use tower::Service;
+use trust::{Denied, Keys};
 
 use crate::{
     api::{self, Problem},
     config::ServerConfig,
+    deadline::Deadlined,
     metrics::Metrics,
     refusal::{Kind, Refusal},
 };
-
-/// How often an idle HTTP/2 client is asked whether it still lives, and for how long it may be silent.
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Calls at once on one HTTP/2 connection; the bound on sequences is the real one.
-const CALLS_MAX: u32 = 4096;
-/// A pause after the system refused a connection, for example because all descriptors are in use.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -87,31 +82,52 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     }
 }
 
-/// What the layers around every route need.
-#[derive(Debug)]
-struct Gate {
-    api_keys: Vec<String>,
-    metrics: Arc<Metrics>,
+/// The bounds of the public port.
+pub(crate) fn limits(config: &ServerConfig) -> Limits {
+    Limits {
+        connections_max: config.connections_max,
+        streams_max: config.streams_max,
+        headers_max: config.headers_max,
+        header_bytes_max: config.header_bytes_max,
+        receive_timeout: Duration::from_secs(config.receive_timeout_s),
+    }
+}
+
+/// A gRPC service as a route: its messages have to come as fast as other bodies.
+pub(crate) fn grpc<S>(service: S, config: &ServerConfig) -> MethodRouter
+where
+    S: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    let patience = Duration::from_secs(config.receive_timeout_s);
+    any_service(service).layer(middleware::from_fn_with_state(patience, hurry))
+}
+
+async fn hurry(State(patience): State<Duration>, request: Request, next: Next) -> Response {
+    next.run(request.map(|body| Deadlined::body(body, patience))).await
 }
 
 /// All routes with everything that a request passes on its way to them.
 pub(crate) fn router(
-    http: Router,
-    grpc: Routes,
+    routes: Routes,
+    keys: Option<Keys>,
     config: &ServerConfig,
     metrics: Arc<Metrics>,
 ) -> Router {
-    let gate = Arc::new(Gate { api_keys: config.api_keys.clone(), metrics });
+    let guard = Guard::new(keys, deny);
     let bounds =
         BodyBounds { bytes_max: config.body_bytes_max, timeout_s: config.receive_timeout_s };
-    http.merge(grpc.into_axum_router().reset_fallback())
-        .fallback(nothing_here)
-        .method_not_allowed_fallback(api::wrong_method)
+    let nothing = guard.clone();
+    routes
+        .router(&guard)
+        .fallback(async move |request: Request| nothing_here(&nothing, &request))
         .layer(DefaultBodyLimit::max(bounds.bytes_max))
         .layer(Extension(bounds))
-        .layer(middleware::from_fn_with_state(Arc::clone(&gate), check_key))
         .layer(middleware::from_fn(name_request))
-        .layer(middleware::from_fn_with_state(gate, count))
+        .layer(middleware::from_fn_with_state(metrics, count))
 }
 
 fn is_grpc(request: &Request) -> bool {
@@ -131,8 +147,21 @@ fn refuse(refusal: Refusal, grpc: bool) -> Response {
     }
 }
 
-async fn nothing_here(request: Request) -> Response {
-    refuse(api::unknown_path(request.uri()), is_grpc(&request))
+/// What the guard says to whom it does not let in.
+fn deny(denied: &Denied, request: &Request) -> Response {
+    let kind = match denied {
+        Denied::Unknown(_) => Kind::Unauthorized,
+        Denied::Forbidden(_) => Kind::Forbidden,
+    };
+    refuse(Refusal::new(kind, denied.to_string()), is_grpc(request))
+}
+
+/// Strangers are not even told what there is not.
+fn nothing_here(guard: &Guard, request: &Request) -> Response {
+    match guard.check(Audience::KeyHolders, request) {
+        Ok(_) => refuse(api::unknown_path(request.uri()), is_grpc(request)),
+        Err(denied) => deny(&denied, request),
+    }
 }
 
 /// Gives every request a name and sends it back.
@@ -150,99 +179,18 @@ async fn name_request(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Paths that answer without a key: probes have none.
-fn is_open(path: &str) -> bool {
-    matches!(path, "/health" | "/livez" | "/readyz" | "/ping")
-        || path.starts_with("/grpc.health.v1.Health/")
-}
-
-/// Lets only requests with a key pass, when there are keys.
-async fn check_key(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    if gate.api_keys.is_empty() || is_open(request.uri().path()) {
-        return next.run(request).await;
-    }
-    let stated = request.headers().get(header::AUTHORIZATION);
-    let stated = stated.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    // Every key is looked at, and each to its end: the time says nothing about them.
-    let known = |stated: &[u8]| {
-        gate.api_keys.iter().fold(false, |found, key| found | same(stated, key.as_bytes()))
-    };
-    if stated.is_some_and(known) {
-        return next.run(request).await;
-    }
-    let message = "a known key is expected in the header `authorization: Bearer KEY`";
-    refuse(Refusal::new(Kind::Unauthorized, message), is_grpc(&request))
-}
-
-fn same(a: &[u8], b: &[u8]) -> bool {
-    let differences = a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b));
-    a.len() == b.len() && differences == 0
-}
-
-/// Counts answers. Only paths with a route become labels.
-async fn count(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+/// Counts answers. Only paths with a route become labels, and only the names of known keys.
+async fn count(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let response = next.run(request).await;
-    let route = route.as_ref().map_or("other", MatchedPath::as_str);
-    gate.metrics.responses.with_label_values(&[route, response.status().as_str()]).inc();
+    let (route, status) = (route.as_ref().map_or("other", MatchedPath::as_str), response.status());
+    metrics.responses.with_label_values(&[route, status.as_str()]).inc();
+    if let Some(KeyName(key)) = response.extensions().get::<KeyName>() {
+        metrics.keyed.with_label_values(&[key]).inc();
+        tracing::debug!(%key, route, status = status.as_u16(), "answered");
+    }
     if let Some(&kind) = response.extensions().get::<Kind>() {
-        gate.metrics.refused(kind);
+        metrics.refused(kind);
     }
     response
-}
-
-/// Accepts connections until `shutdown`, then lets those that are open finish their requests.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    router: Router,
-    config: &ServerConfig,
-    shutdown: impl Future<Output = ()>,
-) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(config.receive_timeout_s));
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(CALLS_MAX);
-    let connections = Arc::new(Semaphore::new(config.connections_max));
-    let graceful = GracefulShutdown::new();
-    let accept = async {
-        loop {
-            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
-                return;
-            };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "a connection closed before it was served");
-                continue;
-            }
-            let service = TowerToHyperService::new(router.clone());
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            let connection = graceful.watch(connection.into_owned());
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a connection broke");
-                }
-                drop(permit);
-            });
-        }
-    };
-    tokio::select! {
-        () = accept => {}
-        () = shutdown => {}
-    }
-    drop(listener);
-    graceful.shutdown().await;
 }

@@ -23,6 +23,7 @@ use proto::v1::admin_client::AdminClient;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use transport::{Hub, KeepAlive, sequences::Sequences};
+use trust::Party;
 
 use crate::Answer;
 
@@ -106,6 +107,7 @@ impl Cluster {
             readiness: Readiness::default(),
             shutdown: Shutdown::new(PATIENCE),
             pages: chassis::admin::Pages::default(),
+            trust: trust::Trust::default(),
         };
         let hub = Hub::new();
         let mut config = coordinator::Config::default();
@@ -187,7 +189,12 @@ impl Cluster {
 
     /// A client of the coordinator, as an operator has it.
     pub fn admin(&self) -> Result<AdminClient<Channel>> {
-        Ok(AdminClient::new(transport::channel(COORDINATOR, &self.hub, KeepAlive::default())?))
+        Ok(AdminClient::new(transport::channel(
+            COORDINATOR,
+            Party::Coordinator,
+            &self.hub,
+            KeepAlive::default(),
+        )?))
     }
 
     /// The registry of all roles.
@@ -262,6 +269,7 @@ fn gateway_config(checkpoint: &Path) -> gateway::Config {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             ..gateway::config::ServerConfig::default()
         },
+        public_tls: None,
         bounds: gateway::config::BoundsConfig::default(),
         patience: gateway::config::PatienceConfig::default(),
     }

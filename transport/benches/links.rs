@@ -15,14 +15,15 @@ use bytes::Bytes;
 use domain::{Epoch, Expert, Layer, NodeId};
 use proto::frame::{Dispatch, Done, Frame, Limits, Output, Pair, Ticket};
 use transport::{
-    Doorbell, Hub, Listener,
+    Doorbell, Hub, Listener, Services,
     link::{
         Connection, Identity, LinkEvent, LinkEventKind, LinkMetrics, LinkSender, LinkSettings,
         Links, MemoryListener, Permit, Refused,
     },
     mailbox::Mailbox,
-    serve, server,
+    serve,
 };
+use trust::Callers;
 
 const ROW_BYTES: usize = 4096;
 const ROWS: [usize; 4] = [1, 16, 64, 256];
@@ -169,11 +170,11 @@ async fn link(address: &str) -> Linked {
     } else {
         let bound = Listener::bind(address, &hub).await.expect("free port");
         reachable = bound.address().expect("bound");
-        let services = server(
+        let services = Services::new(
             LinkSettings::new(Limits { row_bytes: ROW_BYTES, layers: 4, experts: 128, top_k: 8 })
                 .keep_alive,
         )
-        .add_service(expert.links.service());
+        .add(expert.links.service(), Callers::Everybody);
         tokio::spawn(serve(bound, services, std::future::pending()));
     }
     let connection = attention.links.connect(EXPERT, &reachable).expect("an address");

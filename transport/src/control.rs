@@ -18,6 +18,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status, Streaming};
+use trust::Party;
 
 use crate::{
     Address, AddressError, Backoff, Hub, KeepAlive,
@@ -291,9 +292,10 @@ impl Keeper {
     async fn open(&mut self, address: &Address) -> Result<Session, End> {
         self.registration.epoch = self.epoch_newest();
         self.registration.node = self.welcome.borrow().map(|welcome| welcome.node_id);
-        let channel = channel::connect(address, &self.hub, self.settings.keep_alive)
-            .await
-            .map_err(End::Lost)?;
+        let channel =
+            channel::connect(address, Party::Coordinator, &self.hub, self.settings.keep_alive)
+                .await
+                .map_err(End::Lost)?;
         let mut client =
             control_client::ControlClient::new(channel).max_decoding_message_size(VIEW_BYTES_MAX);
         let (outbound, queued) = mpsc::channel(SAID_MAX);
@@ -422,6 +424,8 @@ fn end(status: &Status) -> End {
         Code::FailedPrecondition
         | Code::InvalidArgument
         | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::Unauthenticated
         | Code::Unimplemented => End::Refused(status.message().to_owned()),
         _ => End::Lost(sentence(status)),
     }

@@ -1,4 +1,4 @@
-//! The names by which parts of one process find each other: a value handed around, not a global.
+//! How a process reaches others: the names of its own parts, and its certificate. A value handed around, not a global.
 
 use std::{
     collections::HashMap,
@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::{io::DuplexStream, sync::mpsc};
+use trust::{Certificates, Trust};
 
 use crate::{
     address::{Address, AddressError},
@@ -17,6 +18,7 @@ use crate::{
 #[derive(Clone, Default)]
 pub struct Hub {
     names: Arc<Mutex<Names>>,
+    certificates: Option<Certificates>,
 }
 
 #[derive(Default)]
@@ -26,10 +28,21 @@ struct Names {
 }
 
 impl Hub {
-    /// A hub without names.
+    /// A hub without names, for connections without TLS.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A hub without names, whose connections beyond the process are as `trust` wants them.
+    #[must_use]
+    pub fn trusting(trust: &Trust) -> Self {
+        Self { certificates: trust.certificates.clone(), ..Self::default() }
+    }
+
+    /// What connections beyond the process are made with; none: they are plain.
+    pub(crate) fn certificates(&self) -> Option<&Certificates> {
+        self.certificates.as_ref()
     }
 
     pub(crate) fn listen_memory(

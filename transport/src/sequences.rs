@@ -11,6 +11,7 @@ use futures::{Stream, StreamExt};
 use proto::internal::{SequenceOutput, sequences_client::SequencesClient};
 use thiserror::Error;
 use tonic::{Code, Status, Streaming, transport::Channel};
+use trust::Party;
 
 use crate::{
     AddressError, Hub, KeepAlive,
@@ -91,7 +92,10 @@ impl Sequences {
         let known = channels.iter().position(|(known, _)| known == address);
         let entry = match known {
             Some(at) => channels.remove(at),
-            None => (address.to_owned(), channel(address, &self.hub, self.keep_alive)?),
+            None => {
+                let channel = channel(address, Party::AttentionNode, &self.hub, self.keep_alive)?;
+                (address.to_owned(), channel)
+            }
         };
         if channels.len() >= NODES_MAX {
             // Sequences that run over it keep the connection until they end.

@@ -49,7 +49,7 @@ fn operator(keys: Option<&Keys>, peer: &Peer, authorization: Option<&[u8]>) -> R
     match (peer, keys) {
         (Peer::Certified(parties), _) if parties.contains(&Party::Operator) => Ok(()),
         (Peer::Unchecked, None) => Ok(()),
-        (_, Some(keys)) => keys.check(authorization, Scope::Admin).map(drop),
+        (_, Some(keys)) => keys.check(authorization, Some(Scope::Admin)).map(drop),
         (Peer::Certified(_), None) => {
             Err(Denied::Forbidden(format!("{peer}; expected that of operator")))
         }

@@ -123,11 +123,15 @@ impl Keys {
         Self(Source::Fixed(Arc::new(secrets.iter().enumerate().map(key).collect())))
     }
 
-    /// The name of the key in the value of `authorization`, if it opens `scope`.
+    /// The name of the key in the value of `authorization`, if it opens `scope`, or anything at all.
     ///
     /// # Errors
     /// The key is not known, or opens other things.
-    pub fn check(&self, authorization: Option<&[u8]>, scope: Scope) -> Result<Arc<str>, Denied> {
+    pub fn check(
+        &self,
+        authorization: Option<&[u8]>,
+        scope: Option<Scope>,
+    ) -> Result<Arc<str>, Denied> {
         let secret = authorization.and_then(bearer).ok_or(Denied::Unknown(EXPECTED))?;
         let shown = hash(secret);
         let keys = match &self.0 {
@@ -139,11 +143,13 @@ impl Keys {
             if bool::from(key.hash.ct_eq(&shown)) { Some(key) } else { found }
         });
         let key = found.ok_or(Denied::Unknown(EXPECTED))?;
-        if key.scopes.iter().any(|opened| opened.opens(scope)) {
-            return Ok(Arc::clone(&key.name));
+        match scope.filter(|&scope| !key.scopes.iter().any(|opened| opened.opens(scope))) {
+            None => Ok(Arc::clone(&key.name)),
+            Some(scope) => {
+                let (name, scope) = (&key.name, scope.name());
+                Err(Denied::Forbidden(format!("the key `{name}` has not the scope `{scope}`")))
+            }
         }
-        let (name, scope) = (&key.name, scope.name());
-        Err(Denied::Forbidden(format!("the key `{name}` has not the scope `{scope}`")))
     }
 }
 

@@ -50,6 +50,15 @@ pub struct KeysConfig {
     pub file: PathBuf,
 }
 
+/// The sections of a configuration file that say whom a process trusts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustConfig {
+    /// `[tls]`; without it connections between processes are plain.
+    pub tls: Option<TlsConfig>,
+    /// `[keys]`; without it everybody may ask.
+    pub keys: Option<KeysConfig>,
+}
+
 /// Why certificates or keys cannot be used; one sentence that names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
@@ -94,10 +103,10 @@ impl Trust {
     /// A file cannot be used. Once all could be, later ones that cannot are reported, not used.
     pub fn open(
         own: Option<Party>,
-        tls: Option<&TlsConfig>,
-        keys: Option<&KeysConfig>,
+        config: &TrustConfig,
         registry: &Registry,
     ) -> Result<Self, TrustError> {
+        let TrustConfig { tls, keys } = config;
         let metrics = Metrics::register(registry)?;
         if keys.is_some() && tls.is_none() {
             tracing::info!(
@@ -106,11 +115,21 @@ impl Trust {
         }
         Ok(Self {
             certificates: tls
+                .as_ref()
                 .map(|config| Certificates::open(config, own, Some(&metrics)))
                 .transpose()?,
-            keys: keys.map(|config| Keys::open(&config.file, Some(&metrics))).transpose()?,
+            keys: keys
+                .as_ref()
+                .map(|config| Keys::open(&config.file, Some(&metrics)))
+                .transpose()?,
             metrics: Some(metrics),
         })
+    }
+
+    /// The same with these keys.
+    #[must_use]
+    pub fn with_keys(self, keys: Keys) -> Self {
+        Self { keys: Some(keys), ..self }
     }
 
     /// The certificate of a public door, read again whenever it changes. Must be called within a

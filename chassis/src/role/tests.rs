@@ -71,7 +71,7 @@ fn wrong_flags_and_files_are_usage_errors_with_a_sentence() {
     let table = [
         (
             "[admin]\nadress = 'x'",
-            "FILE: key `admin.adress`: unknown field `adress`, expected `address`",
+            "FILE: key `admin.adress`: unknown field `adress`, expected `address` or `tls`",
         ),
         ("[admin]\naddress = 'x'", "FILE: key `admin.address`: invalid socket address syntax"),
         (

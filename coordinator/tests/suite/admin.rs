@@ -9,7 +9,12 @@ use tonic::{Code, Status, transport::Channel};
 use transport::{Hub, KeepAlive};
 
 fn client(coordinator: &Running) -> AdminClient<Channel> {
-    let channel = transport::channel(&coordinator.address, &Hub::new(), KeepAlive::default());
+    let channel = transport::channel(
+        &coordinator.address,
+        trust::Party::Coordinator,
+        &Hub::new(),
+        KeepAlive::default(),
+    );
     AdminClient::new(channel.unwrap())
 }
 

@@ -70,6 +70,7 @@ impl Running {
             readiness: chassis::Readiness::default(),
             shutdown: Shutdown::new(PATIENCE),
             pages: chassis::admin::Pages::default(),
+            trust: trust::Trust::default(),
         };
         let coordinator = Coordinator::bind(config, hub, process.clone()).await.unwrap();
         let address = coordinator.address().to_owned();
@@ -91,7 +92,7 @@ impl Running {
 
     /// A page of its admin door.
     pub(crate) async fn page(&self, path: &str) -> serde_json::Value {
-        let config = AdminConfig { address: ([127, 0, 0, 1], 0).into() };
+        let config = AdminConfig { address: ([127, 0, 0, 1], 0).into(), tls: false };
         let door = self.process.open_admin(&config).await.unwrap();
         let mut stream = TcpStream::connect(door.address()).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
@@ -148,7 +149,13 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) async fn open(address: &str, registration: Registration) -> Result<Self, Status> {
-        let channel = transport::channel(address, &Hub::new(), KeepAlive::default()).unwrap();
+        let channel = transport::channel(
+            address,
+            trust::Party::Coordinator,
+            &Hub::new(),
+            KeepAlive::default(),
+        )
+        .unwrap();
         let (beats, from_node) = mpsc::channel(8);
         let register = FromNode::Register(registration.into());
         beats.send(wire::NodeMessage { kind: Some(register) }).await.unwrap();

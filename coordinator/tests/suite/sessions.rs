@@ -109,8 +109,13 @@ async fn wrong_nodes_are_refused_in_a_sentence_and_disturb_nobody() {
 #[tokio::test]
 async fn what_is_no_registration_and_no_heartbeat_ends_the_session() {
     let coordinator = Running::start(config(1)).await;
-    let channel =
-        transport::channel(&coordinator.address, &Hub::new(), KeepAlive::default()).unwrap();
+    let channel = transport::channel(
+        &coordinator.address,
+        trust::Party::Coordinator,
+        &Hub::new(),
+        KeepAlive::default(),
+    )
+    .unwrap();
     let (sender, messages) = tokio::sync::mpsc::channel(1);
     sender.send(wire::NodeMessage { kind: None }).await.unwrap();
     let mut client = control_client::ControlClient::new(channel);
@@ -221,8 +226,13 @@ async fn a_nodes_own_client_joins_within_the_process() {
 async fn health_says_who_leads() {
     let coordinator = Running::start(config(1)).await;
     tokio::time::timeout(PATIENCE, coordinator.process.readiness.ready()).await.unwrap();
-    let channel =
-        transport::channel(&coordinator.address, &Hub::new(), KeepAlive::default()).unwrap();
+    let channel = transport::channel(
+        &coordinator.address,
+        trust::Party::Coordinator,
+        &Hub::new(),
+        KeepAlive::default(),
+    )
+    .unwrap();
     let mut health = HealthClient::new(channel);
     for service in ["", "amoe.internal.v1.Control"] {
         let request = HealthCheckRequest { service: service.to_owned() };

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use crate::{
-    gateway::{start, start_with},
+    gateway::{keyed, start, start_trusting, start_with},
     node::saying,
 };
 
@@ -237,21 +237,56 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 
 #[tokio::test]
 async fn a_key_is_wanted_everywhere_but_at_the_probes() {
-    let keys = |config: &mut ::gateway::Config| config.server.api_keys = vec!["secret".into()];
-    let gateway = start_with(vec![saying("x")], keys).await;
+    let keys = keyed();
+    let gateway = start_trusting(keys.trust, vec![saying("x")], |_| {}).await;
     let client = &gateway.client;
-    for path in ["/v1/models", "/metrics", "/version", "/v1/nothing"] {
+    let get = async |path: &str, key: &str| {
+        client.send(Method::GET, path, &[("authorization", &format!("Bearer {key}"))], "").await
+    };
+    // Path, and the status with a key for inference and with one for metrics.
+    for (path, asks, scrapes) in [
+        ("/v1/models", 200, 403),
+        ("/v1/models/demo", 200, 403),
+        ("/v1/completions", 405, 403),
+        ("/metrics", 403, 200),
+        ("/routes", 403, 200),
+        ("/version", 200, 200),
+        ("/v1/nothing", 404, 404),
+    ] {
         let reply = client.get(path).await;
         assert_eq!(reply.status, 401, "{path}");
         assert_eq!(reply.json()["error"]["code"], "invalid_api_key");
-        let wrong = [("authorization", "Bearer secrets")];
-        assert_eq!(client.send(Method::GET, path, &wrong, "").await.status, 401);
+        assert_eq!(reply.headers["www-authenticate"], "Bearer");
+        assert_eq!(get(path, &keys.inference[1..]).await.status, 401, "{path}");
+        for (key, expected) in [(&keys.inference, asks), (&keys.metrics, scrapes)] {
+            let reply = get(path, key).await;
+            assert_eq!(reply.status, expected, "{path}: {}", reply.text);
+            if expected == 403 {
+                assert_eq!(reply.json()["error"]["code"], "insufficient_permissions");
+            }
+        }
     }
-    let known = [("authorization", "Bearer secret")];
-    assert_eq!(client.send(Method::GET, "/v1/models", &known, "").await.status, 200);
     for path in ["/health", "/livez", "/readyz", "/ping"] {
         assert_eq!(client.get(path).await.status, 200, "{path}");
     }
+    let metrics = get("/metrics", &keys.metrics).await.text;
+    // Four were let in; that one may not do a thing is no answer to it.
+    let counted = "amoe_gateway_keyed_responses_total{key=\"alice\",model_name=\"demo\"} 4";
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_prompt_longer_than_configured_is_refused() {
+    let short = |config: &mut ::gateway::Config| config.bounds.prompt_tokens_max = Some(4);
+    let gateway = start_with(vec![saying("x")], short).await;
+    let ask = async |tokens: &[u32]| {
+        gateway.client.post(COMPLETIONS, json!({"prompt": tokens, "max_tokens": 1})).await
+    };
+    assert_eq!(ask(&[1, 2, 3, 4]).await.status, 200);
+    let refused = ask(&[1, 2, 3, 4, 5]).await;
+    assert_eq!(refused.status, 400);
+    assert!(refused.text.contains("the prompt has 5 tokens, at most 4"), "{}", refused.text);
+    assert_eq!(refused.json()["error"]["code"], "context_length_exceeded");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use gateway::{Cluster, Config, Gateway};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
 use transport::{Hub, KeepAlive, sequences::Sequences};
+use trust::{KeysConfig, Scope, Trust, TrustConfig};
 
 use crate::{
     client::Client,
@@ -35,6 +36,15 @@ pub(crate) async fn start(script: Script) -> Started {
 
 /// A gateway in front of several nodes, its configuration changed by `change`.
 pub(crate) async fn start_with(scripts: Vec<Script>, change: impl FnOnce(&mut Config)) -> Started {
+    start_trusting(Trust::default(), scripts, change).await
+}
+
+/// The same with keys.
+pub(crate) async fn start_trusting(
+    trust: Trust,
+    scripts: Vec<Script>,
+    change: impl FnOnce(&mut Config),
+) -> Started {
     let folder = model_folder();
     let mut config = config(folder.path());
     change(&mut config);
@@ -46,6 +56,7 @@ pub(crate) async fn start_with(scripts: Vec<Script>, change: impl FnOnce(&mut Co
         readiness: Readiness::default(),
         shutdown: Shutdown::new(Duration::from_secs(30)),
         pages: chassis::admin::Pages::default(),
+        trust,
     };
     let sequences = Sequences::new(Hub::new(), KeepAlive::default());
     let cluster = Cluster { view: views, sequences };
@@ -59,6 +70,25 @@ pub(crate) async fn start_with(scripts: Vec<Script>, change: impl FnOnce(&mut Co
         serving: tokio::spawn(gateway.serve()),
         _folder: folder,
     }
+}
+
+/// Keys from a file, and one for each scope that a gateway knows.
+pub(crate) struct Keyed {
+    pub(crate) trust: Trust,
+    pub(crate) inference: String,
+    pub(crate) metrics: String,
+}
+
+/// Must be called within a tokio runtime.
+pub(crate) fn keyed() -> Keyed {
+    let made = |name, scope| trust::new_key(name, &[scope]).unwrap();
+    let (asks, scrapes) = (made("alice", Scope::Inference), made("prometheus", Scope::Metrics));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    std::fs::write(&file, format!("{}{}", asks.entry, scrapes.entry)).unwrap();
+    let config = TrustConfig { tls: None, keys: Some(KeysConfig { file }) };
+    let trust = Trust::open(None, &config, &prometheus::Registry::new()).unwrap();
+    Keyed { trust, inference: asks.secret, metrics: scrapes.secret }
 }
 
 impl Started {

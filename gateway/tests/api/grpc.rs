@@ -18,7 +18,7 @@ use tonic_reflection::pb::{
 };
 
 use crate::{
-    gateway::{Started, start, start_with},
+    gateway::{Started, keyed, start, start_trusting, start_with},
     node::{Act, ids, saying},
 };
 
@@ -185,14 +185,37 @@ async fn health_and_reflection_answer() {
 
 #[tokio::test]
 async fn a_key_is_wanted_but_for_health() {
-    let keys = |config: &mut ::gateway::Config| config.server.api_keys = vec!["secret".into()];
-    let gateway = start_with(vec![saying("x")], keys).await;
+    let keys = keyed();
+    let gateway = start_trusting(keys.trust, vec![saying("x")], |_| {}).await;
     let channel = channel(&gateway).await;
     let mut client = InferenceClient::new(channel.clone());
-    let status = client.generate(request(text("And"))).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
-    let mut known = tonic::Request::new(request(text("And")));
-    known.metadata_mut().insert("authorization", "Bearer secret".parse().unwrap());
-    client.generate(known).await.unwrap();
+    let mut ask = async |key: Option<&str>| {
+        let mut call = tonic::Request::new(request(text("And")));
+        if let Some(key) = key {
+            let key = format!("Bearer {key}").parse().unwrap();
+            call.metadata_mut().insert("authorization", key);
+        }
+        client.generate(call).await.map(drop).map_err(|status| status.code())
+    };
+    assert_eq!(ask(None).await, Err(Code::Unauthenticated));
+    assert_eq!(ask(Some("x")).await, Err(Code::Unauthenticated));
+    assert_eq!(ask(Some(&keys.metrics)).await, Err(Code::PermissionDenied));
+    assert_eq!(ask(Some(&keys.inference)).await, Ok(()));
     HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_message_that_does_not_come_is_not_waited_for() {
+    let impatient = |config: &mut ::gateway::Config| config.server.receive_timeout_s = 1;
+    let gateway = start_with(vec![saying("x")], impatient).await;
+    let mut grpc = tonic::client::Grpc::new(channel(&gateway).await);
+    grpc.ready().await.unwrap();
+    let path = "/amoe.v1.Inference/Generate".parse().unwrap();
+    let codec =
+        tonic_prost::ProstCodec::<proto::v1::GenerateRequest, proto::v1::GenerateResponse>::default(
+        );
+    let never = tonic::Request::new(futures::stream::pending());
+    let status = grpc.client_streaming(never, path, codec).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    assert!(status.message().contains("did not come within 1s"), "{status}");
 }

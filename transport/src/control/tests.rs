@@ -7,11 +7,12 @@ use proto::internal::{
     control_server::{Control, ControlServer},
 };
 use tonic::{Request, Response, metadata::MetadataValue};
+use trust::Callers;
 
 use super::*;
 use crate::{
-    channel::{Listener, serve, server},
     relay::Relay,
+    server::{Listener, Services, serve},
 };
 
 /// Only a failing test waits this long.
@@ -59,8 +60,8 @@ impl Coordinator {
         let listener = Listener::bind(address, hub).await.unwrap();
         let address = listener.address().unwrap();
         let (sender, sessions) = mpsc::channel(16);
-        let services = server(settings(&[]).keep_alive)
-            .add_service(ControlServer::new(Service { sessions: sender }));
+        let services = Services::new(settings(&[]).keep_alive)
+            .add(ControlServer::new(Service { sessions: sender }), Callers::Everybody);
         let server = tokio::spawn(async move {
             serve(listener, services, std::future::pending()).await.unwrap();
         });

@@ -7,6 +7,7 @@ use proto::internal::expert_link_client::ExpertLinkClient;
 use tokio::time;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Code;
+use trust::Party;
 
 use super::{
     Links, LocalEnd, NoLink, memory,
@@ -129,7 +130,7 @@ impl Dialer {
         let Links { end, hub } = &self.links;
         let settings = &end.settings;
         let seat = end.seat().ok_or_else(|| NoLink::Refused(end.no_seat()))?;
-        let channel = channel::connect(&self.address, hub, settings.keep_alive)
+        let channel = channel::connect(&self.address, Party::ExpertNode, hub, settings.keep_alive)
             .await
             .map_err(NoLink::Unreachable)?;
         let mut client = ExpertLinkClient::new(channel)
@@ -165,6 +166,7 @@ fn refusal(status: &tonic::Status) -> NoLink {
         Code::FailedPrecondition
         | Code::InvalidArgument
         | Code::ResourceExhausted
+        | Code::PermissionDenied
         | Code::Unimplemented => NoLink::Refused(status.message().to_owned()),
         _ => NoLink::Unreachable(sentence(status)),
     }

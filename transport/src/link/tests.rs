@@ -5,9 +5,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use domain::{Epoch, Layer};
 use proto::frame::{Dispatch, Done, Output, Ticket};
+use trust::{Callers, Party};
 
 use super::*;
-use crate::channel::{Listener, serve, server};
+use crate::server::{Listener, Services, serve};
 
 mod cases;
 mod wire;
@@ -133,7 +134,8 @@ impl Serving {
             .unwrap();
         let (address, hub) = (address.to_owned(), hub.clone());
         let (sender, bound) = std::sync::mpsc::sync_channel(1);
-        let services = server(settings().keep_alive).add_service(engine.links.service());
+        let services =
+            Services::new(settings().keep_alive).add(engine.links.service(), Callers::Everybody);
         runtime.spawn(async move {
             let listener = Listener::bind(&address, &hub).await.unwrap();
             sender.send(listener.address().unwrap()).unwrap();

@@ -11,9 +11,10 @@ use proto::internal::{
 use tokio::{sync::mpsc, time};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response};
+use trust::Callers;
 
 use super::*;
-use crate::channel::{Listener, serve, server};
+use crate::server::{Listener, Services, serve};
 
 /// Only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,8 +57,8 @@ fn node(address: &str, hub: &Hub) -> (tokio::runtime::Runtime, String, mpsc::Rec
         let address = listener.address().unwrap();
         (listener, address)
     });
-    let services =
-        server(KeepAlive::default()).add_service(SequencesServer::new(Node { sequences }));
+    let services = Services::new(KeepAlive::default())
+        .add(SequencesServer::new(Node { sequences }), Callers::Everybody);
     runtime.spawn(serve(bound, services, std::future::pending()));
     (runtime, address, started)
 }

@@ -23,7 +23,7 @@ async fn a_new_key_opens_its_scopes_and_nothing_else() {
     assert!(!ask.entry.contains(&ask.secret[5..]), "a file holds hashes only");
     let (_folder, path) = file(&format!("{}{}", ask.entry, admin.entry));
     let keys = Keys::open(&path, None).unwrap();
-    let open = |secret: &str, scope| keys.check(Some(&authorization(secret)), scope);
+    let open = |secret: &str, scope| keys.check(Some(&authorization(secret)), Some(scope));
     assert_eq!(open(&ask.secret, Scope::Inference).as_deref(), Ok("alice"));
     assert_eq!(open(&admin.secret, Scope::Metrics).as_deref(), Ok("root"));
     for (secret, scope) in [
@@ -44,11 +44,11 @@ async fn a_new_key_opens_its_scopes_and_nothing_else() {
         ask.secret.as_bytes(),
         b"\xff\xff\xff\xff\xff\xff\xff\xff",
     ] {
-        assert_eq!(keys.check(Some(value), Scope::Inference), Err(Denied::Unknown(EXPECTED)));
+        assert_eq!(keys.check(Some(value), None), Err(Denied::Unknown(EXPECTED)));
     }
-    assert_eq!(keys.check(None, Scope::Inference), Err(Denied::Unknown(EXPECTED)));
+    assert_eq!(keys.check(None, None), Err(Denied::Unknown(EXPECTED)));
     let small = format!("bearer {}", ask.secret);
-    assert!(keys.check(Some(small.as_bytes()), Scope::Inference).is_ok());
+    assert!(keys.check(Some(small.as_bytes()), None).is_ok());
 }
 
 #[tokio::test]
@@ -56,7 +56,7 @@ async fn a_file_without_keys_lets_nobody_in() {
     let (_folder, path) = file("");
     let keys = Keys::open(&path, None).unwrap();
     for value in [None, Some(&b"Bearer "[..]), Some(b"Bearer x")] {
-        assert_eq!(keys.check(value, Scope::Inference), Err(Denied::Unknown(EXPECTED)));
+        assert_eq!(keys.check(value, None), Err(Denied::Unknown(EXPECTED)));
     }
 }
 

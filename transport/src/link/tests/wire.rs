@@ -73,7 +73,9 @@ impl Rude {
 
     /// Sends `messages` as one stream and returns what came back until the server ended it.
     async fn send(&self, messages: Vec<Bytes>) -> Status {
-        let channel = channel(&self.serving.address, &self.hub, settings().keep_alive).unwrap();
+        let channel =
+            channel(&self.serving.address, Party::ExpertNode, &self.hub, settings().keep_alive)
+                .unwrap();
         let mut client = Grpc::new(channel);
         client.ready().await.unwrap();
         let path = "/amoe.internal.v1.ExpertLink/Open".parse().unwrap();
