@@ -38,7 +38,7 @@ if ! [ -x "$tools/venv/bin/kubernetes-validate" ]; then
     python3 -m venv "$tools/venv"
     "$tools/venv/bin/pip" install --quiet kubernetes-validate==1.37.0
 fi
-binaries=${1:-target/debug}
+binaries=${1:-${CARGO_TARGET_DIR:-target}/debug}
 
 echo "── board and rules"
 python3 -B deploy/observability/generate.py --check

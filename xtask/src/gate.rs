@@ -19,7 +19,7 @@ struct Step {
 
 /// The same features and profile throughout, so that little is compiled twice. Whole-cluster tests
 /// start the binaries of the rooms, so these are built before any test runs.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step { name: "format", command: "cargo fmt --all --check" },
     Step {
         name: "clippy",
@@ -44,7 +44,9 @@ const STEPS: [Step; 7] = [
         command: "RUSTDOCFLAGS='-D warnings' \
                   cargo doc --locked --workspace --no-deps --features coordinator/etcd",
     },
-    // Not advisories: their database is a download, and the gate needs nothing beyond crates.
+    // Charts, compose, rules and board, by the binaries built above; beyond crates it needs npm and PyPI.
+    Step { name: "deployment", command: "tests/deploy/check.sh" },
+    // Not advisories: their database is a download, and the gate needs nothing beyond registries.
     Step {
         name: "dependencies",
         command: "cargo deny --locked check --hide-inclusion-graph bans licenses sources",
