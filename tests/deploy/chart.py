@@ -30,6 +30,8 @@ REFUSED = {
     "etcd.persistence.enabled=false": "etcd.persistence.enabled",
     "gateway.config.server=8000": "server",
     "model.path=models/demo": "path",
+    "tls.secrets.expert=expert-tls": "tls.secrets",
+    "tls.admin=true": "tls.secrets",
 }
 
 

@@ -44,7 +44,7 @@ etcd:
 YAML
 }
 
-install() {
+install_chart() {
     values | inside "$helm" upgrade --install amoe deploy/helm/amoe --namespace "$namespace" --create-namespace --values - "$@" >/dev/null
 }
 
@@ -66,7 +66,8 @@ phase() {
 measure() {
     gateway=$(kube --namespace "$namespace" get service amoe-gateway -o 'jsonpath={.spec.clusterIP}')
     mkfifo "$work/phases"
-    inside python3 -B tests/deploy/load.py "http://$gateway:8000" "$work/result.json" 6 \
+    # Not `inside`, a function: signals are for the program itself.
+    nsenter --net="/run/netns/$netns" python3 -B tests/deploy/load.py "http://$gateway:8000" "$work/result.json" 6 \
         <"$work/phases" >"$work/load.log" 2>"$work/complaints.log" &
     load=$!
     exec 3>"$work/phases"
@@ -85,12 +86,14 @@ measure() {
         rolled_out
     done
     sleep 5
-    phase "an expert node killed without warning"
-    kube --namespace "$namespace" delete pod amoe-expert-3 --grace-period 0 --force >/dev/null 2>&1
+    phase "an expert node's process killed by SIGKILL"
+    local container
+    container=$(kube --namespace "$namespace" get pod amoe-expert-3 -o 'jsonpath={.status.containerStatuses[0].containerID}')
+    ctr --address "$work/containerd.sock" --namespace k8s.io tasks kill --signal SIGKILL "${container#containerd://}"
+    sleep 10
     rolled_out
-    sleep 5
     phase "rolling upgrade of everything"
-    install --set expert.replicas=4 --set telemetry.log=warn
+    install_chart --set expert.replicas=4 --set telemetry.log=warn
     rolled_out
     sleep 5
     phase "expert nodes from 4 to 2"
@@ -116,7 +119,7 @@ gone() {
 machine_up
 images_in
 begun=$SECONDS
-install
+install_chart
 rolled_out
 rollout=$((SECONDS - begun))
 echo "── rolled out after $rollout s"

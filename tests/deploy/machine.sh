@@ -13,6 +13,8 @@ dns=10.66.128.53
 api=https://127.0.0.1:16443
 token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 pids=()
+# Network namespaces that were there before; those of pods are named by containerd.
+before=$(ip netns list | cut -d' ' -f1)
 export KUBECONFIG=$work/kubeconfig STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
 
 # In the network of the cluster.
@@ -128,17 +130,27 @@ TOML
     daemon containerd containerd --config "$work/containerd.toml"
     wait_for containerd ctr --address "$work/containerd.sock" version
     cat >"$work/kubelet.yaml" <<YAML
-{apiVersion: kubelet.config.k8s.io/v1beta1, kind: KubeletConfiguration, cgroupDriver: cgroupfs, cgroupsPerQOS: true,
- enforceNodeAllocatable: [], failSwapOn: false, resolvConf: "", healthzPort: 0, clusterDNS: ["$dns"],
- clusterDomain: cluster.local, authentication: {anonymous: {enabled: false}, webhook: {enabled: false}},
- authorization: {mode: AlwaysAllow}, evictionHard: {nodefs.available: "1%", imagefs.available: "1%", memory.available: 200Mi}}
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+cgroupDriver: cgroupfs
+cgroupsPerQOS: true
+enforceNodeAllocatable: []
+failSwapOn: false
+resolvConf: ""
+healthzPort: 0
+clusterDNS: ["$dns"]
+clusterDomain: cluster.local
+authentication: {anonymous: {enabled: false}, webhook: {enabled: false}}
+authorization: {mode: AlwaysAllow}
+evictionHard: {nodefs.available: 1%, imagefs.available: 1%, memory.available: 200Mi}
 YAML
     mkdir -p "$work/kubelet"
     daemon kubelet "$built/kubelet" --config="$work/kubelet.yaml" --kubeconfig="$KUBECONFIG" --container-runtime=remote \
         --container-runtime-endpoint="unix://$work/containerd.sock" --hostname-override=node-1 --node-ip="$node" \
         --root-dir="$work/kubelet" --cert-dir="$work/certificates"
     daemon proxy "$built/kube-proxy" --kubeconfig="$KUBECONFIG" --proxy-mode=iptables --hostname-override=node-1 \
-        --cluster-cidr=10.66.0.0/17 --conntrack-max-per-core=0 --healthz-bind-address=0.0.0.0:0 --metrics-bind-address=127.0.0.1:0
+        --cluster-cidr=10.66.0.0/17 --conntrack-max-per-core=0 --healthz-bind-address=127.0.0.1:10256 \
+        --metrics-bind-address=127.0.0.1:10249
     daemon names python3 -B tests/deploy/names.py "$dns" "$api" "$token"
     wait_for "the node" kube wait --for=condition=Ready node/node-1 --timeout=1s
 }
@@ -156,7 +168,8 @@ image_of() {
     shift 2
     mkdir -p "$tree/bin"
     cp "$program" "$tree/bin/"
-    { ldd "$program" 2>/dev/null || true; } | grep -o '/[^ ]*' | while read -r library; do
+    # A static program has none.
+    { ldd "$program" | grep -o '/[^ ]*' || true; } 2>/dev/null | while read -r library; do
         install -D "$library" "$tree$library"
     done
     container=$(buildah from scratch)
@@ -191,7 +204,7 @@ machine_down() {
     for mounted in $(awk -v at="$work" 'index($2, at) == 1 {print $2}' /proc/mounts | sort -r); do
         umount -l "$mounted"
     done
-    ip netns delete "$netns" 2>/dev/null
+    ip netns list | cut -d' ' -f1 | grep -E "^(cni-.*|$netns)$" | grep -vxF "${before:-none}" | xargs -r -n 1 ip netns delete
     [ -n "${KEEP:-}" ] || rm -rf "$work"
 }
 

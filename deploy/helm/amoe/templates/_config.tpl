@@ -8,6 +8,16 @@
       "admin" (dict "address" "0.0.0.0:9464")
       "telemetry" $values.telemetry
       "shutdown" (dict "drain_ms" (mul 1000 (int $values.shutdown.drainSeconds))) -}}
+{{- if include "amoe.tls" .root -}}
+{{- $_ := set $every "tls" (dict "certificate" "/certs/tls.crt" "key" "/certs/tls.key" "authority" "/certs/ca.crt") -}}
+{{- if $values.tls.admin -}}{{- $_ := set $every.admin "tls" true -}}{{- end -}}
+{{- end -}}
+{{- if $values.keys.secret -}}
+{{- $_ := set $every "keys" (dict "file" (printf "/keys/%s" $values.keys.file)) -}}
+{{- end -}}
+{{- if and (eq .role "gateway") $values.tls.publicSecret -}}
+{{- $_ := set $every "public_tls" (dict "certificate" "/public-certs/tls.crt" "key" "/public-certs/tls.key") -}}
+{{- end -}}
 {{- $own := get $values .role -}}
 {{- include "amoe.toml" (mergeOverwrite $every $base (deepCopy $own.config)) | trim -}}
 {{- end -}}

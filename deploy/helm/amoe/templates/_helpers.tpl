@@ -67,3 +67,32 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- toJson (required "etcd.endpoints: expected the state store's addresses, since etcd.enabled is false" (.Values.etcd.endpoints | default nil)) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Whether processes prove to each other who they are: "yes" or nothing. */}}
+{{- define "amoe.tls" -}}
+{{- $given := 0 -}}
+{{- range $secret := .Values.tls.secrets -}}{{- if $secret -}}{{- $given = add1 $given -}}{{- end -}}{{- end -}}
+{{- if eq (int $given) 4 -}}
+yes
+{{- else if gt (int $given) 0 -}}
+{{- fail "tls.secrets: expected a secret for each of the four roles, or for none" -}}
+{{- else if .Values.tls.admin -}}
+{{- fail "tls.admin: expected tls.secrets, too" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Secrets of a role: volume → (secret, where it is mounted), as JSON. Takes `root` and `role`. */}}
+{{- define "amoe.secrets" -}}
+{{- $values := .root.Values -}}
+{{- $secrets := dict -}}
+{{- if include "amoe.tls" .root -}}
+{{- $_ := set $secrets "certs" (dict "secret" (get $values.tls.secrets .role) "path" "/certs") -}}
+{{- end -}}
+{{- if and (eq .role "gateway") $values.tls.publicSecret -}}
+{{- $_ := set $secrets "public-certs" (dict "secret" $values.tls.publicSecret "path" "/public-certs") -}}
+{{- end -}}
+{{- if $values.keys.secret -}}
+{{- $_ := set $secrets "keys" (dict "secret" $values.keys.secret "path" "/keys") -}}
+{{- end -}}
+{{- toJson $secrets -}}
+{{- end -}}

@@ -8,6 +8,7 @@
 {{- $own := get $values $role -}}
 {{- $program := include "amoe.program" $role -}}
 {{- $grace := include "amoe.grace" $root -}}
+{{- $secrets := include "amoe.secrets" . | fromJson -}}
 metadata:
   labels: {{- include "amoe.podLabels" . | nindent 4 }}
   annotations:
@@ -17,6 +18,9 @@ metadata:
     prometheus.io/scrape: "true"
     prometheus.io/port: "9464"
     prometheus.io/path: /metrics
+    {{- if $values.tls.admin }}
+    prometheus.io/scheme: https
+    {{- end }}
     {{- end }}
     {{- with $own.podAnnotations }}{{ toYaml . | nindent 4 }}{{ end }}
 spec:
@@ -74,6 +78,9 @@ spec:
           subPath: {{ . }}
           {{- end }}
         {{- end }}
+        {{- range $volume, $from := $secrets }}
+        - {name: {{ $volume }}, mountPath: {{ $from.path }}, readOnly: true}
+        {{- end }}
         {{- with $own.extraVolumeMounts }}{{ toYaml . | nindent 8 }}{{ end }}
   volumes:
     - name: config
@@ -82,6 +89,10 @@ spec:
     {{- if and $values.model.volume (ne $role "coordinator") }}
     - name: model
       {{- toYaml $values.model.volume | nindent 6 }}
+    {{- end }}
+    {{- range $volume, $from := $secrets }}
+    - name: {{ $volume }}
+      secret: {secretName: {{ $from.secret }}, defaultMode: 0440}
     {{- end }}
     {{- with $own.extraVolumes }}{{ toYaml . | nindent 4 }}{{ end }}
 {{- end -}}
@@ -119,17 +130,18 @@ waits for DNS, and a pod that came back says where it is now. */}}
 
 {{/* Alive is not ready: a node that waits for its experts must not be restarted for it. */}}
 {{- define "amoe.probes" -}}
+{{- $scheme := ternary ", scheme: HTTPS" "" .root.Values.tls.admin -}}
 startupProbe:
-  httpGet: {path: /livez, port: admin}
+  httpGet: {path: /livez, port: admin{{ $scheme }}}
   periodSeconds: 2
   failureThreshold: 150
 livenessProbe:
-  httpGet: {path: /livez, port: admin}
+  httpGet: {path: /livez, port: admin{{ $scheme }}}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
 readinessProbe:
-  httpGet: {path: /readyz, port: admin}
+  httpGet: {path: /readyz, port: admin{{ $scheme }}}
   periodSeconds: 2
   timeoutSeconds: 2
   failureThreshold: 2
