@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use proto::v1::admin_client::AdminClient;
 use tonic::{
@@ -19,16 +19,9 @@ const PLAN_BYTES_MAX: usize = 64 << 20;
 
 /// Flags of commands that talk to a coordinator.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct Flags {
+pub(crate) struct Credentials {
     /// The operator's certificate, where the cluster speaks TLS.
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "AMOE_TLS_CERTIFICATE",
-        requires = "tls_key",
-        requires = "tls_authority"
-    )]
+    #[arg(long, global = true, value_name = "FILE", env = "AMOE_TLS_CERTIFICATE")]
     tls_certificate: Option<PathBuf>,
     /// The key of the certificate.
     #[arg(long, global = true, value_name = "FILE", env = "AMOE_TLS_KEY")]
@@ -68,7 +61,7 @@ impl Interceptor for Bearer {
 
 impl Operator {
     /// Must be called within a tokio runtime.
-    pub(crate) fn new(flags: &Flags) -> Result<Self> {
+    pub(crate) fn new(flags: &Credentials) -> Result<Self> {
         let files = (&flags.tls_certificate, &flags.tls_key, &flags.tls_authority);
         let tls = match files {
             (Some(certificate), Some(key), Some(authority)) => Some(TlsConfig {
@@ -76,7 +69,10 @@ impl Operator {
                 key: key.clone(),
                 authority: authority.clone(),
             }),
-            _ => None,
+            (None, None, None) => None,
+            _ => bail!(
+                "of --tls-certificate, --tls-key and --tls-authority some are missing, expected all"
+            ),
         };
         let trust = TrustConfig { tls, keys: None };
         let trust = Trust::open(None, &trust, &prometheus::Registry::new())?;

@@ -34,7 +34,7 @@ pub(crate) struct Flags {
     )]
     coordinator: String,
     #[command(flatten)]
-    operator: operator::Flags,
+    operator: operator::Credentials,
     #[command(subcommand)]
     wish: Wish,
 }

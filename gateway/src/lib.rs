@@ -146,6 +146,11 @@ impl Gateway {
         self.address
     }
 
+    /// All routes, for whoever asks them without a connection.
+    pub fn router(&self) -> Router {
+        self.router.clone()
+    }
+
     /// Serves until the process's shutdown is requested and all requests are done.
     pub async fn serve(self) {
         let shutdown = self.process.shutdown.clone();

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::timeout};
 use tonic::transport::Channel;
 
+use crate::dial::Dial;
+
 /// No answer in a test takes this long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -60,8 +62,11 @@ pub struct Reply {
 #[derive(Debug)]
 pub struct Client {
     address: SocketAddr,
-    http: Hyper<HttpConnector, Full<Bytes>>,
+    dial: Dial,
+    http: Hyper<Dial, Full<Bytes>>,
     grpc: InferenceClient<Channel>,
+    /// The value of `authorization`.
+    bearer: Option<String>,
     answered: watch::Sender<usize>,
 }
 
@@ -71,11 +76,21 @@ impl Client {
     /// # Errors
     /// None that an address can cause.
     pub fn new(address: SocketAddr) -> Result<Self> {
-        let channel = Channel::from_shared(format!("http://{address}"))?.connect_lazy();
+        Self::with(address, Dial::plain(), None)
+    }
+
+    /// The same over connections of `dial`, with a key.
+    ///
+    /// # Errors
+    /// None that an address can cause.
+    pub fn with(address: SocketAddr, dial: Dial, key: Option<&str>) -> Result<Self> {
+        let endpoint = Channel::from_shared(format!("http://{address}"))?;
         Ok(Self {
             address,
-            http: Hyper::builder(TokioExecutor::new()).build_http(),
-            grpc: InferenceClient::new(channel),
+            http: Hyper::builder(TokioExecutor::new()).build(dial.clone()),
+            grpc: InferenceClient::new(endpoint.connect_with_connector_lazy(dial.clone())),
+            dial,
+            bearer: key.map(|key| format!("Bearer {key}")),
             answered: watch::Sender::default(),
         })
     }
@@ -141,12 +156,27 @@ impl Client {
     /// # Errors
     /// When there is no response at all.
     pub async fn post(&self, path: &str, body: String) -> Result<Response<Incoming>> {
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("http://{}{path}", self.address))
-            .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body)))?;
-        Ok(self.http.request(request).await?)
+        self.send(Method::POST, path, body).await
+    }
+
+    /// Asks for a path in any way.
+    ///
+    /// # Errors
+    /// When there is no response at all.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<Response<Incoming>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}://{}{path}", self.dial.scheme(), self.address))
+            .header("content-type", "application/json");
+        if let Some(bearer) = &self.bearer {
+            request = request.header("authorization", bearer);
+        }
+        Ok(self.http.request(request.body(Full::new(Bytes::from(body)))?).await?)
     }
 
     /// Calls `GenerateStream`; a refusal is a [`tonic::Status`] in the error.
@@ -154,6 +184,10 @@ impl Client {
     /// # Errors
     /// When it is refused or breaks off.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Reply> {
+        let mut request = tonic::Request::new(request);
+        if let Some(bearer) = &self.bearer {
+            request.metadata_mut().insert("authorization", bearer.parse()?);
+        }
         let mut stream = self.grpc.clone().generate_stream(request).await?.into_inner();
         let mut reply = Reply::default();
         let choice = reply.choices.entry(0).or_default();
@@ -170,13 +204,17 @@ impl Client {
     }
 }
 
-/// Gets a page of any server.
+/// Gets a page of any server, with a key or without one.
 ///
 /// # Errors
 /// When there is no answer.
-pub async fn get(url: &str) -> Result<(StatusCode, String)> {
+pub async fn get(url: &str, key: Option<&str>) -> Result<(StatusCode, String)> {
     let http: Hyper<HttpConnector, Full<Bytes>> = Hyper::builder(TokioExecutor::new()).build_http();
-    let response = http.get(url.parse()?).await?;
+    let mut request = Request::get(url);
+    if let Some(key) = key {
+        request = request.header("authorization", format!("Bearer {key}"));
+    }
+    let response = http.request(request.body(Full::default())?).await?;
     Ok((response.status(), text(response).await?))
 }
 

@@ -3,7 +3,9 @@
 mod asks;
 pub mod client;
 mod cluster;
+pub mod dial;
 pub mod processes;
+pub mod security;
 mod workload;
 
 pub use asks::{ask, long_ask};

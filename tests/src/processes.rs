@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     checkpoint,
     client::{Client, get},
+    security::Security,
 };
 
 /// Nothing in a test takes this long unless it hangs.
@@ -46,6 +47,9 @@ pub struct Processes {
     folder: TempDir,
     programs: BTreeMap<String, Program>,
     gateway: SocketAddr,
+    /// Where the processes listen for each other.
+    ports: BTreeMap<String, SocketAddr>,
+    security: Option<Security>,
 }
 
 /// A process that is made slow until [`Throttle::end`].
@@ -135,7 +139,7 @@ impl Program {
             if let Some(status) = self.running()?.try_wait()? {
                 bail!("ended with {status} before it was ready");
             }
-            if matches!(get(&self.probe).await, Ok((StatusCode::OK, _))) {
+            if matches!(get(&self.probe, None).await, Ok((StatusCode::OK, _))) {
                 return Ok(());
             }
             sleep(PAUSE).await;
@@ -155,7 +159,13 @@ impl Program {
 
 impl Processes {
     fn new() -> Result<Self> {
-        Ok(Self { folder: tempfile::tempdir()?, programs: BTreeMap::new(), gateway: address() })
+        Ok(Self {
+            folder: tempfile::tempdir()?,
+            programs: BTreeMap::new(),
+            gateway: address(),
+            ports: BTreeMap::new(),
+            security: None,
+        })
     }
 
     /// A cluster of one process, `amoe serve`, that is ready.
@@ -193,7 +203,26 @@ impl Processes {
         experts: usize,
         coordinator: &[(&str, &str)],
     ) -> Result<Self> {
+        Self::new()?.joined(attention, experts, coordinator).await
+    }
+
+    /// The same with certificates and keys, and HTTPS for clients.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn secured(attention: usize, experts: usize) -> Result<Self> {
         let mut all = Self::new()?;
+        all.security = Some(Security::new(all.gateway.ip())?);
+        all.joined(attention, experts, &[]).await
+    }
+
+    async fn joined(
+        mut self,
+        attention: usize,
+        experts: usize,
+        coordinator: &[(&str, &str)],
+    ) -> Result<Self> {
+        let all = &mut self;
         let etcd = all.add_etcd();
         let coordinator = all.add_coordinator(&etcd, experts, coordinator)?;
         all.add_gateway(&coordinator)?;
@@ -209,7 +238,7 @@ impl Processes {
         for name in &names {
             all.ready(name).await?;
         }
-        Ok(all)
+        Ok(self)
     }
 
     fn add_etcd(&mut self) -> String {
@@ -233,7 +262,7 @@ impl Processes {
         experts: usize,
         differs: &[(&str, &str)],
     ) -> Result<String> {
-        let listen = address().to_string();
+        let listen = self.port("coordinator").to_string();
         let endpoints = format!("[\"{etcd}\"]");
         let experts = experts.to_string();
         let mut settings = vec![
@@ -266,7 +295,7 @@ impl Processes {
 
     fn add_node(&mut self, role: &str, number: usize, coordinator: &str) -> Result<()> {
         let (name, binary) = (format!("{role}-{number}"), format!("{role}-node"));
-        let (listen, coordinators) = (address().to_string(), format!("[\"{coordinator}\"]"));
+        let (listen, coordinators) = (self.port(&name).to_string(), format!("[\"{coordinator}\"]"));
         let model = self.folder.path().join("demo").display().to_string();
         let mut settings = vec![
             ("NODE__NAME", &*name),
@@ -288,11 +317,31 @@ impl Processes {
         let mut program = Program::new(&binary(role)?, &["--config", &config], probe);
         program.command.env("AMOE_ADMIN__ADDRESS", admin.to_string());
         program.command.env("AMOE_TELEMETRY__LOG", "warn");
+        for (key, value) in self.security.iter().flat_map(|security| security.settings(role)) {
+            program.command.env(format!("AMOE_{key}"), value);
+        }
         for (key, value) in differs {
             program.command.env(format!("AMOE_{key}"), value);
         }
         self.programs.insert(name.to_owned(), program);
         Ok(())
+    }
+
+    /// Runs `amoe` to its end; what it printed.
+    ///
+    /// # Errors
+    /// It failed, and what it said then.
+    pub async fn amoe(args: &[String]) -> Result<String> {
+        let mut command = Command::new(binary("amoe")?);
+        command.args(args).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+        let output = timeout(PATIENCE, command.output()).await.context("amoe hangs")??;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "amoe ended with {}: {said}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn port(&mut self, name: &str) -> SocketAddr {
+        *self.ports.entry(name.to_owned()).or_insert_with(address)
     }
 
     fn program(&mut self, name: &str) -> Result<&mut Program> {
@@ -305,12 +354,40 @@ impl Processes {
         self.gateway
     }
 
-    /// A client of the gateway.
+    /// Where a process listens for others, `host:port`.
     ///
     /// # Errors
-    /// None that an address can cause.
+    /// When there is no such process.
+    pub fn listens(&self, name: &str) -> Result<SocketAddr> {
+        self.ports.get(name).copied().with_context(|| unknown(name))
+    }
+
+    /// Where the admin doors of all roles are, by the names of their processes.
+    pub fn admin_doors(&self) -> impl Iterator<Item = (&str, String)> {
+        let roles = self.programs.iter().filter(|(name, _)| *name != "etcd");
+        roles.map(|(name, program)| (&**name, program.probe.replace("/readyz", "")))
+    }
+
+    /// The certificates and keys of a secured cluster.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn security(&self) -> Result<&Security> {
+        self.security.as_ref().context("the cluster is not secured")
+    }
+
+    /// A client of the gateway, with what the gateway wants of clients.
+    ///
+    /// # Errors
+    /// A file of a secured cluster cannot be used.
     pub fn client(&self) -> Result<Client> {
-        Client::new(self.gateway)
+        match &self.security {
+            None => Client::new(self.gateway),
+            Some(security) => {
+                let dial = security.client(self.gateway.ip())?;
+                Client::with(self.gateway, dial, Some(&security.inference))
+            }
+        }
     }
 
     /// Starts a process as it was started before.
@@ -364,7 +441,8 @@ impl Processes {
     /// When there is no such program.
     pub async fn read(&self, name: &str, metric: &str) -> Result<Option<f64>> {
         let program = self.programs.get(name).with_context(|| unknown(name))?;
-        let page = get(&program.probe.replace("/readyz", "/metrics")).await;
+        let key = self.security.as_ref().map(|security| &*security.metrics);
+        let page = get(&program.probe.replace("/readyz", "/metrics"), key).await;
         Ok(page.ok().map(|(_, text)| crate::metric(&text, metric)))
     }
 

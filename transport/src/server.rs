@@ -24,6 +24,9 @@ use crate::{
     guarded::Guarded,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Sequences that may run over one connection.
 const STREAMS_MAX: u32 = 1 << 16;
 /// Streams that may be reset before they were accepted: a gateway that loses its clients cancels many at once.
