@@ -5,6 +5,7 @@ use std::io;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use crate::arena::Arena;
 use crate::gemm::Scratch;
@@ -64,7 +65,7 @@ pub struct CpuOptions {
     /// Instruction set; the strongest of the machine when `None`.
     pub isa: Option<Isa>,
     /// Tie helper thread `i` to the process's `i`-th allowed core. Leave it off where other
-    /// processes use the same cores: the scheduler can then move a helper away from a busy one.
+    /// processes use the same cores: threads then keep apart and lend each other their cores.
     pub pin: bool,
 }
 
@@ -147,6 +148,12 @@ impl Cpu {
     /// When a task panicked; the remaining tasks may then not have run.
     pub fn for_each(&self, tasks: usize, f: impl Fn(usize, usize) + Sync) {
         self.pool.for_each(tasks, &f);
+    }
+
+    /// Says that a task of `worker` has waited since then for another worker's and is about to sleep: one that has
+    /// lost its core may get this one.
+    pub(crate) fn wait(&self, worker: usize, since: Instant) {
+        self.pool.wait(worker, since);
     }
 
     /// Where packed weights live.

@@ -1,7 +1,10 @@
 //! The threads of a [`crate::Cpu`]: tasks from one shared counter, a short spin, then sleep.
 //!
 //! Nothing is split in advance and nobody waits for a helper that has not begun: if another process
-//! holds a core, the threads that do run take all the tasks, and the caller returns.
+//! holds a core, the threads that do run take all the tasks, and the caller returns. Who has lost its
+//! core in the middle of a task gets that of whoever waits for it ([`cores`]).
+
+mod cores;
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -9,14 +12,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use self::cores::{Cores, PATIENCE};
 use crate::cpu::CpuError;
 
 /// Polls before a helper sleeps: about 30 us, longer than the serial steps between two operators.
 const IDLE_POLLS: u32 = 800;
-/// Polls before the caller sleeps while a helper finishes its last task. When the helper lost its
-/// core, sleeping frees the caller's core for it.
+/// Polls before the caller sleeps while a helper finishes its last task, about 60 us. When the helper
+/// lost its core, it gets the caller's.
 const FINISH_POLLS: u32 = 1500;
 /// A sleeper looks again after this long even if nobody wakes it.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
@@ -40,6 +44,7 @@ struct Shared {
     next: AtomicUsize,
     stop: AtomicBool,
     asleep: Vec<AtomicBool>,
+    cores: Cores,
     job: UnsafeCell<Job>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -66,11 +71,13 @@ impl std::fmt::Debug for Pool {
 impl Pool {
     pub(crate) fn start(threads: usize, pin: bool) -> Result<Self, CpuError> {
         let helpers = threads.checked_sub(1).ok_or(CpuError::NoThreads)?;
+        let cores = Cores::new(threads, pin);
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             asleep: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
+            cores,
             job: UnsafeCell::new(Job { task: None, tasks: 0, caller: None }),
             panic: Mutex::new(None),
         });
@@ -79,16 +86,16 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             let helper = thread::Builder::new()
                 .name(format!("kernel-{}", index + 1))
-                .spawn(move || {
-                    if pin {
-                        pin_to_core(index + 1);
-                    }
-                    shared.help(index);
-                })
+                .spawn(move || shared.help(index))
                 .map_err(|source| CpuError::Spawn { index: index + 1, source })?;
             pool.helpers.push(helper);
         }
         Ok(pool)
+    }
+
+    /// A task of `worker` has waited since then for another worker's and is about to sleep.
+    pub(crate) fn wait(&self, worker: usize, since: Instant) {
+        self.shared.cores.wait(worker, since);
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -114,7 +121,9 @@ impl Pool {
         shared.state.fetch_add(GENERATION | OPEN, Ordering::SeqCst);
         self.wake(tasks - 1);
         shared.run(task, tasks, 0);
+        shared.cores.end(0);
         shared.finish();
+        shared.cores.go_back(0);
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
             drop(turn);
@@ -146,6 +155,7 @@ impl Drop for Pool {
 impl Shared {
     /// A helper's life: wait for an open job not seen yet, enter, take tasks, leave.
     fn help(&self, index: usize) {
+        self.cores.join(index + 1);
         let mut seen = 0;
         while let Some(state) = self.wait_for_job(index, seen) {
             let entered =
@@ -166,12 +176,14 @@ impl Shared {
             {
                 caller.unpark();
             }
+            self.cores.end(index + 1);
+            self.cores.go_back(index + 1);
         }
     }
 
     /// The state word of a job newer than `seen`; `None` when the pool stops.
     fn wait_for_job(&self, index: usize, seen: u64) -> Option<u64> {
-        let mut polls = 0;
+        let (mut polls, mut since) = (0, None);
         loop {
             if let Some(state) = self.new_job(seen) {
                 return Some(state);
@@ -184,13 +196,24 @@ impl Shared {
                 std::hint::spin_loop();
                 continue;
             }
+            // No task is left, but the caller is not done with its own.
+            let open = self.is_open(seen);
+            if open {
+                self.cores.wait(index + 1, *since.get_or_insert_with(Instant::now));
+            }
             self.asleep[index].store(true, Ordering::SeqCst);
             // A job opened since the last look did not see this helper asleep: look again.
             if self.new_job(seen).is_none() && !self.stop.load(Ordering::SeqCst) {
-                thread::park_timeout(SLEEP_MAX);
+                thread::park_timeout(if open { PATIENCE } else { SLEEP_MAX });
             }
             self.asleep[index].store(false, Ordering::SeqCst);
         }
+    }
+
+    /// Whether the job `seen` is still open: its caller has a task.
+    fn is_open(&self, seen: u64) -> bool {
+        let state = self.state.load(Ordering::SeqCst);
+        state & OPEN != 0 && state / GENERATION == seen
     }
 
     fn new_job(&self, seen: u64) -> Option<u64> {
@@ -200,6 +223,7 @@ impl Shared {
 
     /// Takes tasks until none is left; a panic is kept for the caller and ends the taking.
     fn run(&self, task: Task<'_>, tasks: usize, worker: usize) {
+        self.cores.begin(worker);
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let index = self.next.fetch_add(1, Ordering::Relaxed);
@@ -218,42 +242,21 @@ impl Shared {
     /// Closes the job and waits until the helpers that entered it are out.
     fn finish(&self) {
         let mut state = self.state.fetch_sub(OPEN, Ordering::SeqCst);
-        let mut polls = 0;
+        let (mut polls, mut since) = (0, None);
         while state & INSIDE != 0 {
             if polls < FINISH_POLLS {
                 polls += 1;
                 std::hint::spin_loop();
             } else {
-                thread::park_timeout(SLEEP_MAX);
+                self.cores.wait(0, *since.get_or_insert_with(Instant::now));
+                if self.state.load(Ordering::SeqCst) & INSIDE != 0 {
+                    thread::park_timeout(PATIENCE);
+                }
             }
             state = self.state.load(Ordering::SeqCst);
         }
     }
 }
-
-/// Ties this thread to the `index`-th core that the process may use (modulo their number).
-#[cfg(target_os = "linux")]
-fn pin_to_core(index: usize) {
-    // SAFETY: cpu_set_t is plain bits, for which zero is valid; the calls read and write only the
-    // sets whose size they are given. A refusal leaves the thread where it was.
-    unsafe {
-        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
-        let bytes = size_of::<libc::cpu_set_t>();
-        if libc::sched_getaffinity(0, bytes, &raw mut allowed) != 0 {
-            return;
-        }
-        let cores: Vec<usize> =
-            (0..bytes * 8).filter(|&core| libc::CPU_ISSET(core, &allowed)).collect();
-        if let Some(&core) = cores.get(index % cores.len().max(1)) {
-            let mut one: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(core, &mut one);
-            libc::sched_setaffinity(0, bytes, &raw const one);
-        }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn pin_to_core(_index: usize) {}
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::halves::{Output, down, gate_up};
 use super::{ExpertWeights, FfnJob};
@@ -19,7 +19,7 @@ use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes};
 
 /// Polls of an unfinished dependency before the thread sleeps, and for how long it then does. A
-/// thread that waits this long waits for one that lost its core: sleeping offers it this one.
+/// thread that waits this long waits for one that has lost its core.
 const POLLS: u32 = 1500;
 const NAP: Duration = Duration::from_micros(20);
 
@@ -225,12 +225,12 @@ fn launch<'a>(
             }
             Kind::GateUp => {
                 let _done = CountDown(&stage.gate_up_left);
-                wait_for(&stage.unpacked);
+                wait_for(cpu, worker, &stage.unpacked);
                 // SAFETY: each panel of a row belongs to one task; readers wait for `gate_up_left`.
                 unsafe { gate_up(expert, panels, tokens, &x, &h) };
             }
             Kind::Down => {
-                wait_for(&stage.gate_up_left);
+                wait_for(cpu, worker, &stage.gate_up_left);
                 // SAFETY: each panel of a row belongs to one task.
                 unsafe { down(expert, panels, tokens, &h, stage.job, output) };
             }
@@ -357,13 +357,14 @@ impl Drop for CountDown<'_> {
     }
 }
 
-fn wait_for(left: &AtomicU32) {
-    let mut polls = 0;
+fn wait_for(cpu: &Cpu, worker: usize, left: &AtomicU32) {
+    let (mut polls, mut since) = (0, None);
     while left.load(Ordering::Acquire) > 0 {
         polls += 1;
         if polls < POLLS {
             std::hint::spin_loop();
         } else {
+            cpu.wait(worker, *since.get_or_insert_with(Instant::now));
             std::thread::sleep(NAP);
         }
     }
