@@ -8,8 +8,8 @@ use crate::disjoint::DisjointMut;
 use crate::isa::Isa;
 use crate::lanes::{self, Kernel, Lanes};
 
-/// The rows of one product, `[tile][step][token][STEP]` bf16 for tiles, `[tile][input][token]` f32
-/// for vectors. Several tasks may fill different segments at once.
+/// The rows of one product, `[tile][step][token][STEP]` bf16 for tiles,
+/// `[tile][segment][token][LANES]` f32 for vectors. Several tasks may fill different segments at once.
 pub(crate) struct Acts<'a> {
     bytes: &'a DisjointMut<'a, u8>,
     /// Where this product's tiles begin.
@@ -96,8 +96,6 @@ impl<'a> Acts<'a> {
         let first = row / unit * unit;
         let tokens = unit.min(self.rows - first);
         let token = row - first;
-        let tile = first * self.steps * STEP;
-        let input = segment * LANES;
         let mut values = values;
         if self.compute == Compute::Bf16 {
             let mut bits = [0; LANES];
@@ -107,12 +105,10 @@ impl<'a> Acts<'a> {
                 values = L::load_bf16(bits.as_ptr());
             }
         }
-        for (i, value) in values.array().into_iter().enumerate() {
-            let at = tile + (input + i) * tokens + token;
-            let last = self.bytes.at(self.start + at * 4 + 3);
-            // SAFETY: one element of this segment, up to the checked last byte.
-            unsafe { last.wrapping_sub(3).cast::<f32>().write(value) };
-        }
+        let at = first * self.steps * STEP + (segment * tokens + token) * LANES;
+        let last = self.bytes.at(self.start + (at + LANES) * 4 - 1);
+        // SAFETY: the 16 elements of this segment, up to the checked last byte.
+        unsafe { values.store(last.wrapping_sub(LANES * 4 - 1).cast()) };
     }
 
     /// The [`STEP`] elements of one row in one step of a tile of bf16, bounds checked.

@@ -57,39 +57,43 @@ impl<'a> Product<'a> {
         let Block { panels, steps, acts, storage, .. } = *self.block;
         let mut x = acts.cast::<f32>();
         // SAFETY: every pointer below stays inside the operands of `new`: a bf16 panel has 64 bytes
-        // per pair of inputs, an f32 panel 64 per input, a tile `T` floats per input.
+        // per pair of inputs, an f32 panel 64 per input, a tile `T` times 16 floats per segment.
         unsafe {
             let mut sums = [[L::splat(0.0); T]; P];
-            match storage {
-                Storage::Bf16 => {
-                    for pair in 0..steps * STEP / 2 {
-                        for p in 0..P {
-                            let line = panels[p].add(pair * 64);
-                            prefetch(line.wrapping_add(AHEAD));
-                            let [even, odd] = L::load_bf16_pairs(line.cast());
-                            for t in 0..T {
-                                sums[p][t] = even.mul_add(L::splat(*x.add(t)), sums[p][t]);
-                            }
-                            for t in 0..T {
-                                sums[p][t] = odd.mul_add(L::splat(*x.add(T + t)), sums[p][t]);
-                            }
-                        }
-                        x = x.add(2 * T);
-                    }
-                }
-                Storage::F32 => {
-                    for input in 0..steps * STEP {
-                        for p in 0..P {
-                            let line = panels[p].add(input * 64);
-                            prefetch(line.wrapping_add(AHEAD));
-                            let weights = L::load(line.cast());
-                            for t in 0..T {
-                                sums[p][t] = weights.mul_add(L::splat(*x.add(t)), sums[p][t]);
+            for segment in 0..steps * STEP / LANES {
+                match storage {
+                    Storage::Bf16 => {
+                        for pair in 0..LANES / 2 {
+                            for p in 0..P {
+                                let line = panels[p].add((segment * LANES / 2 + pair) * 64);
+                                prefetch(line.wrapping_add(AHEAD));
+                                let [even, odd] = L::load_bf16_pairs(line.cast());
+                                for t in 0..T {
+                                    let x = L::splat(*x.add(t * LANES + 2 * pair));
+                                    sums[p][t] = even.mul_add(x, sums[p][t]);
+                                }
+                                for t in 0..T {
+                                    let x = L::splat(*x.add(t * LANES + 2 * pair + 1));
+                                    sums[p][t] = odd.mul_add(x, sums[p][t]);
+                                }
                             }
                         }
-                        x = x.add(T);
+                    }
+                    Storage::F32 => {
+                        for input in 0..LANES {
+                            for p in 0..P {
+                                let line = panels[p].add((segment * LANES + input) * 64);
+                                prefetch(line.wrapping_add(AHEAD));
+                                let weights = L::load(line.cast());
+                                for t in 0..T {
+                                    let x = L::splat(*x.add(t * LANES + input));
+                                    sums[p][t] = weights.mul_add(x, sums[p][t]);
+                                }
+                            }
+                        }
                     }
                 }
+                x = x.add(T * LANES);
             }
             for p in 0..P {
                 for t in 0..T {
