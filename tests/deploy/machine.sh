@@ -205,6 +205,8 @@ machine_down() {
         umount -l "$mounted"
     done
     ip netns list | cut -d' ' -f1 | grep -E "^(cni-.*|$netns)$" | grep -vxF "${before:-none}" | xargs -r -n 1 ip netns delete
+    find /sys/fs/cgroup/*/kubepods -depth -type d -exec rmdir {} + 2>/dev/null
+    rm -rf /var/log/pods/llm_amoe-*
     [ -n "${KEEP:-}" ] || rm -rf "$work"
 }
 

@@ -128,7 +128,8 @@ waits for DNS, and a pod that came back says where it is now. */}}
 {{- end }}
 {{- end -}}
 
-{{/* Alive is not ready: a node that waits for its experts must not be restarted for it. */}}
+{{/* Alive is not ready: a node that waits for its experts must not be restarted for it. And gateways that wait for nodes to
+recover hold their clients' requests; were they to leave their service at once, all together, clients would be refused. */}}
 {{- define "amoe.probes" -}}
 {{- $scheme := ternary ", scheme: HTTPS" "" .root.Values.tls.admin -}}
 startupProbe:
@@ -144,7 +145,7 @@ readinessProbe:
   httpGet: {path: /readyz, port: admin{{ $scheme }}}
   periodSeconds: 2
   timeoutSeconds: 2
-  failureThreshold: 2
+  failureThreshold: {{ ternary 15 2 (eq .role "gateway") }}
 {{- end -}}
 
 {{/* Only gateways and coordinators stand behind a service; nodes say themselves that they leave. */}}
