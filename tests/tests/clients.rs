@@ -1,4 +1,4 @@
-//! Clients that others wrote talk to `amoe serve` unchanged: the openai package and grpcurl.
+//! Clients that others wrote talk to amoe unchanged: the openai package and grpcurl.
 
 use std::{path::PathBuf, process::Stdio};
 
@@ -31,4 +31,19 @@ async fn the_openai_package_and_grpcurl_are_served() -> Result<()> {
     }
     server.terminate(&[]).await?;
     server.ended().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_openai_package_is_served_by_a_secured_cluster() -> Result<()> {
+    let clients = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients");
+    let python = run(Command::new("sh").arg(clients.join("setup.sh"))).await?;
+
+    let mut cluster = Processes::secured(1, 1).await?;
+    let (security, url) = (cluster.security()?, format!("https://{}", cluster.address()));
+    let mut script = Command::new(&python);
+    script.arg(clients.join("openai_client.py")).arg(url).arg(&security.inference);
+    let said = run(script.env("SSL_CERT_FILE", security.file("ca.pem"))).await?;
+    assert!(said.ends_with("are right"), "{said}");
+    cluster.terminate(&[]).await?;
+    cluster.ended().await
 }
