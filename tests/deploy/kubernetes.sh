@@ -4,10 +4,10 @@
 #
 #     tests/deploy/kubernetes.sh
 #
-# Wants Debian 12, root, and an image `localhost/amoe-demo:latest` in buildah's store (STORAGE_DRIVER=vfs), as
-# tests/deploy/image.sh makes it. The newest Kubernetes whose server parts can be had from Debian is 1.20; it is built from
-# Debian's source the first time, which takes a quarter of an hour and 4 GB in target/kubernetes. Everything runs in a network
-# namespace of its own and is gone afterwards.
+# Wants Debian 12, root, Helm as tests/deploy/check.sh fetches it, and an image `localhost/amoe-demo:latest` in buildah's store
+# (STORAGE_DRIVER=vfs), as tests/deploy/image.sh makes it. The newest Kubernetes whose server parts can be had from Debian
+# is 1.20; it is built from Debian's source the first time, which takes a quarter of an hour and 4 GB for a while. Everything
+# runs in a network namespace of its own and is gone afterwards; with KEEP=1 the logs stay.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=tests/deploy/machine.sh

@@ -69,7 +69,8 @@ build() {
     (cd "$source" && unset GOFLAGS GO111MODULE &&
         KUBE_GIT_VERSION=v1.20.2 KUBE_GIT_MAJOR=1 KUBE_GIT_MINOR=20 KUBE_GIT_COMMIT=debian KUBE_GIT_TREE_STATE=archive \
             nice make all GOFLAGS=-tags=providerless WHAT="cmd/kube-apiserver cmd/kube-controller-manager cmd/kube-scheduler cmd/kubelet cmd/kube-proxy")
-    cp "$source"/_output/local/bin/linux/amd64/kube* "$built/"
+    cp "$source"/_output/local/go/bin/kube* "$built/"
+    rm -rf "$source"
 }
 
 network_up() {
