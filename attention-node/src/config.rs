@@ -85,7 +85,7 @@ impl Default for BoundsConfig {
             sequences_max: 256,
             waiting_max: 1024,
             chunk_tokens_max: 512,
-            rows_max: 2048,
+            rows_max: 1024,
             positions_max: None,
             kv_bytes: 2 << 30,
         }

@@ -97,6 +97,22 @@ pub(crate) struct TicketParts {
     pub(crate) row: usize,
 }
 
+// === impl Span ===
+
+impl Span {
+    /// Makes it a span of `rows` rows. What a long chunk needed does not stay with the token that follows it: all
+    /// sequences together would keep more than the largest batch needs.
+    pub(crate) fn resize(&mut self, rows: usize, hidden: usize) {
+        let shrinks = rows * hidden < self.residual.capacity() / 4;
+        self.rows = rows;
+        self.residual.resize(rows * hidden, 0.0);
+        if shrinks {
+            self.residual.shrink_to_fit();
+            self.trip = Trip::default();
+        }
+    }
+}
+
 // === impl TicketParts ===
 
 impl TicketParts {
@@ -259,6 +275,18 @@ mod tests {
         assert_eq!(TicketParts::of(parts.ticket()), parts);
         let parts = TicketParts { serial: 1, span: 2, row: 3 };
         assert_eq!(TicketParts::of(parts.ticket()), parts);
+    }
+
+    #[test]
+    fn a_token_keeps_no_memory_of_the_chunk_before_it() {
+        let (sequence, first_position, rows, stage) = (0, 0, 0, 0);
+        let (residual, trip, under_way) = (Vec::new(), trip(), false);
+        let mut span = Span { sequence, first_position, rows, stage, under_way, residual, trip };
+        span.resize(128, 16);
+        assert_eq!((span.rows, span.residual.len()), (128, 128 * 16));
+        span.resize(1, 16);
+        assert_eq!((span.rows, span.residual.len()), (1, 16));
+        assert!(span.residual.capacity() < 32 && span.trip.wire.capacity() == 0);
     }
 
     #[test]

@@ -81,9 +81,8 @@ impl AttentionEngine {
         sequence.span = Some(span);
         let state = &mut self.spans[span];
         state.first_position = first_position;
-        state.rows = rows;
         state.stage = 0;
-        state.residual.resize(rows * self.half.spec().hidden, 0.0);
+        state.resize(rows, self.half.spec().hidden);
         let tokens = &sequence.tokens[first_position..first_position + rows];
         self.half.embed(tokens, &mut state.residual);
         self.rows += rows;
