@@ -198,7 +198,10 @@ document() {
     echo
     echo "Written by \`tests/performance/run.sh\` on $(date -u +%F) at commit $(git rev-parse --short HEAD). Machine: $cores cores,"
     echo "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1), instruction set $(grep -q amx_bf16 /proc/cpuinfo && echo AMX || echo 'without AMX'); load average before the run: $load."
-    echo "Figures are only good for comparison where that load is close to none. Each is the median of its runs, with their range."
+    if [ "$(cut -d. -f1 <<<"$load")" -gt 0 ]; then
+        echo "Other jobs ran on the machine: these figures are lower than a quiet machine's, and noisy."
+    fi
+    echo "Each figure is the median of its runs, with their range."
     if wanted kernels; then
         printf '\n## Kernels\n\nThe limits of the same machine are in the first lines.\n\n```text\n'
         cargo bench --package kernels --bench products 2>>"$log"
