@@ -15,12 +15,15 @@ cache=$PWD/target/image
 
 # The base image as its publisher makes it: Debian, a C compiler, one toolchain.
 make_base() {
-    local tree container toolchain
+    local tree container toolchain named
     tree=$(mktemp -d)
     debootstrap --variant=minbase --include=ca-certificates,gcc,libc6-dev bookworm "$tree" http://deb.debian.org/debian >/dev/null
     toolchain=$(rustup run "$version" rustc --print sysroot)
     mkdir -p "$tree/usr/local/cargo/bin" "$tree/usr/local/rustup/toolchains"
-    cp -rL "$toolchain" "$tree/usr/local/rustup/toolchains/$(basename "$toolchain")"
+    # Under the name of its version, whatever it is called here.
+    named=$tree/usr/local/rustup/toolchains/$version-$("$toolchain/bin/rustc" -vV | sed -n 's/^host: //p')
+    mkdir "$named"
+    tar -C "$toolchain" --exclude ./share/doc -cf - . | tar -C "$named" -xf -
     cp "$(command -v rustup)" "$tree/usr/local/cargo/bin/rustup"
     ln -s rustup "$tree/usr/local/cargo/bin/cargo"
     ln -s rustup "$tree/usr/local/cargo/bin/rustc"
@@ -37,7 +40,7 @@ build() {
     local context
     context=$(mktemp -d)
     # What is committed and what is not yet, without what git ignores.
-    git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$context" 2>/dev/null || true
+    git ls-files -z --cached --others --exclude-standard | xargs -0 cp --no-dereference --preserve=timestamps --parents -t "$context"
     mkdir -p "$cache"
     buildah bud --quiet --layers=false --pull-never --target demo --tag localhost/amoe-demo:latest \
         --volume "${CARGO_HOME:-$HOME/.cargo}/registry:/usr/local/cargo/registry" --volume "$cache:/src/target" \
@@ -47,21 +50,24 @@ build() {
 
 # Every program starts from the image alone, and the demo answers.
 start() {
-    local container program port=8764 server answer
+    local container program port=8764 server
     container=$(buildah from --pull-never localhost/amoe-demo:latest)
     for program in gateway coordinator attention-node expert-node amoe; do
         buildah run "$container" -- "/bin/$program" --version
     done
     [ "$(buildah inspect --format '{{.OCIv1.Config.User}}' "$container")" = 65532:65532 ]
-    buildah run "$container" -- /bin/amoe serve /models/demo --host 127.0.0.1 --port $port --log warn &
+    local serve="/bin/amoe serve /models/demo --host 127.0.0.1 --port $port"
+    # shellcheck disable=SC2086
+    buildah run "$container" -- $serve --log warn &
     server=$!
-    until answer=$(curl -sf "http://127.0.0.1:$port/readyz"); do sleep 0.2; kill -0 $server; done
-    answer=$(curl -sf "http://127.0.0.1:$port/v1/completions" -H 'content-type: application/json' \
-        -d '{"model": "demo", "prompt": "And it came to pass", "max_tokens": 8, "temperature": 0}')
-    echo "$answer"
-    pkill -TERM -P $server -f 'amoe serve /models/demo --host 127.0.0.1 --port '$port || true
-    kill -TERM $server 2>/dev/null || true
-    wait $server || true
+    until curl -sf "http://127.0.0.1:$port/readyz"; do
+        kill -0 $server
+        sleep 0.2
+    done
+    curl -sf "http://127.0.0.1:$port/v1/completions" -H 'content-type: application/json' \
+        -d '{"model": "demo", "prompt": "And it came to pass", "max_tokens": 8, "temperature": 0}' | grep '"text"'
+    pkill -TERM -f "^$serve"
+    wait $server
     buildah rm "$container" >/dev/null
 }
 
