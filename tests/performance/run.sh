@@ -163,6 +163,8 @@ beside_a_neighbour() {
     level quiet $url measured 16 32 8 96
     setsid python3 -c 'while True: pass' &
     neighbour=$!
+    # It is an equal: a session of its own begins with no priority.
+    [ "$priority" -eq 0 ] || echo "$priority" >"/proc/$neighbour/autogroup"
     started+=("$neighbour")
     sleep 1
     level "a neighbour" $url measured 1 4 8 96
@@ -190,6 +192,8 @@ if [ -z "$binaries" ]; then
 fi
 if wanted kernels; then cargo bench --package kernels --bench products --no-run; fi
 load=$(cut -d' ' -f1-3 /proc/loadavg)
+priority=$(sed -n 's/.* nice //p' /proc/self/autogroup 2>/dev/null || true)
+priority=${priority:-0}
 [ -e "$folder/m12/config.json" ] || "$binaries/amoe" synth --out "$folder/m12"
 [ -e "$folder/m12z/config.json" ] || "$binaries/amoe" synth --router-zipf 1 --out "$folder/m12z"
 
@@ -201,6 +205,7 @@ document() {
     if [ "$(cut -d. -f1 <<<"$load")" -gt 0 ]; then
         echo "Other jobs ran on the machine: these figures are lower than a quiet machine's, and noisy."
     fi
+    [ "$priority" -eq 0 ] || echo "The run had a raised share of the cores (autogroup priority $priority)."
     echo "Each figure is the median of its runs, with their range."
     if wanted kernels; then
         printf '\n## Kernels\n\nThe limits of the same machine are in the first lines.\n\n```text\n'
