@@ -163,10 +163,10 @@ beside_a_neighbour() {
     level quiet $url measured 16 32 8 96
     setsid python3 -c 'while True: pass' &
     neighbour=$!
-    # It is an equal: a session of its own begins with no priority.
-    [ "$priority" -eq 0 ] || echo "$priority" >"/proc/$neighbour/autogroup"
     started+=("$neighbour")
     sleep 1
+    # Its session is a new one, which begins without priority: it is to be an equal.
+    [ "$priority" -eq 0 ] || echo "$priority" >"/proc/$neighbour/autogroup"
     level "a neighbour" $url measured 1 4 8 96
     level "a neighbour" $url measured 16 32 8 96
     stop_all
