@@ -149,6 +149,8 @@ struct Buffers {
     picked: Vec<usize>,
     /// The span and the row within it of every row of a batch.
     rows: Vec<(usize, usize)>,
+    /// Rows that come to each layer's experts next.
+    behind: Vec<u32>,
     residual: Vec<f32>,
     routed: Routed,
     scratch: Scratch,
@@ -165,14 +167,19 @@ impl Engine for AttentionEngine {
         self.experts.empty_outboxes();
         self.retry_stalled();
         self.admit();
-        let ran = self.run();
+        let turn = self.run();
         self.report();
+        let held = match turn {
+            Turn::Hold { until_ns } => Some(self.began + Duration::from_nanos(until_ns)),
+            Turn::Run(_) | Turn::Empty(_) | Turn::Rest => None,
+        };
+        let ran = matches!(turn, Turn::Run(_) | Turn::Empty(_));
         if ran || received {
             Step::Worked
         } else if self.joints.shutdown.is_requested() && self.sequences.is_empty() {
             Step::Finished
         } else {
-            Step::Idle { wake_at: self.retry_at }
+            Step::Idle { wake_at: [self.retry_at, held].into_iter().flatten().min() }
         }
     }
 }
@@ -322,6 +329,7 @@ impl AttentionEngine {
             let row = output.rows.split_to(row_bytes);
             let Some(span) = self.spans.get_mut(parts.span) else { continue };
             if span.trip.merge(parts, done.rank, row) == Merge::Complete {
+                self.ready.come_back(span.trip.layer.index(), span.rows);
                 self.stalled.remove(&parts.span);
                 self.advance(parts.span, now);
             }
@@ -344,7 +352,7 @@ impl AttentionEngine {
         for layer in by_layer.chunk_by(|a, b| a.0 == b.0) {
             self.add(layer.iter().map(|&(_, key)| key));
             // What is sent again has missed its step: it is run at once.
-            self.experts.flush(layer[0].0, 0);
+            self.flush(layer[0].0, 0);
         }
     }
 
@@ -358,6 +366,12 @@ impl AttentionEngine {
                 self.retry_at.get_or_insert_with(|| Instant::now() + STALLED_PAUSE);
             }
         }
+    }
+
+    /// Sends what was added for a layer, with where the other rows are.
+    fn flush(&mut self, layer: Layer, step: u64) {
+        self.ready.behind(&mut self.buffers.behind);
+        self.experts.flush(layer, step, &self.buffers.behind);
     }
 
     // --- publish ---

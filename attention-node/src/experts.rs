@@ -269,7 +269,7 @@ impl Experts {
 
     /// Adds a span's unsent choices to the dispatches of the nodes that lease their experts.
     pub(crate) fn add(&mut self, key: usize, span: &mut Span) {
-        let Some(lease) = &self.lease else { return };
+        let Some(lease) = &mut self.lease else { return };
         span.trip.note_sent(Instant::now());
         let (layer, serial) = (span.trip.layer, span.trip.serial());
         let (nodes, routed, batch) = (&mut self.nodes, &mut self.routed, &mut self.batch);
@@ -277,7 +277,7 @@ impl Experts {
         span.trip.send_unsent(|unsent| {
             let expert = unsent.choice.expert;
             let decided = batch.as_mut().and_then(|batch| batch.next(expert));
-            let node = decided.or_else(|| lease.node(layer, expert))?;
+            let node = decided.or_else(|| lease.next(layer, expert))?;
             let outgoing = &mut nodes.get_mut(&node)?.outgoing;
             routed[row + unsent.choice.expert.index()] += 1;
             let row = outgoing.row(key, unsent.row, unsent.bytes);
@@ -293,8 +293,9 @@ impl Experts {
         });
     }
 
-    /// Sends what was added for `layer`; in lockstep mode (`step` > 0) an empty frame to the others.
-    pub(crate) fn flush(&mut self, layer: Layer, step: u64) {
+    /// Sends what was added for `layer`, and what is `behind`; in lockstep mode (`step` > 0) an empty
+    /// frame to the others.
+    pub(crate) fn flush(&mut self, layer: Layer, step: u64, behind: &[u32]) {
         let epoch = self.plans.epoch();
         for node in self.nodes.values_mut() {
             if node.outgoing.pairs.is_empty() && (step == 0 || node.link.is_none()) {
@@ -302,7 +303,8 @@ impl Experts {
             }
             let (pairs, rows) = node.outgoing.take();
             let rows = rows.freeze();
-            node.send(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
+            let behind = behind.to_vec();
+            node.send(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows, behind }));
         }
         if let Some(batch) = &mut self.batch {
             batch.end();
@@ -313,8 +315,8 @@ impl Experts {
     pub(crate) fn send_nothing(&mut self, node: NodeId, layer: Layer, step: u64) {
         let epoch = self.plans.epoch();
         if let Some(node) = self.nodes.get_mut(&node) {
-            let (pairs, rows) = (Vec::new(), Bytes::new());
-            node.send(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows }));
+            let (pairs, rows, behind) = (Vec::new(), Bytes::new(), Vec::new());
+            node.send(Frame::Dispatch(Dispatch { epoch, step, layer, pairs, rows, behind }));
         }
     }
 

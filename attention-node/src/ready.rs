@@ -1,8 +1,8 @@
 //! Spans that are ready, stage by stage, and which stage runs next: by score, or all together in lockstep.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
-use policy::batching::{Batcher, Tuning};
+use policy::batching::{self, Batcher, Decision, Tuning};
 
 /// The ready spans of every stage and the rule that picks among them.
 #[derive(Debug)]
@@ -10,6 +10,8 @@ pub(crate) struct Ready {
     /// Span keys with their rows and since when they are ready.
     stages: Vec<VecDeque<Entry>>,
     rows: Vec<u32>,
+    /// Rows that experts have, per stage that they come from.
+    away: Vec<u32>,
     schedule: Schedule,
     rows_max: usize,
 }
@@ -43,6 +45,13 @@ struct Lockstep {
 /// What the engine should do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
+    /// Nothing before something comes.
+    Rest,
+    /// Wait until then, or until something comes: what is ready is worth more with what is away.
+    Hold {
+        /// On the clock of [`Ready::pick`].
+        until_ns: u64,
+    },
     /// Run the spans that were drained from this stage.
     Run(usize),
     /// Lockstep mode: another node runs this step and this one has nothing for it, so its frames
@@ -66,7 +75,7 @@ impl Ready {
 
     fn new(stages: usize, schedule: Schedule, rows_max: usize) -> Self {
         let queues = std::iter::repeat_with(VecDeque::new).take(stages).collect();
-        Self { stages: queues, rows: vec![0; stages], schedule, rows_max }
+        Self { stages: queues, rows: vec![0; stages], away: vec![0; stages], schedule, rows_max }
     }
 
     /// Lockstep mode's running step; 0 in asynchronous mode.
@@ -109,6 +118,41 @@ impl Ready {
         }
     }
 
+    /// Rows of a stage went to their experts.
+    pub(crate) fn leave(&mut self, stage: usize, rows: usize) {
+        self.away[stage] += u32::try_from(rows).unwrap_or(u32::MAX);
+        self.follow(stage);
+    }
+
+    /// Rows that had left this stage are back, or nobody wants them any more.
+    pub(crate) fn come_back(&mut self, stage: usize, rows: usize) {
+        self.away[stage] -= u32::try_from(rows).unwrap_or(u32::MAX);
+        self.follow(stage);
+    }
+
+    fn follow(&mut self, stage: usize) {
+        if let Schedule::Async(batcher) = &mut self.schedule {
+            batcher.follow(stage + 1, self.away[stage].into());
+        }
+    }
+
+    /// Puts the rows that come to each layer's experts next into `behind`: nothing in lockstep mode,
+    /// where nobody can do anything about it.
+    pub(crate) fn behind(&self, behind: &mut Vec<u32>) {
+        behind.clear();
+        if matches!(self.schedule, Schedule::Async(_)) {
+            let layers = self.rows.len() - 1;
+            behind.extend(batching::rows_behind(&self.rows[..layers], &self.away));
+        }
+    }
+
+    /// A run took so long.
+    pub(crate) fn ran(&mut self, time: Duration) {
+        if let Schedule::Async(batcher) = &mut self.schedule {
+            batcher.ran(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+
     /// A span has left the batch that it ran with: at the head, or because it is gone.
     pub(crate) fn left_batch(&mut self) {
         if let Schedule::Lockstep(lockstep) = &mut self.schedule {
@@ -120,15 +164,17 @@ impl Ready {
     }
 
     /// Picks a stage and drains its spans into `spans`.
-    pub(crate) fn pick(&mut self, now_ns: u64, spans: &mut Vec<usize>) -> Option<Turn> {
+    pub(crate) fn pick(&mut self, now_ns: u64, spans: &mut Vec<usize>) -> Turn {
         spans.clear();
-        let stage = match &mut self.schedule {
-            Schedule::Async(batcher) => batcher.pick(now_ns)?.stage,
-            Schedule::Lockstep(lockstep) => match lockstep.pick(&self.stages)? {
-                Turn::Run(stage) => stage,
-                empty @ Turn::Empty(_) => return Some(empty),
+        let turn = match &mut self.schedule {
+            Schedule::Async(batcher) => match batcher.decide(now_ns) {
+                Decision::Run(pick) => Turn::Run(pick.stage),
+                Decision::Hold { until_ns } => Turn::Hold { until_ns },
+                Decision::Rest => Turn::Rest,
             },
+            Schedule::Lockstep(lockstep) => lockstep.pick(&self.stages).unwrap_or(Turn::Rest),
         };
+        let Turn::Run(stage) = turn else { return turn };
         let queue = &mut self.stages[stage];
         let mut rows = 0;
         while let Some(entry) = queue.front().copied() {
@@ -140,7 +186,7 @@ impl Ready {
             queue.pop_front();
         }
         self.note(stage);
-        Some(Turn::Run(stage))
+        turn
     }
 
     fn note(&mut self, stage: usize) {
@@ -198,7 +244,7 @@ impl Lockstep {
 mod tests {
     use super::*;
 
-    fn drained(ready: &mut Ready) -> (Option<Turn>, Vec<usize>) {
+    fn drained(ready: &mut Ready) -> (Turn, Vec<usize>) {
         let mut spans = Vec::new();
         let turn = ready.pick(0, &mut spans);
         (turn, spans)
@@ -213,14 +259,10 @@ mod tests {
         ready.push(1, 12, 2, 0);
         ready.push(2, 13, 9, 0);
         assert_eq!(ready.rows(), 15);
-        assert_eq!(
-            drained(&mut ready),
-            (Some(Turn::Run(1)), vec![10, 11]),
-            "6 + 0.8·9 beats 9 + 0.64·6"
-        );
-        assert_eq!(drained(&mut ready), (Some(Turn::Run(2)), vec![13]), "one span always fits");
+        assert_eq!(drained(&mut ready), (Turn::Run(1), vec![10, 11]), "6 + 0.8·9 beats 9 + 0.64·6");
+        assert_eq!(drained(&mut ready), (Turn::Run(2), vec![13]), "one span always fits");
         ready.remove(12);
-        assert_eq!(drained(&mut ready), (None, vec![]));
+        assert_eq!(drained(&mut ready), (Turn::Rest, vec![]));
     }
 
     #[test]
@@ -228,38 +270,64 @@ mod tests {
         let mut ready = Ready::lockstep(3);
         ready.push(0, 1, 1, 0);
         ready.push(0, 2, 4, 0);
-        assert_eq!(drained(&mut ready), (Some(Turn::Run(0)), vec![1, 2]));
+        assert_eq!(drained(&mut ready), (Turn::Run(0), vec![1, 2]));
         assert_eq!(ready.step(), 1);
         ready.push(0, 3, 1, 0);
         ready.push(1, 2, 4, 0);
-        assert_eq!(drained(&mut ready).0, None, "span 1 is not back, span 3 came too late");
+        assert_eq!(drained(&mut ready).0, Turn::Rest, "span 1 is not back, span 3 came too late");
         ready.push(1, 1, 1, 0);
-        assert_eq!(drained(&mut ready), (Some(Turn::Run(1)), vec![2, 1]));
+        assert_eq!(drained(&mut ready), (Turn::Run(1), vec![2, 1]));
         ready.push(2, 1, 1, 0);
         ready.left_batch();
-        assert_eq!(drained(&mut ready), (Some(Turn::Run(2)), vec![1]), "span 2 was cancelled");
+        assert_eq!(drained(&mut ready), (Turn::Run(2), vec![1]), "span 2 was cancelled");
         ready.left_batch();
-        assert_eq!(drained(&mut ready), (Some(Turn::Run(0)), vec![3]));
+        assert_eq!(drained(&mut ready), (Turn::Run(0), vec![3]));
         assert_eq!(ready.step(), 2);
     }
 
     #[test]
     fn lockstep_keeps_step_with_nodes_that_have_work() {
         let mut ready = Ready::lockstep(2);
-        assert_eq!(drained(&mut ready).0, None);
+        assert_eq!(drained(&mut ready).0, Turn::Rest);
         ready.hear(5);
-        assert_eq!(drained(&mut ready).0, Some(Turn::Empty(5)));
-        assert_eq!(drained(&mut ready).0, None, "once per step");
+        assert_eq!(drained(&mut ready).0, Turn::Empty(5));
+        assert_eq!(drained(&mut ready).0, Turn::Rest, "once per step");
         ready.push(0, 1, 1, 0);
-        assert_eq!(drained(&mut ready).0, Some(Turn::Run(0)));
+        assert_eq!(drained(&mut ready).0, Turn::Run(0));
         assert_eq!(ready.step(), 6);
         ready.hear(7);
-        assert_eq!(drained(&mut ready).0, None, "not in the middle of a step");
+        assert_eq!(drained(&mut ready).0, Turn::Rest, "not in the middle of a step");
         ready.left_batch();
-        assert_eq!(drained(&mut ready).0, Some(Turn::Empty(7)));
+        assert_eq!(drained(&mut ready).0, Turn::Empty(7));
         ready.hear(12);
         ready.push(0, 2, 1, 0);
-        assert_eq!(drained(&mut ready).0, Some(Turn::Run(0)));
+        assert_eq!(drained(&mut ready).0, Turn::Run(0));
         assert_eq!(ready.step(), 12, "behind the others it joins their step");
+    }
+
+    #[test]
+    fn async_holds_what_is_worth_more_with_what_is_away() {
+        let mut ready = Ready::asynchronous(3, Tuning::default());
+        (0..20).for_each(|_| ready.ran(Duration::from_micros(100)));
+        ready.push(0, 10, 1, 0);
+        ready.push(0, 11, 5, 0);
+        assert_eq!(drained(&mut ready), (Turn::Run(0), vec![10, 11]));
+        ready.leave(0, 6);
+        let behind = |ready: &Ready| {
+            let mut behind = vec![9];
+            ready.behind(&mut behind);
+            behind
+        };
+        assert_eq!(behind(&ready), [0, 6], "the head has no experts");
+        ready.come_back(0, 1);
+        ready.push(1, 10, 1, 0);
+        assert!(matches!(drained(&mut ready).0, Turn::Hold { .. }), "five more are away");
+        ready.come_back(0, 5);
+        ready.push(1, 11, 5, 0);
+        assert_eq!(behind(&ready), [0, 6]);
+        assert_eq!(drained(&mut ready), (Turn::Run(1), vec![10, 11]));
+        let mut lockstep = Ready::lockstep(3);
+        lockstep.leave(0, 6);
+        assert_eq!(behind(&lockstep), [0; 0]);
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use domain::{ClusterView, Epoch, Guidance, ModelShape, NodeId, Plan};
+use domain::{ClusterView, Epoch, Guidance, Leased, ModelShape, NodeId, Plan};
 use policy::{
     liveness::Terms,
     placement::adoption::{self, Readiness, Reason},
@@ -414,14 +414,17 @@ impl Cluster {
         &self.guide
     }
 
-    /// How many experts each node runs: those leased to it, or without a lease those it is the first
-    /// to hold.
+    /// How many experts each node runs: those leased to it, shared ones too, or without a lease those
+    /// it is the first to hold.
     pub(crate) fn leases(&self) -> BTreeMap<NodeId, u32> {
         let mut leases = BTreeMap::new();
         let Some(plan) = self.plans.serving() else { return leases };
         let lease = self.guide.lease().filter(|lease| lease.epoch == plan.epoch());
         let first = || plan.table().filter_map(|nodes| nodes.first().copied()).collect();
-        let nodes = lease.map_or_else(first, |lease| lease.nodes.clone());
+        let holders = |lease: &Arc<Leased>| {
+            lease.holders.iter().flatten().map(|holder| holder.node).collect()
+        };
+        let nodes: Vec<NodeId> = lease.map_or_else(first, holders);
         for node in nodes {
             *leases.entry(node).or_default() += 1;
         }

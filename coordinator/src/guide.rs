@@ -1,4 +1,4 @@
-//! Keeps the lease in force: the active replica of every expert, made anew when that pays.
+//! Keeps the lease in force: who runs every expert, made anew when that pays.
 
 use std::sync::Arc;
 
@@ -79,7 +79,8 @@ mod tests {
     }
 
     fn share(guide: &Guide, node: NodeId) -> usize {
-        guide.lease().unwrap().nodes.iter().filter(|&&leased| leased == node).count()
+        let holders = guide.lease().unwrap().holders.iter().flatten();
+        holders.filter(|holder| holder.node == node).count()
     }
 
     #[test]

@@ -13,13 +13,23 @@ pub struct Guidance {
     pub digest: Option<Digest>,
 }
 
-/// The replica that runs each expert under one plan.
+/// Who runs each expert under one plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leased {
     /// The plan whose replicas these are.
     pub epoch: Epoch,
-    /// `[moe layer][expert]`, flattened.
-    pub nodes: Vec<NodeId>,
+    /// `[moe layer][expert]`, flattened: one node mostly, several share an expert that is too hot for
+    /// one, and none has it where no replica is alive.
+    pub holders: Vec<Vec<Holder>>,
+}
+
+/// A node that runs an expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The node.
+    pub node: NodeId,
+    /// Its part of the expert's tokens, in relation to the other holders' parts.
+    pub part: u32,
 }
 
 /// What waits per layer, over all nodes that reported lately.

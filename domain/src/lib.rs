@@ -13,7 +13,7 @@ mod trace;
 
 pub use cluster::{ClusterView, Health, Load, Member, Role};
 pub use cost::{CostCurve, CurveError, Curves};
-pub use guidance::{Digest, Guidance, Leased};
+pub use guidance::{Digest, Guidance, Holder, Leased};
 pub use ids::{Epoch, Expert, Layer, NodeId};
 pub use plan::{Plan, PlanShapeError, Replicas};
 pub use profile::{NodeProfile, Profile};

@@ -12,7 +12,7 @@ use chassis::{
 };
 use domain::{ClusterView, CostCurve, Digest, Epoch, Guidance, Health, Layer, Load, NodeId, Role};
 use node::{Outbox, Pace, Reports};
-use policy::batching::{self, Batcher, Tuning};
+use policy::batching::{self, Batcher, Behind, Decision, Tuning};
 use proto::{
     control::{Beat, Report, Work},
     frame::{Dispatch, Frame, Tally, Ticket},
@@ -60,6 +60,9 @@ pub(crate) struct ExpertEngine {
     shard: Shard,
     queues: MicroQueues,
     schedule: Schedule,
+    behind: Behind,
+    /// Until when all that waits is held.
+    held_until: Option<Instant>,
     launch: Launch,
     /// The attention nodes that are linked, with the frames their links had no credit for.
     peers: BTreeMap<NodeId, Peer>,
@@ -104,7 +107,8 @@ impl Engine for ExpertEngine {
         } else if self.is_drained() {
             Step::Finished
         } else {
-            Step::Idle { wake_at: self.shard.wake_at() }
+            let wake_at = [self.shard.wake_at(), self.held_until].into_iter().flatten().min();
+            Step::Idle { wake_at }
         }
     }
 }
@@ -119,6 +123,8 @@ impl ExpertEngine {
             shard,
             queues: MicroQueues::new(layers, experts),
             schedule,
+            behind: Behind::new(layers),
+            held_until: None,
             launch: Launch::default(),
             peers: BTreeMap::new(),
             row_bytes,
@@ -203,6 +209,8 @@ impl ExpertEngine {
 
     fn on_down(&mut self, peer: NodeId) {
         self.peers.remove(&peer);
+        self.behind.forget(peer);
+        self.follow();
         let forgotten = self.queues.forget(peer);
         self.joints.metrics.pairs_cancelled.inc_by(u64::from(forgotten));
         if let Schedule::Lockstep(barrier, tallies) = &mut self.schedule {
@@ -245,6 +253,10 @@ impl ExpertEngine {
 
     fn on_dispatch(&mut self, peer: NodeId, mut dispatch: Dispatch, permit: Permit) {
         let (step, layer) = (dispatch.step, dispatch.layer);
+        if !dispatch.behind.is_empty() {
+            self.behind.hear(peer, &dispatch.behind);
+            self.follow();
+        }
         self.reject_absent(peer, &mut dispatch);
         let now = self.now_ns();
         self.queues.push(peer, dispatch, self.row_bytes, permit, now);
@@ -253,6 +265,15 @@ impl ExpertEngine {
             barrier.arrive(peer, step, layer);
             self.announce(peer, step);
             self.answer_tallies();
+        }
+    }
+
+    /// Tells the batcher what comes to each layer next.
+    fn follow(&mut self) {
+        if let Schedule::Async(batcher) = &mut self.schedule {
+            for (layer, &rows) in self.behind.rows().iter().enumerate() {
+                batcher.follow(layer, rows);
+            }
         }
     }
 
@@ -308,6 +329,9 @@ impl ExpertEngine {
             let due = began + self.joints.pace.launch(self.launch.tokens());
             self.compute(layer, due);
             let took = began.elapsed();
+            if let Schedule::Async(batcher) = &mut self.schedule {
+                batcher.ran(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+            }
             self.joints.metrics.ran(pairs, experts, took);
             self.work.add(pairs, experts, took, predicted_ns);
         }
@@ -323,11 +347,16 @@ impl ExpertEngine {
 
     fn pick(&mut self) -> Option<Layer> {
         let now = self.now_ns();
+        self.held_until = None;
         match &mut self.schedule {
-            Schedule::Async(batcher) => {
-                let pick = batcher.pick(now)?;
-                Some(Layer(u16::try_from(pick.stage).ok()?))
-            }
+            Schedule::Async(batcher) => match batcher.decide(now) {
+                Decision::Run(pick) => Some(Layer(u16::try_from(pick.stage).ok()?)),
+                Decision::Hold { until_ns } => {
+                    self.held_until = Some(self.began + Duration::from_nanos(until_ns));
+                    None
+                }
+                Decision::Rest => None,
+            },
             Schedule::Lockstep(barrier, _) => barrier.pass(),
         }
     }

@@ -3,7 +3,9 @@
 //! An engine has one stage per decoder layer (an attention node has one more, the LM head) and in
 //! each stage one or more groups of experts. Stages are circular: after the last comes the first.
 
-use domain::Digest;
+use std::collections::BTreeMap;
+
+use domain::{Digest, NodeId};
 use serde::Deserialize;
 
 /// The rule that ranks queues.
@@ -42,8 +44,27 @@ pub struct Tuning {
     /// Defrag: how long news of tokens on their way from other nodes count. The paper's score sees
     /// the engine's own queues only; 0 leaves it at that.
     pub digest_ms: u64,
+    /// Defrag: how long an engine may stand still for tokens that are right behind a queue, in mean
+    /// times of a run. A batch that would be complete in a moment is run twice otherwise, and below
+    /// the ridge the second run costs as much as the first. The paper's engines never wait; 0 is that.
+    /// An engine that waits in vain waits ever less.
+    pub hold_runs: f64,
     /// Most tokens (attention) or pairs (expert) that one run may take.
     pub drain_max: usize,
+}
+
+/// What an engine should do now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decision {
+    /// Run this queue.
+    Run(Pick),
+    /// Wait until then, or until something comes: every queue has tokens right behind it.
+    Hold {
+        /// When patience ends, on the clock of [`Batcher::decide`].
+        until_ns: u64,
+    },
+    /// Nothing waits.
+    Rest,
 }
 
 /// The queue to run, and why.
@@ -92,14 +113,34 @@ pub struct Batcher {
     /// Tokens per stage that are on their way from elsewhere, and when that was heard.
     coming: Vec<u32>,
     heard_ns: Option<u64>,
+    /// Tokens per stage that come to it next.
+    behind: Vec<u64>,
+    patience: Patience,
+}
+
+/// How long an engine stands still for tokens that are right behind a queue.
+///
+/// Nobody knows when they come, so it learns: half as long after it waited in vain, twice as long after
+/// they came. Where a layer waits for its slowest expert most waits are in vain and the engine
+/// stops waiting; where nodes keep step by themselves, batches stay whole.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// The longest, in runs.
+    hold_runs: f64,
+    /// Mean time of a run, in nanoseconds.
+    run_ns: f64,
+    /// The part of the longest that is left.
+    level: f64,
+    /// Since when the engine stands still though something waits.
+    since_ns: Option<u64>,
 }
 
 // === impl Tuning ===
 
 impl Default for Tuning {
     /// The constants of the paper's evaluation (K = 7, d = 0.8, look-back 10), with a guard of
-    /// 50 ms, digests that count for a second, and a drain cap of 2048: four full prefill chunks in
-    /// one run keep weights in use for longer than it takes to read them.
+    /// 50 ms, digests that count for a second, patience for one run, and a drain cap of 2048: four full
+    /// prefill chunks in one run keep weights in use for longer than it takes to read them.
     fn default() -> Self {
         Self {
             rule: Rule::Defrag,
@@ -108,6 +149,7 @@ impl Default for Tuning {
             lookback: 10,
             age_guard_ms: 50,
             digest_ms: 1000,
+            hold_runs: 1.0,
             drain_max: 2048,
         }
     }
@@ -121,6 +163,9 @@ impl Tuning {
     pub fn check(&self) -> Result<(), String> {
         if !(self.decay > 0.0 && self.decay < 1.0) {
             return Err(format!("decay is {}, expected above 0 and below 1", self.decay));
+        }
+        if !(0.0..=1000.0).contains(&self.hold_runs) {
+            return Err(format!("hold_runs is {}, expected 0 to 1000", self.hold_runs));
         }
         if self.drain_max == 0 {
             return Err("drain_max is 0, expected at least 1".to_owned());
@@ -140,6 +185,7 @@ impl Batcher {
     pub fn new(stages: usize, groups: usize, tuning: Tuning) -> Self {
         assert!(stages > 0 && groups > 0, "an engine has at least one queue");
         let lookback = if tuning.rule == Rule::Defrag { tuning.lookback } else { 0 };
+        let hold_runs = if tuning.rule == Rule::Defrag { tuning.hold_runs } else { 0.0 };
         Self {
             tuning,
             groups,
@@ -152,6 +198,8 @@ impl Batcher {
             sums: vec![0; stages],
             coming: vec![0; stages],
             heard_ns: None,
+            behind: vec![0; stages],
+            patience: Patience { hold_runs, run_ns: 0.0, level: 1.0, since_ns: None },
         }
     }
 
@@ -184,16 +232,44 @@ impl Batcher {
         self.heard_ns = Some(now_ns);
     }
 
-    /// The queue to run next; none when all are empty. Ties go to the lowest stage and group.
-    pub fn pick(&mut self, now_ns: u64) -> Option<Pick> {
+    /// Tells the batcher how many tokens come to a stage next: they are in the step before it, here or
+    /// elsewhere. Unlike [`hear`](Self::hear) this is about a moment from now.
+    pub fn follow(&mut self, stage: usize, behind: u64) {
+        self.behind[stage] = behind;
+    }
+
+    /// Tells the batcher how long a run took.
+    pub fn ran(&mut self, ns: u64) {
+        self.patience.learn(ns);
+    }
+
+    /// What to do now. Ties among queues go to the lowest stage and group.
+    pub fn decide(&mut self, now_ns: u64) -> Decision {
         self.heed(now_ns);
-        let pick = self.overdue(now_ns).or_else(|| self.best());
-        if let Some(pick) = &pick {
-            self.picks += 1;
-            self.queues[pick.stage * self.groups + pick.group].since = self.picks;
-            self.remember();
+        let patient = self.patience.until(now_ns);
+        let ripe = self.overdue(now_ns).or_else(|| self.best(patient.is_some()));
+        let Some(pick) = ripe else { return self.wait(now_ns, patient) };
+        if self.patience.since_ns.take().is_some() {
+            self.patience.judge(self.behind[pick.stage] == 0);
         }
-        pick
+        self.picks += 1;
+        self.queues[pick.stage * self.groups + pick.group].since = self.picks;
+        self.remember();
+        Decision::Run(pick)
+    }
+
+    /// Nothing is to be run: because nothing waits, or because all of it is worth holding.
+    fn wait(&mut self, now_ns: u64, patient: Option<u64>) -> Decision {
+        match patient {
+            Some(until_ns) if self.tokens() > 0 => {
+                self.patience.since_ns.get_or_insert(now_ns);
+                Decision::Hold { until_ns }
+            }
+            _ => {
+                self.patience.since_ns = None;
+                Decision::Rest
+            }
+        }
     }
 
     /// Forgets news that are too old.
@@ -215,11 +291,16 @@ impl Batcher {
         (age > self.tuning.age_guard_ms * 1_000_000).then(|| self.at(at, Reason::Age(age)))
     }
 
-    fn best(&self) -> Option<Pick> {
+    /// The queue that ranks first; with patience among those that have nothing behind them, or are full.
+    fn best(&self, patient: bool) -> Option<Pick> {
         let mut best: Option<(usize, f64)> = None;
         let mut ahead = (usize::MAX, 0.0);
         for (at, queue) in self.waiting() {
             let stage = at / self.groups;
+            let full = queue.tokens as usize >= self.tuning.drain_max;
+            if patient && self.behind[stage] > 0 && !full {
+                continue;
+            }
             if ahead.0 != stage {
                 ahead = (stage, self.ahead(stage));
             }
@@ -286,6 +367,87 @@ impl Batcher {
     fn at(&self, at: usize, reason: Reason) -> Pick {
         Pick { stage: at / self.groups, group: at % self.groups, reason }
     }
+}
+
+// === impl Patience ===
+
+impl Patience {
+    /// How much of what was known a new run time changes.
+    const LEARNING: f64 = 0.1;
+    /// What is left of patience at least, to notice when waiting begins to pay.
+    const LEVEL_MIN: f64 = 1.0 / 64.0;
+
+    fn learn(&mut self, ns: u64) {
+        #[expect(clippy::cast_precision_loss, reason = "a run takes far less than 2^52 ns")]
+        let ns = ns as f64;
+        self.run_ns += Self::LEARNING * (ns - self.run_ns);
+    }
+
+    /// Until when the engine would wait; none if it has waited that long.
+    fn until(&self, now_ns: u64) -> Option<u64> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "not negative, and a cast saturates"
+        )]
+        let patience = (self.level * self.hold_runs * self.run_ns) as u64;
+        let until = self.since_ns.unwrap_or(now_ns).saturating_add(patience);
+        (until > now_ns).then_some(until)
+    }
+
+    /// Whether what the engine waited for had come.
+    fn judge(&mut self, came: bool) {
+        let factor = if came { 2.0 } else { 0.5 };
+        self.level = (self.level * factor).clamp(Self::LEVEL_MIN, 1.0);
+    }
+}
+
+/// Rows that come to each layer's experts next, as attention nodes tell with every dispatch.
+///
+/// What a node told last stands until it tells more: where it was not given rows of late this is old.
+#[derive(Clone, Debug)]
+pub struct Behind {
+    told: BTreeMap<NodeId, Vec<u32>>,
+    /// Per decoder layer, over all nodes.
+    rows: Vec<u64>,
+}
+
+impl Behind {
+    /// Nobody has told anything about these decoder layers yet.
+    #[must_use]
+    pub fn new(layers: usize) -> Self {
+        Self { told: BTreeMap::new(), rows: vec![0; layers] }
+    }
+
+    /// A node has these rows, per decoder layer.
+    pub fn hear(&mut self, node: NodeId, rows: &[u32]) {
+        let told = self.told.entry(node).or_default();
+        told.resize(self.rows.len(), 0);
+        for (layer, (sum, before)) in self.rows.iter_mut().zip(told).enumerate() {
+            let now = rows.get(layer).copied().unwrap_or(0);
+            *sum = *sum - u64::from(*before) + u64::from(now);
+            *before = now;
+        }
+    }
+
+    /// A node is gone.
+    pub fn forget(&mut self, node: NodeId) {
+        self.hear(node, &[]);
+        self.told.remove(&node);
+    }
+
+    /// Rows per decoder layer, of all nodes.
+    #[must_use]
+    pub fn rows(&self) -> &[u64] {
+        &self.rows
+    }
+}
+
+/// What an attention node tells: the rows that come to each layer's experts next. They are `ready` for
+/// the layer's attention, or `away` with the experts of the layer before; both per stage.
+pub fn rows_behind<'a>(ready: &'a [u32], away: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
+    let before = std::iter::once(0).chain(away.iter().copied());
+    ready.iter().zip(before).map(|(ready, away)| ready.saturating_add(away))
 }
 
 /// How many (token, expert) pairs are on their way to each layer of one expert node, by what waits

@@ -56,6 +56,9 @@ pub struct Dispatch {
     pub pairs: Vec<Pair>,
     /// The rows, one after the other, in the cluster's row type.
     pub rows: Bytes,
+    /// Asynchronous mode: rows of the sender that come to the experts of each decoder layer next, so
+    /// that the receiver can wait for them. Empty where nothing is told.
+    pub behind: Vec<u32>,
 }
 
 /// Results of one layer, scaled by their gate weights.
@@ -165,6 +168,7 @@ impl Frame {
                 layer: u32::from(dispatch.layer.0),
                 pairs: pack_pairs(&dispatch.pairs),
                 rows: dispatch.rows,
+                behind: dispatch.behind,
             }),
             Self::Output(output) => Kind::Output(wire::Output {
                 step: output.step,
@@ -251,12 +255,18 @@ fn decode_dispatch(dispatch: wire::Dispatch, limits: &Limits) -> Result<Dispatch
     let pairs = records::<PAIR_BYTES>("dispatch.pairs", &dispatch.pairs)?
         .map(|record| unpack_pair(record, rows, limits))
         .collect::<Result<_, _>>()?;
+    let (told, layers) = (dispatch.behind.len(), limits.layers);
+    if told > usize::from(layers) {
+        let what = format!("has {told} counts, the model has {layers} layers");
+        return Err(Invalid::new("dispatch.behind", what));
+    }
     Ok(Dispatch {
         epoch: Epoch(dispatch.epoch),
         step: dispatch.step,
         layer,
         pairs,
         rows: dispatch.rows,
+        behind: dispatch.behind,
     })
 }
 
@@ -382,6 +392,7 @@ mod tests {
             layer: Layer(2),
             pairs: vec![pair(0, 1, 0), pair(0, 15, 1), pair(1, 4, 1)],
             rows: Bytes::from_static(b"0123456789abcdef"),
+            behind: vec![0, 2, 7],
         }
     }
 
@@ -436,6 +447,7 @@ mod tests {
         fn random_bytes_never_panic(pairs: Vec<u8>, results: Vec<u8>, rows: Vec<u8>, layer: u32) {
             let dispatch = wire::Dispatch {
                 epoch: 0, step: 0, layer, pairs: pairs.into(), rows: rows.clone().into(),
+                behind: Vec::new(),
             };
             let output = wire::Output { layer, results: results.into(), rows: rows.into(), step: 0 };
             for kind in [wire::frame::Kind::Dispatch(dispatch), wire::frame::Kind::Output(output)] {

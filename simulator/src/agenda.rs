@@ -9,6 +9,8 @@ pub(crate) enum Event {
     Arrive,
     /// A device has finished what it ran.
     Finished(u16),
+    /// A device has waited long enough for tokens that are right behind its queues.
+    Waited(u16),
     /// The first byte of a message is at its receiver's card.
     Reached(u32),
     /// The last byte of a message is in.

@@ -1,8 +1,8 @@
 //! One attention node: its sequences' KV blocks, the spans that are ready, and in lockstep where its streams stand.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, rc::Rc};
 
-use policy::kv_blocks::KvBlocks;
+use policy::{batching, kv_blocks::KvBlocks};
 
 use crate::{cluster::BLOCK_TOKENS, spans::Pair};
 
@@ -21,6 +21,8 @@ pub(crate) struct Attention {
     pub(crate) device: usize,
     /// Async: ready spans per stage, the LM head last.
     pub(crate) ready: Vec<Queue>,
+    /// Async: rows that experts of a layer have, per layer.
+    pub(crate) away: Vec<u32>,
     /// Lockstep: its batch, or the parts of it that go through the layers side by side.
     pub(crate) streams: Vec<Stream>,
     pub(crate) kv: KvBlocks,
@@ -68,12 +70,20 @@ impl Attention {
         Self {
             device,
             ready: std::iter::repeat_with(Queue::default).take(stages).collect(),
+            away: vec![0; stages - 1],
             streams: std::iter::repeat_with(Stream::default).take(streams).collect(),
             kv: KvBlocks::new(blocks, BLOCK_TOKENS),
             claimed_blocks: 0,
             waiting: VecDeque::new(),
             running: 0,
         }
+    }
+
+    /// Async: the rows that come to each layer's experts next, as a node tells with every message: they
+    /// are ready for the layer's attention, or away with the experts before.
+    pub(crate) fn rows_behind(&self) -> Rc<[u32]> {
+        let ready: Vec<u32> = self.ready.iter().map(|queue| queue.rows).collect();
+        batching::rows_behind(&ready[..self.away.len()], &self.away).collect()
     }
 
     /// Rows that are ready, over all stages and streams.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use policy::batching::{Batcher, Tuning};
+use policy::batching::{Batcher, Decision, Tuning};
 
 use crate::{cluster::Part, queues::Waiting, spans::Pair, spec};
 
@@ -15,6 +15,17 @@ pub(crate) enum Job {
     Head { stream: u8 },
     /// A layer's experts; in lockstep those of one turn, async those of one group.
     Experts { layer: u16, stream: u8, turn: u64, group: u16 },
+}
+
+/// What a device does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Run this; how much waited.
+    Run { job: Job, waiting: u32 },
+    /// Wait for more until then.
+    Hold { until_ns: u64 },
+    /// Nothing can run.
+    Rest,
 }
 
 /// How it picks.
@@ -32,6 +43,8 @@ pub(crate) struct Device {
     pub(crate) part: Part,
     pub(crate) work: Work,
     pub(crate) running: Option<Job>,
+    /// Whether it waits for tokens that are right behind its queues.
+    pub(crate) holds: bool,
     /// The spans of a running attention or head.
     pub(crate) spans: Vec<u32>,
     /// The pairs of running experts.
@@ -66,7 +79,15 @@ impl Device {
     }
 
     fn new(part: Part, layers: usize, work: Work) -> Self {
-        Self { part, work, running: None, spans: Vec::new(), pairs: Vec::new(), layers }
+        Self {
+            part,
+            work,
+            running: None,
+            holds: false,
+            spans: Vec::new(),
+            pairs: Vec::new(),
+            layers,
+        }
     }
 
     fn is_colocated(&self) -> bool {
@@ -108,6 +129,29 @@ impl Device {
         }
     }
 
+    /// Async: how many rows come to a stage of attention next.
+    pub(crate) fn follow_attention(&mut self, layer: usize, behind: u64) {
+        let stage = self.attention_stage(layer);
+        if let Work::Async(batcher) = &mut self.work {
+            batcher.follow(stage, behind);
+        }
+    }
+
+    /// Async: how many rows come to a layer's experts next, here or elsewhere.
+    pub(crate) fn follow_experts(&mut self, layer: usize, behind: u64) {
+        let stage = self.expert_stage(layer);
+        if let Work::Async(batcher) = &mut self.work {
+            batcher.follow(stage, behind);
+        }
+    }
+
+    /// What it ran took so long.
+    pub(crate) fn ran(&mut self, ns: u64) {
+        if let Work::Async(batcher) = &mut self.work {
+            batcher.ran(ns);
+        }
+    }
+
     /// Lockstep: something has become possible.
     pub(crate) fn line_up(&mut self, job: Job) {
         if let Work::Lockstep(jobs) = &mut self.work {
@@ -115,15 +159,21 @@ impl Device {
         }
     }
 
-    /// What to run now, and how much waits; none when nothing can run.
-    pub(crate) fn pick(&mut self, now_ns: u64) -> Option<(Job, u32)> {
+    /// What to do now.
+    pub(crate) fn decide(&mut self, now_ns: u64) -> Next {
         let (colocated, layers) = (self.is_colocated(), self.layers);
         let narrow = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
         match &mut self.work {
-            Work::Lockstep(jobs) => Some((jobs.pop_front()?, 0)),
+            Work::Lockstep(jobs) => {
+                jobs.pop_front().map_or(Next::Rest, |job| Next::Run { job, waiting: 0 })
+            }
             Work::Async(batcher) => {
                 let waiting = batcher.tokens();
-                let pick = batcher.pick(now_ns)?;
+                let pick = match batcher.decide(now_ns) {
+                    Decision::Run(pick) => pick,
+                    Decision::Hold { until_ns } => return Next::Hold { until_ns },
+                    Decision::Rest => return Next::Rest,
+                };
                 let experts =
                     if colocated { pick.stage % 2 == 1 } else { self.part.expert.is_some() };
                 let layer = if colocated { pick.stage / 2 } else { pick.stage };
@@ -135,7 +185,7 @@ impl Device {
                 } else {
                     Job::Attend { layer: narrow(layer), stream: 0 }
                 };
-                Some((job, waiting))
+                Next::Run { job, waiting }
             }
         }
     }

@@ -191,6 +191,7 @@ impl<'a> Engine<'a> {
     fn on(&mut self, event: Event) -> Result<(), Violation> {
         match event {
             Event::Arrive => self.on_arrive(),
+            Event::Waited(device) => self.scratch.awake.push(device.into()),
             Event::Finished(device) => self.finish(usize::from(device))?,
             Event::Reached(message) => {
                 let (from, to, bytes) = self.messages.route(message);
@@ -247,9 +248,10 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Whether no decision is on its way either.
+    /// Whether no decision is on its way either, and nobody waits for a while only.
     fn is_stuck(&self) -> bool {
         self.gathers.iter().all(|gather| gather.deciding.is_none())
+            && self.devices.iter().all(|device| !device.holds)
     }
 
     fn check_bounds(&self) -> Result<(), Violation> {
@@ -310,7 +312,7 @@ fn expert_nodes(run: &Run, cluster: &Cluster, slots: Slots) -> Vec<Experts> {
         .zip(slots.of)
         .map(|((device, _), slot_of)| {
             let queues = MicroQueues::new(layers, experts, slots.max, slot_of);
-            Experts::new(device, queues, streams().collect(), experts)
+            Experts::new(device, queues, streams().collect(), layers, experts)
         })
         .collect()
 }

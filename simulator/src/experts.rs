@@ -1,5 +1,7 @@
 //! One expert node: its μ-queues, and in lockstep the barrier of each stream and the pairs of turns to come.
 
+use policy::batching::Behind;
+
 use crate::{barrier::Barrier, queues::MicroQueues, spans::Pair};
 
 /// Everything an expert node owns.
@@ -9,6 +11,8 @@ pub(crate) struct Experts {
     pub(crate) device: usize,
     /// Async.
     pub(crate) queues: MicroQueues,
+    /// Async.
+    pub(crate) behind: Behind,
     /// Lockstep, per stream.
     pub(crate) streams: Vec<Stream>,
     /// Tokens per expert of the launch that is put together; zeros between launches.
@@ -34,9 +38,11 @@ impl Experts {
         device: usize,
         queues: MicroQueues,
         streams: Vec<Stream>,
+        layers: usize,
         experts: usize,
     ) -> Self {
-        Self { device, queues, streams, counts: vec![0; experts], activated: Vec::new() }
+        let behind = Behind::new(layers);
+        Self { device, queues, behind, streams, counts: vec![0; experts], activated: Vec::new() }
     }
 
     /// Tokens that wait, each counted once per expert.

@@ -1,5 +1,7 @@
 //! Messages under way between devices, and the buffers that their pairs travel in.
 
+use std::rc::Rc;
+
 use crate::spans::Pair;
 
 /// Bytes of a frame besides rows and pairs, and of a pair besides its row: as the live frames have them.
@@ -36,6 +38,8 @@ pub(crate) struct Message {
     pub(crate) bytes: u64,
     /// What it is.
     pub(crate) load: Load,
+    /// Async: of an attention node, its [`rows_behind`](crate::attention::Attention::rows_behind).
+    pub(crate) behind: Option<Rc<[u32]>>,
     /// What it carries.
     pub(crate) pairs: Vec<Pair>,
 }

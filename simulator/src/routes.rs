@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use domain::{CostCurve, Epoch, Expert, NodeId, Plan};
+use domain::{CostCurve, Epoch, Expert, Layer, NodeId, Plan};
 use policy::routing::{Demand, Hosts, Lease, Policy, Router};
 
 use crate::cluster::Cluster;
@@ -15,13 +15,11 @@ pub(crate) struct Routes {
     experts: usize,
     /// Per layer.
     hosts: Vec<Hosts>,
-    /// `[layer][expert]`, flattened: the leased node.
-    leased: Vec<u16>,
     lease: Lease,
     /// Expert nodes.
     nodes: Vec<NodeId>,
-    /// `[layer][expert]`, flattened: whose turn it is when tokens are split evenly.
-    turns: Vec<u16>,
+    /// Scratch: tokens that each holder is given.
+    given: Vec<(usize, u16)>,
     /// Whether any expert has more than one host.
     replicated: bool,
     router: Router,
@@ -32,15 +30,13 @@ pub(crate) struct Routes {
 impl Routes {
     /// Routes under a first plan.
     pub(crate) fn new(policy: Policy, cluster: &Cluster, plan: Arc<Plan>) -> Self {
-        let slots = cluster.layers() * cluster.experts_per_layer();
         let mut routes = Self {
             policy,
             experts: cluster.experts_per_layer(),
             hosts: Vec::new(),
-            leased: vec![0; slots],
             lease: Lease::first_live(&plan, |_| true),
             nodes: cluster.hosts.iter().map(|host| host.id).collect(),
-            turns: vec![0; slots],
+            given: Vec::new(),
             replicated: false,
             router: Router::new(policy),
             plan: Arc::clone(&plan),
@@ -60,7 +56,7 @@ impl Routes {
             .map(|layer| Hosts::new(self.nodes.len(), layer).expect("the plan passed the checker"))
             .collect();
         self.plan = plan;
-        self.follow(Lease::first_live(&self.plan, |_| true));
+        self.lease = Lease::first_live(&self.plan, |_| true);
     }
 
     /// Renews the lease from what was asked for lately: the tokens of every expert,
@@ -72,29 +68,15 @@ impl Routes {
         backlog_ns: &[u64],
         curves: &[CostCurve],
     ) {
-        if !self.replicated || self.policy == Policy::EvenSplit {
+        if !self.replicated {
             return;
         }
         let demand =
             Demand { plan: &self.plan, nodes: &self.nodes, tokens, runs, curves, backlog_ns };
         let renewed = self.lease.renewed(&demand, &mut self.router);
         if let Some(lease) = renewed.expect("the demand is for this plan and these nodes") {
-            self.follow(lease);
+            self.lease = lease;
         }
-    }
-
-    fn follow(&mut self, lease: Lease) {
-        let plan = &self.plan;
-        let slots = plan
-            .moe_layers()
-            .iter()
-            .flat_map(|&layer| (0..plan.experts()).map(move |expert| (layer, Expert(expert))));
-        for (slot, (layer, expert)) in slots.enumerate() {
-            let node =
-                lease.node(layer, expert).expect("every expert of a checked plan has a host");
-            self.leased[slot] = u16::try_from(node.0).expect("nodes are counted in u16");
-        }
-        self.lease = lease;
     }
 
     /// The serving plan.
@@ -113,8 +95,7 @@ impl Routes {
         self.replicated && self.policy != Policy::EvenSplit
     }
 
-    /// The nodes that run `tokens` tokens of an expert: the leased one or, for even split, all of its
-    /// hosts, in turn.
+    /// The nodes that run `tokens` tokens of an expert: its holders, in turn.
     pub(crate) fn split(
         &mut self,
         layer: u16,
@@ -122,18 +103,15 @@ impl Routes {
         tokens: u16,
         mut send: impl FnMut(usize, u16),
     ) {
-        let slot = usize::from(layer) * self.experts + usize::from(expert);
-        if !self.replicated || self.policy != Policy::EvenSplit {
-            return send(usize::from(self.leased[slot]), tokens);
+        for _ in 0..tokens {
+            let node = self.lease.next(Layer(layer), Expert(expert));
+            let node = node.expect("every expert of a checked plan has a host").0 as usize;
+            match self.given.iter_mut().find(|(given, _)| *given == node) {
+                Some((_, tokens)) => *tokens += 1,
+                None => self.given.push((node, 1)),
+            }
         }
-        let hosts = self.hosts[usize::from(layer)].of(usize::from(expert));
-        let count = u16::try_from(hosts.len()).expect("nodes are counted in u16");
-        let turn = &mut self.turns[slot];
-        for share in 0..count.min(tokens) {
-            let node = hosts[usize::from(*turn % count)];
-            *turn = (*turn + 1) % count;
-            send(usize::from(node), tokens / count + u16::from(share < tokens % count));
-        }
+        self.given.drain(..).for_each(|(node, tokens)| send(node, tokens));
     }
 
     /// The hosts of a layer's experts, and the router to choose among them.
@@ -143,10 +121,11 @@ impl Routes {
 
     /// A leased node that does not hold its expert: (layer, expert, node).
     pub(crate) fn astray(&self) -> Option<(usize, usize, usize)> {
-        let slots = self.leased.iter().enumerate();
-        let mut slots = slots.map(|(slot, &node)| (slot / self.experts, slot % self.experts, node));
-        let astray =
-            slots.find(|&(layer, expert, node)| !self.hosts[layer].of(expert).contains(&node));
-        astray.map(|(layer, expert, node)| (layer, expert, usize::from(node)))
+        let slots = self.lease.holders().zip(self.plan.table()).enumerate();
+        let mut astray = slots.filter_map(|(slot, (mut holders, replicas))| {
+            let holder = holders.find(|holder| !replicas.contains(&holder.node))?;
+            Some((slot / self.experts, slot % self.experts, holder.node.0 as usize))
+        });
+        astray.next()
     }
 }

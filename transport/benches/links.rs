@@ -109,6 +109,7 @@ fn dispatch(rows: &Bytes) -> Frame {
         layer: Layer(1),
         pairs: (0..count).map(pair).collect(),
         rows: rows.clone(),
+        behind: Vec::new(),
     })
 }
 

@@ -10,24 +10,24 @@ use super::{Asked, AttentionEngine, Turn};
 use crate::sequence::Next;
 
 impl AttentionEngine {
-    /// Picks a stage and runs it; whether there was anything to do.
-    pub(super) fn run(&mut self) -> bool {
+    /// Picks a stage and runs it.
+    pub(super) fn run(&mut self) -> Turn {
         let mut picked = std::mem::take(&mut self.buffers.picked);
         let turn = self.ready.pick(self.now_ns(), &mut picked);
         match turn {
-            Some(Turn::Run(stage)) if stage == self.head() => self.run_head(&picked),
-            Some(Turn::Run(stage)) => self.run_layer(stage, &picked),
-            Some(Turn::Empty(_)) => self.send_empty_step(),
-            None => {}
+            Turn::Run(stage) if stage == self.head() => self.run_head(&picked),
+            Turn::Run(stage) => self.run_layer(stage, &picked),
+            Turn::Empty(_) => self.send_empty_step(),
+            Turn::Hold { .. } | Turn::Rest => {}
         }
         self.buffers.picked = picked;
-        turn.is_some()
+        turn
     }
 
     /// Lockstep mode: takes part in a step without having anything for it.
     fn send_empty_step(&mut self) {
         for layer in self.half.spec().shape().moe_layers {
-            self.experts.flush(layer, self.ready.step());
+            self.flush(layer, self.ready.step());
         }
     }
 
@@ -40,6 +40,7 @@ impl AttentionEngine {
         if kind == LayerKind::Moe {
             self.route(layer, picked, &residual);
             Pace::hold(began + self.pace.layer(self.buffers.rows.len()));
+            self.ready.leave(stage, self.buffers.rows.len());
             self.send(layer, picked);
         }
         // The experts are at work meanwhile.
@@ -48,6 +49,7 @@ impl AttentionEngine {
         self.buffers.residual = residual;
         let rows = self.buffers.rows.len();
         let took = began.elapsed();
+        self.ready.ran(took);
         self.joints.metrics.ran_layer(picked.len(), rows, took);
         self.work.add(rows, 0, took, 0);
         if kind == LayerKind::Dense {
@@ -125,7 +127,7 @@ impl AttentionEngine {
             self.asked = Some(Asked { own, spans: picked.to_vec() });
         } else {
             self.add(picked.iter().copied());
-            self.experts.flush(layer, self.ready.step());
+            self.flush(layer, self.ready.step());
         }
     }
 
@@ -148,7 +150,7 @@ impl AttentionEngine {
         // Some may have been cancelled meanwhile.
         let spans: Vec<_> = spans.into_iter().filter(|&key| self.spans.contains(key)).collect();
         self.add(spans.into_iter());
-        self.experts.flush(own.layer, own.step);
+        self.flush(own.layer, own.step);
     }
 
     /// Draws the next token of every picked span.

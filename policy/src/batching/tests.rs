@@ -23,6 +23,16 @@ fn rival(rule: Rule) -> Tuning {
     Tuning { rule, age_guard_ms: 10, ..Tuning::default() }
 }
 
+impl Batcher {
+    /// The queue to run next, where nothing is held.
+    fn pick(&mut self, now_ns: u64) -> Option<Pick> {
+        match self.decide(now_ns) {
+            Decision::Run(pick) => Some(pick),
+            Decision::Hold { .. } | Decision::Rest => None,
+        }
+    }
+}
+
 fn picked(mut batcher: Batcher) -> Option<(usize, usize)> {
     batcher.pick(NOW).map(|pick| (pick.stage, pick.group))
 }
@@ -124,4 +134,85 @@ fn a_digest_says_what_comes_to_one_expert_node() {
     // Layer 0: 6 rows of 2 experts and nothing from the last layer; layer 1: 6 pairs of others from layer 0;
     // layer 2: 1 row of 2 and 4 pairs. The LM head's rows come to no expert.
     assert_eq!(pairs_coming(&digest, own, 2, 2).collect::<Vec<_>>(), [6, 3, 3]);
+}
+
+/// Stage 0 has 4 tokens with 2 behind them, stage 1 has 1 token; a run takes 10 µs.
+fn held() -> Batcher {
+    let mut batcher = batcher(defrag(1, 0.5), &[&[4], &[1], &[0]]);
+    (0..100).for_each(|_| batcher.ran(10_000));
+    batcher.follow(0, 2);
+    batcher
+}
+
+#[test]
+fn a_queue_is_held_while_tokens_are_right_behind_it() {
+    let mut batcher = held();
+    assert_eq!(batcher.pick(NOW).map(|pick| pick.stage), Some(1), "stage 0 waits for 2 more");
+    batcher.set(1, 0, 0, 0);
+    let Decision::Hold { until_ns } = batcher.decide(NOW) else { panic!("nothing else waits") };
+    assert!((9_000..=10_000).contains(&(until_ns - NOW)), "as long as a run takes");
+    assert_eq!(batcher.decide(NOW + 1), Decision::Hold { until_ns }, "patience does not grow");
+    batcher.set(0, 0, 6, NOW);
+    batcher.follow(0, 0);
+    assert_eq!(batcher.pick(NOW + 2).map(|pick| pick.stage), Some(0), "they came");
+}
+
+#[test]
+fn a_full_queue_waits_for_nobody() {
+    let mut batcher = held();
+    batcher.tuning.drain_max = 4;
+    assert_eq!(batcher.pick(NOW).map(|pick| pick.stage), Some(0));
+}
+
+#[test]
+fn patience_ends_and_shrinks_and_grows_again() {
+    let mut batcher = held();
+    batcher.set(1, 0, 0, 0);
+    let mut now = NOW;
+    let mut hold = |batcher: &mut Batcher| {
+        now += MS;
+        let Decision::Hold { until_ns } = batcher.decide(now) else { panic!("more is behind") };
+        let waited = until_ns - now;
+        now = until_ns;
+        (waited, now)
+    };
+    let (first, end) = hold(&mut batcher);
+    assert!(batcher.pick(end).is_some(), "in vain");
+    let (second, end) = hold(&mut batcher);
+    assert_eq!(second, first / 2);
+    assert!(batcher.pick(end).is_some());
+    let (third, end) = hold(&mut batcher);
+    assert_eq!(third, first / 4);
+    batcher.follow(0, 0);
+    assert!(batcher.pick(end).is_some());
+    batcher.follow(0, 1);
+    assert_eq!(hold(&mut batcher).0, second, "the last wait was not in vain");
+}
+
+#[test]
+fn nobody_waits_without_patience_or_tokens() {
+    let mut impatient = batcher(Tuning { hold_runs: 0.0, ..defrag(1, 0.5) }, &[&[4], &[0]]);
+    impatient.ran(10_000);
+    impatient.follow(0, 2);
+    assert_eq!(impatient.pick(NOW).map(|pick| pick.stage), Some(0));
+    impatient.set(0, 0, 0, 0);
+    assert_eq!(impatient.decide(NOW), Decision::Rest);
+    let mut rival = batcher(rival(Rule::MostTokens), &[&[4], &[0]]);
+    rival.ran(10_000);
+    rival.follow(0, 2);
+    assert_eq!(rival.pick(NOW).map(|pick| pick.stage), Some(0), "the papers' rules never wait");
+}
+
+#[test]
+fn rows_behind_are_those_ready_and_those_that_come_back_first() {
+    let told: Vec<u32> = rows_behind(&[3, 0, 5], &[7, 2, 0]).collect();
+    assert_eq!(told, [3, 7, 7]);
+    let mut behind = Behind::new(3);
+    behind.hear(NodeId(1), &told);
+    behind.hear(NodeId(2), &[1, 1, 1, 9]);
+    assert_eq!(behind.rows(), [4, 8, 8]);
+    behind.hear(NodeId(1), &[0, 2]);
+    assert_eq!(behind.rows(), [1, 3, 1], "what it told before is replaced");
+    behind.forget(NodeId(2));
+    assert_eq!(behind.rows(), [0, 2, 0]);
 }

@@ -31,13 +31,10 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// Finds the experts that may be split: none if that is not wanted.
-    pub(super) fn begin(&mut self, instance: &Instance<'_>, wanted: bool) {
+    /// Finds the experts that may be split.
+    pub(super) fn begin(&mut self, instance: &Instance<'_>) {
         let hosts = instance.hosts;
         self.ridges.clear();
-        if !wanted {
-            return;
-        }
         self.ridges.extend(instance.curves.iter().map(domain::CostCurve::ridge));
         self.heavy.clear();
         self.heavy.reserve(hosts.experts());

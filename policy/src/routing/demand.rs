@@ -1,8 +1,8 @@
-//! Makes leases from what was asked for lately: one replica per expert for all that comes until the next lease.
+//! Makes leases from what was asked for lately: who runs all that comes until the next lease.
 
-use domain::{CostCurve, NodeId, Plan};
+use domain::{CostCurve, Holder, NodeId, Plan};
 
-use super::{Hosts, Instance, Lease, NS_MAX, Policy, Router, Unroutable};
+use super::{Hosts, Instance, Lease, NS_MAX, Policy, Router, Share, Unroutable, lease::whole};
 
 /// A new lease has to end this part of the old one's time earlier: after a change the tokens of an
 /// expert wait in two places for a while, and counts of an interval are never quite the same.
@@ -10,8 +10,9 @@ const GAIN: u64 = 20;
 
 /// What a lease is made from.
 ///
-/// An asynchronous cluster has no batch to route, and nobody waits for the others at the end of a
-/// layer; so only a node's time over all layers matters, in an interval like the last one.
+/// An asynchronous cluster has no batch to route; what is known is an interval like the next one. Every
+/// layer is balanced by itself: rows that some nodes are late with come late to the next layer, and
+/// batches fall apart there.
 #[derive(Clone, Copy, Debug)]
 pub struct Demand<'a> {
     /// The plan that serves.
@@ -34,16 +35,23 @@ struct Priced<'a> {
     demand: &'a Demand<'a>,
     /// Per node, what the tokens of an interval cost; none for a policy that counts.
     curves: Vec<CostCurve>,
-    /// Per node, what it costs already.
+    /// Per node, what it costs already, per layer.
     loads: Vec<u64>,
+    /// Whether tokens are counted and not experts.
+    evens: bool,
 }
+
+/// What a node is given beyond others in one layer counts in the next divided by this where times are
+/// known: it decides between equals. Counts are so coarse that it counts whole.
+const CARRY: u64 = 16;
 
 // === impl Lease ===
 
 impl Lease {
-    /// Leases with the router's policy, layer by layer: what a node is given in one layer is its
-    /// backlog in the next. Nothing is split. An expert that nobody asked for goes where least
-    /// would be in its way, and one that none of the nodes holds to nobody.
+    /// Leases with the router's policy, layer by layer. By [`Policy::Time`] an expert that is too hot
+    /// for one node is shared by several, by [`Policy::EvenSplit`] every expert by all its nodes. One
+    /// that nobody asked for goes where least would be in its way, and one that none of the nodes
+    /// holds to nobody.
     ///
     /// # Errors
     /// The lengths do not fit, or there are more nodes than a router can tell apart.
@@ -75,14 +83,16 @@ impl Lease {
 impl<'a> Priced<'a> {
     fn new(demand: &'a Demand<'a>, policy: Policy) -> Self {
         if policy != Policy::Time {
-            return Self { demand, curves: Vec::new(), loads: vec![0; demand.nodes.len()] };
+            let evens = policy == Policy::EvenSplit;
+            return Self { demand, curves: Vec::new(), loads: vec![0; demand.nodes.len()], evens };
         }
         let curves = demand.curves.iter().map(|curve| over_runs(curve, demand.runs)).collect();
-        let mut loads = demand.backlog_ns.to_vec();
+        let layers = demand.plan.moe_layers().len().max(1) as u64;
+        let mut loads: Vec<u64> = demand.backlog_ns.iter().map(|ns| ns / layers).collect();
         if loads.is_empty() {
             loads.resize(demand.nodes.len(), 0);
         }
-        Self { demand, curves, loads }
+        Self { demand, curves, loads, evens: false }
     }
 
     fn route(&self, router: &mut Router) -> Result<Lease, Unroutable> {
@@ -92,6 +102,7 @@ impl<'a> Priced<'a> {
         if tokens.len() != expected {
             return Err(Unroutable::Tokens { expected, found: tokens.len() });
         }
+        let carry = if self.curves.is_empty() { 1 } else { CARRY };
         let mut loads = self.loads.clone();
         let mut leased = Vec::with_capacity(expected);
         let mut replicas = plan.table();
@@ -108,16 +119,23 @@ impl<'a> Priced<'a> {
             };
             let assignment = router.lease(&instance)?;
             let mut hopes = assignment.time_ns().to_vec();
+            let id = |node: u16| nodes[usize::from(node)];
             for expert in 0..experts {
-                let node = match assignment.shares(expert).first() {
-                    Some(share) => Some(share.node),
-                    None => self.idlest(hosts.of(expert), &mut hopes),
-                };
-                leased.push(node.map(|node| nodes[usize::from(node)]));
+                let shares = assignment.shares(expert);
+                let holder = |share: &Share| Holder { node: id(share.node), part: share.tokens };
+                leased.push(if shares.is_empty() {
+                    whole(self.idlest(hosts.of(expert), &mut hopes).map(id))
+                } else {
+                    shares.iter().map(holder).collect()
+                });
             }
-            assignment.time_ns().clone_into(&mut loads);
+            let times = assignment.time_ns();
+            let least = times.iter().min().copied().unwrap_or(0);
+            for ((load, &base), &time) in loads.iter_mut().zip(&self.loads).zip(times) {
+                *load = base + (time - least) / carry;
+            }
         }
-        Ok(Lease::new(plan, leased))
+        Ok(Lease::new(plan, leased.into_iter()))
     }
 
     /// Where an expert that nobody asked for has least before it. It then counts for the others of
@@ -129,25 +147,52 @@ impl<'a> Priced<'a> {
     }
 
     fn cost(&self, node: usize, tokens: u32) -> u64 {
-        self.curves.get(node).map_or(u64::from(tokens > 0), |curve| curve.ns(tokens).min(NS_MAX))
+        match self.curves.get(node) {
+            Some(curve) => curve.ns(tokens).min(NS_MAX),
+            None if self.evens => u64::from(tokens),
+            None => u64::from(tokens > 0),
+        }
     }
 
-    /// When the last node is done under a lease; none if the lease is another plan's, or leaves
-    /// an expert to a node that must not be used though there is one that may.
+    /// What the fullest node takes in every layer under a lease, in all; none if the lease is another
+    /// plan's, or leaves an expert to a node that must not be used though there is one that may.
     fn time(&self, lease: &Lease) -> Option<u64> {
         let Demand { plan, nodes, tokens, .. } = *self.demand;
         if lease.epoch() != plan.epoch() {
             return None;
         }
-        let mut loads = self.loads.clone();
-        for ((replicas, leased), &tokens) in plan.table().zip(lease.nodes()).zip(tokens) {
-            match leased.and_then(|leased| nodes.binary_search(&leased).ok()) {
-                Some(node) => loads[node] = loads[node].saturating_add(self.cost(node, tokens)),
-                None if !replicas.iter().any(|id| nodes.binary_search(id).is_ok()) => {}
-                None => return None,
+        let experts = usize::from(plan.experts()).max(1);
+        let mut slots = plan.table().zip(lease.holders());
+        let mut sum = 0_u64;
+        for tokens in tokens.chunks(experts) {
+            let mut loads = self.loads.clone();
+            for (&tokens, (replicas, holders)) in tokens.iter().zip(slots.by_ref()) {
+                if replicas.iter().any(|id| nodes.binary_search(id).is_ok()) {
+                    self.load(holders, tokens, &mut loads)?;
+                }
             }
+            sum = sum.saturating_add(loads.into_iter().max().unwrap_or(0));
         }
-        loads.into_iter().max()
+        Some(sum)
+    }
+
+    /// Adds an expert's tokens to the loads of its holders; none if it has no holder, or one that must
+    /// not be used.
+    fn load(
+        &self,
+        holders: impl Iterator<Item = Holder>,
+        tokens: u32,
+        loads: &mut [u64],
+    ) -> Option<()> {
+        let mut held = false;
+        for holder in holders {
+            held = true;
+            let node = self.demand.nodes.binary_search(&holder.node).ok()?;
+            let tokens = u64::from(tokens) * u64::from(holder.part) / u64::from(u32::MAX);
+            let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+            loads[node] = loads[node].saturating_add(self.cost(node, tokens));
+        }
+        held.then_some(())
     }
 }
 

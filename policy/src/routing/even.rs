@@ -23,14 +23,3 @@ pub(super) fn split(board: &mut Board, instance: &Instance<'_>) {
         }
     }
 }
-
-/// Gives each expert's tokens to one of its replicas, which differs from expert to expert.
-pub(super) fn spread(board: &mut Board, instance: &Instance<'_>) {
-    board.clear(instance, Measure::Count);
-    for (expert, &tokens) in instance.tokens.iter().enumerate() {
-        let replicas = instance.hosts.replicas(expert);
-        if tokens > 0 && !replicas.is_empty() {
-            board.set_part(replicas.start + expert % replicas.len(), tokens);
-        }
-    }
-}

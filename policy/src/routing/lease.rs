@@ -1,17 +1,31 @@
-//! A lease names one active replica per (layer, expert), for attention nodes to look up.
+//! A lease names who runs each (layer, expert), for attention nodes to look up.
 
-use domain::{Epoch, Expert, Layer, Leased, NodeId, Plan};
+use domain::{Epoch, Expert, Holder, Layer, Leased, NodeId, Plan};
 
-/// The active replica of every (layer, expert) under one plan.
+/// Who runs every (layer, expert) under one plan, and whose turn it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     epoch: Epoch,
-    /// Row of each layer in `nodes`; none for a layer without experts.
+    /// Row of each layer in `starts`; none for a layer without experts.
     rows: Vec<Option<usize>>,
     experts: usize,
-    /// `[moe layer][expert]`, flattened; none where no replica is alive.
-    nodes: Vec<Option<NodeId>>,
+    /// `[moe layer][expert]`, flattened: where its shares begin, and where the last one's end.
+    starts: Vec<u32>,
+    shares: Vec<Portion>,
+    /// `[moe layer][expert]`, flattened: the draw of the last token.
+    draws: Vec<u32>,
 }
+
+/// A holder and the draws that are its own: those up to `last` that are not the holder's before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Portion {
+    node: NodeId,
+    last: u32,
+}
+
+/// Multiples of 2³² divided by the golden ratio fall evenly on 2³² however few are taken, so that
+/// holders get their parts of any number of tokens.
+const GOLDEN: u32 = 0x9E37_79B9;
 
 impl Lease {
     /// Leases the first live replica of every expert, in ascending node order.
@@ -19,30 +33,44 @@ impl Lease {
     /// All attention nodes that see the same plan and the same live nodes agree on the result, so
     /// an expert's tokens meet in one queue instead of being spread over its replicas.
     pub fn first_live(plan: &Plan, alive: impl Fn(NodeId) -> bool) -> Self {
-        let live = |replicas: &[NodeId]| replicas.iter().copied().find(|&node| alive(node));
-        Self::new(plan, plan.table().map(live).collect())
+        let live = |&node: &NodeId| alive(node);
+        Self::new(plan, plan.table().map(|replicas| whole(replicas.iter().copied().find(live))))
     }
 
-    /// Leases the replica that the coordinator advises, and the first live one where that is not
-    /// alive or is none of the expert's replicas. Advice for another plan is not followed.
+    /// Leases as the coordinator advises, to those who are alive and hold the expert, and to the first
+    /// live replica where none of them is. Advice for another plan is not followed.
     pub fn advised(plan: &Plan, advice: &Leased, alive: impl Fn(NodeId) -> bool) -> Self {
-        let nodes: &[NodeId] = if advice.epoch == plan.epoch() { &advice.nodes } else { &[] };
+        let advised: &[Vec<Holder>] =
+            if advice.epoch == plan.epoch() { &advice.holders } else { &[] };
         let choose = |(slot, replicas): (usize, &[NodeId])| {
-            let advised = nodes.get(slot).filter(|node| replicas.contains(node));
-            let mut wanted = advised.into_iter().chain(replicas);
-            wanted.find(|&&node| alive(node)).copied()
+            let usable = |holder: &Holder| {
+                holder.part > 0 && replicas.contains(&holder.node) && alive(holder.node)
+            };
+            let holders = advised.get(slot).into_iter().flatten().copied();
+            let mut holders: Vec<Holder> = holders.filter(usable).collect();
+            if holders.is_empty() {
+                holders = whole(replicas.iter().copied().find(|&node| alive(node)));
+            }
+            holders
         };
-        Self::new(plan, plan.table().enumerate().map(choose).collect())
+        Self::new(plan, plan.table().enumerate().map(choose))
     }
 
-    /// A lease from its table, `[moe layer][expert]`.
-    pub(super) fn new(plan: &Plan, nodes: Vec<Option<NodeId>>) -> Self {
+    /// A lease from the holders of every expert, `[moe layer][expert]`.
+    pub(super) fn new(plan: &Plan, slots: impl Iterator<Item = Vec<Holder>>) -> Self {
         let mut rows = Vec::new();
         for (row, layer) in plan.moe_layers().iter().enumerate() {
             rows.resize(layer.index(), None);
             rows.push(Some(row));
         }
-        Self { epoch: plan.epoch(), rows, experts: usize::from(plan.experts()), nodes }
+        let (mut starts, mut shares) = (vec![0], Vec::new());
+        for holders in slots {
+            share(&holders, &mut shares);
+            starts.push(u32::try_from(shares.len()).expect("replicas are counted in u32"));
+        }
+        let experts = usize::from(plan.experts());
+        let draws = vec![0; starts.len() - 1];
+        Self { epoch: plan.epoch(), rows, experts, starts, shares, draws }
     }
 
     /// The plan whose replicas these are.
@@ -51,24 +79,60 @@ impl Lease {
         self.epoch
     }
 
-    /// The node that runs `expert` of `layer`; none if no replica is alive.
-    #[must_use]
-    pub fn node(&self, layer: Layer, expert: Expert) -> Option<NodeId> {
+    /// The node that runs the next token of `expert` of `layer`; none if no replica is alive.
+    pub fn next(&mut self, layer: Layer, expert: Expert) -> Option<NodeId> {
         let row = self.rows.get(layer.index()).copied().flatten()?;
         debug_assert!(expert.index() < self.experts, "{expert} is not of this model");
-        self.nodes[row * self.experts + expert.index()]
+        let slot = row * self.experts + expert.index();
+        match self.shares(slot) {
+            [] => None,
+            [only] => Some(only.node),
+            _ => {
+                let draw = self.draws[slot].wrapping_add(GOLDEN);
+                self.draws[slot] = draw;
+                self.shares(slot).iter().find(|share| draw <= share.last).map(|share| share.node)
+            }
+        }
     }
 
-    /// The nodes in the order `[moe layer][expert]`.
-    pub fn nodes(&self) -> impl Iterator<Item = Option<NodeId>> + '_ {
-        self.nodes.iter().copied()
+    fn shares(&self, slot: usize) -> &[Portion] {
+        &self.shares[self.starts[slot] as usize..self.starts[slot + 1] as usize]
     }
 
-    /// The lease as advice to those who follow [`Lease::advised`]. Where it names nobody, the advice
-    /// names somebody who is of no use.
+    /// The holders of every expert, `[moe layer][expert]`.
+    pub fn holders(&self) -> impl Iterator<Item = impl Iterator<Item = Holder> + '_> + '_ {
+        (0..self.starts.len() - 1).map(|slot| {
+            let shares = self.shares(slot);
+            let before = std::iter::once(0).chain(shares.iter().map(|share| share.last));
+            let holder = |(share, before): (&Portion, u32)| Holder {
+                node: share.node,
+                part: share.last - before,
+            };
+            shares.iter().zip(before).map(holder)
+        })
+    }
+
+    /// The lease as advice to those who follow [`Lease::advised`].
     #[must_use]
     pub fn advice(&self) -> Leased {
-        Leased { epoch: self.epoch, nodes: self.nodes().map(Option::unwrap_or_default).collect() }
+        Leased { epoch: self.epoch, holders: self.holders().map(Iterator::collect).collect() }
+    }
+}
+
+/// One holder for all tokens, or nobody.
+pub(super) fn whole(node: Option<NodeId>) -> Vec<Holder> {
+    node.into_iter().map(|node| Holder { node, part: 1 }).collect()
+}
+
+/// Divides the draws among holders by their parts.
+fn share(holders: &[Holder], shares: &mut Vec<Portion>) {
+    let all: u64 = holders.iter().map(|holder| u64::from(holder.part)).sum();
+    let mut given = 0_u64;
+    for holder in holders {
+        given += u64::from(holder.part);
+        // The last one gets u32::MAX, and with it every draw that is left.
+        let last = u64::from(u32::MAX) * given / all.max(1);
+        shares.push(Portion { node: holder.node, last: u32::try_from(last).unwrap_or(u32::MAX) });
     }
 }
 
@@ -78,8 +142,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn leases_the_first_live_replica() {
+    /// Layers 1 and 3 of two experts, which these nodes hold.
+    fn plan(table: [&[u32]; 4]) -> Plan {
         let shape = ModelShape {
             layers: 4,
             moe_layers: vec![Layer(1), Layer(3)],
@@ -90,25 +154,58 @@ mod tests {
             vocab: 1,
             positions_max: 1,
         };
-        let node = |ids: &[u32]| ids.iter().map(|&id| NodeId(id)).collect::<Vec<_>>();
-        let table = vec![node(&[1, 2]), node(&[2]), node(&[3]), node(&[1, 3])];
-        let plan = Plan::new(Epoch(1), None, &shape, table).unwrap();
-        let lease = Lease::first_live(&plan, |node| node != NodeId(1));
-        let leased = |layer, expert| lease.node(Layer(layer), Expert(expert)).map(|node| node.0);
+        let nodes = |ids: &[u32]| ids.iter().map(|&id| NodeId(id)).collect();
+        Plan::new(Epoch(1), None, &shape, table.map(nodes).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn leases_the_first_live_replica() {
+        let plan = plan([&[1, 2], &[2], &[3], &[1, 3]]);
+        let mut lease = Lease::first_live(&plan, |node| node != NodeId(1));
+        let mut leased =
+            |layer, expert| lease.next(Layer(layer), Expert(expert)).map(|node| node.0);
         assert_eq!(
             [leased(1, 0), leased(1, 1), leased(3, 0), leased(3, 1)],
             [2, 2, 3, 3].map(Some)
         );
         assert_eq!(leased(0, 0), None, "a dense layer has no experts");
-        let none = Lease::first_live(&plan, |_| false);
-        assert_eq!(none.node(Layer(1), Expert(0)), None);
-        let advice = |epoch| Leased { epoch: Epoch(epoch), nodes: node(&[2, 1, 3, 3]) };
-        let leased = |lease: &Lease| lease.nodes().flatten().map(|node| node.0).collect();
+        let mut none = Lease::first_live(&plan, |_| false);
+        assert_eq!(none.next(Layer(1), Expert(0)), None);
+        let holders = [2, 1, 3, 3].map(|id| whole(Some(NodeId(id))));
+        let advice = |epoch| Leased { epoch: Epoch(epoch), holders: holders.to_vec() };
+        let leased =
+            |lease: &Lease| lease.holders().flatten().map(|holder| holder.node.0).collect();
         let lease: Vec<_> = leased(&Lease::advised(&plan, &advice(1), |_| true));
         assert_eq!(lease, [2, 2, 3, 3], "node 1 has no replica of the second");
         let lease: Vec<_> = leased(&Lease::advised(&plan, &advice(1), |node| node != NodeId(2)));
         assert_eq!(lease, [1, 3, 3], "node 2 is not alive");
         let lease: Vec<_> = leased(&Lease::advised(&plan, &advice(2), |_| true));
         assert_eq!(lease, [1, 2, 3, 1], "another plan's advice");
+    }
+
+    #[test]
+    fn holders_get_their_parts_of_any_number_of_tokens() {
+        let plan = plan([&[1, 2, 3], &[2], &[3], &[1]]);
+        let part = |node, part| Holder { node: NodeId(node), part };
+        let mut holders = vec![vec![part(1, 3), part(2, 6), part(3, 1)]];
+        holders.extend([2, 3, 1].map(|id| whole(Some(NodeId(id)))));
+        let advice = Leased { epoch: Epoch(1), holders };
+        let mut lease = Lease::advised(&plan, &advice, |_| true);
+        for tokens in [10, 100] {
+            let mut got = [0; 3];
+            for _ in 0..tokens {
+                let node = lease.next(Layer(1), Expert(0)).unwrap();
+                got[node.0 as usize - 1] += 1;
+            }
+            let near = |node: usize, part: i32| (got[node] * 10 - part * tokens).abs() <= 10;
+            assert!(near(0, 3) && near(1, 6) && near(2, 1), "of {tokens} tokens: {got:?}");
+        }
+        let mut lease = Lease::advised(&plan, &advice, |node| node != NodeId(2));
+        let nodes: Vec<_> = (0..40).filter_map(|_| lease.next(Layer(1), Expert(0))).collect();
+        let third = nodes.iter().filter(|&&node| node == NodeId(3)).count();
+        assert!(nodes.len() == 40 && third.abs_diff(10) <= 1, "3 to 1, but {third} of 40");
+        let gone = Lease::advised(&plan, &advice, |node| node == NodeId(2));
+        let first: Vec<_> = gone.holders().next().into_iter().flatten().collect();
+        assert_eq!(first, [part(2, u32::MAX)]);
     }
 }

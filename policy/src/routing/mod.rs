@@ -145,30 +145,28 @@ impl Router {
     /// # Errors
     /// The instance's lengths do not fit, or an expert with tokens has no host.
     pub fn route(&mut self, instance: &Instance<'_>) -> Result<&Assignment, Unroutable> {
-        self.decide(instance, Measure::Count, true)
+        self.decide(instance, Measure::Count)
     }
 
-    /// The same for a lease: nothing is split, and what a node has already counts for every
-    /// policy. For one that counts, the instance has no curves and that is a count.
+    /// The same for a lease: what a node has already counts for every policy. For one that counts,
+    /// the instance has no curves and that is a count.
     fn lease(&mut self, instance: &Instance<'_>) -> Result<&Assignment, Unroutable> {
-        self.decide(instance, Measure::Time, false)
+        self.decide(instance, Measure::Time)
     }
 
     fn decide(
         &mut self,
         instance: &Instance<'_>,
         counted: Measure,
-        may_split: bool,
     ) -> Result<&Assignment, Unroutable> {
         instance.check()?;
         let Self { board, search, timed, .. } = self;
         match self.policy {
-            Policy::EvenSplit if may_split => even::split(board, instance),
-            Policy::EvenSplit => even::spread(board, instance),
+            Policy::EvenSplit => even::split(board, instance),
             Policy::Metro => count::metro(board, instance, counted),
             Policy::Aebs => count::aebs(board, instance, counted),
             Policy::Exact => count::exact(board, search, instance, counted),
-            Policy::Time => timed.place(board, search, instance, may_split),
+            Policy::Time => timed.place(board, search, instance),
         }
         self.assignment.fill(instance, self.board.parts());
         Ok(&self.assignment)

@@ -34,11 +34,10 @@ impl Timed {
         board: &mut Board,
         search: &mut Search,
         instance: &Instance<'_>,
-        may_split: bool,
     ) {
         board.clear(instance, Measure::Time);
         greedy::place(board, instance, self.order.costliest_first(board, instance));
-        self.cuts.begin(instance, may_split);
+        self.cuts.begin(instance);
         self.improve(board, search, instance);
         count::metro(&mut self.rival, instance, Measure::Count);
         self.outdo_rival(board, search, instance);

@@ -239,9 +239,15 @@ pub struct Guidance {
 pub struct Lease {
     #[prost(uint64, tag = "1")]
     pub epoch: u64,
-    /// Row-major \[moe layer\]\[expert\].
+    /// Row-major \[moe layer\]\[expert\]: how many nodes share the expert. Empty if it is one everywhere.
+    #[prost(uint32, repeated, tag = "3")]
+    pub counts: ::prost::alloc::vec::Vec<u32>,
+    /// The nodes, expert by expert.
     #[prost(uint32, repeated, tag = "2")]
     pub nodes: ::prost::alloc::vec::Vec<u32>,
+    /// Their parts of the expert's tokens, in relation to each other. Empty if counts is.
+    #[prost(uint32, repeated, tag = "4")]
+    pub parts: ::prost::alloc::vec::Vec<u32>,
 }
 /// What waits per layer, over all nodes that reported lately.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -677,6 +683,9 @@ pub struct Dispatch {
     /// Rows, one after the other, bf16 or f32 by the cluster's numerics.
     #[prost(bytes = "bytes", tag = "5")]
     pub rows: ::prost::bytes::Bytes,
+    /// Asynchronous mode: rows of the sender that come to the experts of each decoder layer next.
+    #[prost(uint32, repeated, tag = "6")]
+    pub behind: ::prost::alloc::vec::Vec<u32>,
 }
 /// Expert → attention: finished (row, expert) results, already scaled by their gate weight.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

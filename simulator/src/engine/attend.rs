@@ -1,5 +1,7 @@
 //! What attention nodes do: run a stage, dispatch rows to experts, merge what comes back, draw tokens.
 
+use std::rc::Rc;
+
 use super::{Engine, compute::scaled};
 use crate::{
     agenda::Event,
@@ -64,8 +66,10 @@ impl Engine<'_> {
         let node = usize::from(home);
         let together = !self.gathers.is_empty() && self.routes.decides_together();
         let mut spans = std::mem::take(&mut self.devices[device].spans);
+        let mut rows_all = 0;
         for &at in &spans {
             let rows = self.choose(at, layer);
+            rows_all += rows;
             let chosen = std::mem::take(&mut self.scratch.chosen);
             for &(expert, tokens) in &chosen {
                 let pair = Pair { since_ns: 0, span: at, expert, tokens };
@@ -80,6 +84,7 @@ impl Engine<'_> {
         spans.clear();
         self.devices[device].spans = spans;
         if self.gathers.is_empty() {
+            self.leave(node, layer.into(), rows_all);
             self.send_touched(home, layer);
         } else {
             self.end_turn(node, usize::from(stream), together);
@@ -131,6 +136,23 @@ impl Engine<'_> {
         rows
     }
 
+    /// Async: rows are away with a layer's experts.
+    fn leave(&mut self, home: usize, layer: usize, rows: u32) {
+        self.attention[home].away[layer] += rows;
+        self.follow_away(home, layer);
+    }
+
+    /// Async: rows have all their outputs of a layer.
+    fn come_back(&mut self, home: usize, layer: usize, rows: u32) {
+        self.attention[home].away[layer] -= rows;
+        self.follow_away(home, layer);
+    }
+
+    fn follow_away(&mut self, home: usize, layer: usize) {
+        let node = &self.attention[home];
+        self.devices[node.device].follow_attention(layer + 1, node.away[layer].into());
+    }
+
     /// Async: sends what was added for the nodes that got any.
     fn send_touched(&mut self, home: u16, layer: u16) {
         let mut touched = std::mem::take(&mut self.scratch.touched);
@@ -138,40 +160,35 @@ impl Engine<'_> {
         // Every sender begins elsewhere, so that not all send to the first node first.
         let first = touched.partition_point(|&node| node < usize::from(home));
         let load = Load::Dispatch { layer, home, turn: 0, stream: 0 };
+        let behind = self.attention[usize::from(home)].rows_behind();
         for &node in touched[first..].iter().chain(&touched[..first]) {
-            self.send_outgoing(home, node, load);
+            self.send_outgoing(home, node, load, Some(Rc::clone(&behind)));
         }
         touched.clear();
         self.scratch.touched = touched;
     }
 
     /// Sends what was added for an expert node.
-    pub(super) fn send_outgoing(&mut self, home: u16, node: usize, load: Load) {
+    pub(super) fn send_outgoing(
+        &mut self,
+        home: u16,
+        node: usize,
+        load: Load,
+        behind: Option<Rc<[u32]>>,
+    ) {
         let empty = self.messages.buffer();
         let row_bytes = self.cluster.costs.row_bytes;
         let (pairs, bytes) = self.scratch.outgoing[node].take(empty, row_bytes);
         let from = self.attention[usize::from(home)].device;
-        self.send(from, self.experts[node].device, bytes, load, pairs);
+        let (from, to) = (narrow(from), narrow(self.experts[node].device));
+        self.send(Message { from, to, bytes, load, behind, pairs });
     }
 
     /// Puts a message on its way. What stays on a device is there at once.
-    pub(super) fn send(
-        &mut self,
-        from: usize,
-        to: usize,
-        bytes: u64,
-        load: Load,
-        pairs: Vec<Pair>,
-    ) {
+    pub(super) fn send(&mut self, message: Message) {
         let now_ns = self.agenda.now_ns();
-        let narrow = |device: usize| u16::try_from(device).expect("devices are counted in u16");
-        let message = self.messages.insert(Message {
-            from: narrow(from),
-            to: narrow(to),
-            bytes,
-            load,
-            pairs,
-        });
+        let (from, to, bytes) = (message.from.into(), message.to.into(), message.bytes);
+        let message = self.messages.insert(message);
         if from == to {
             self.agenda.note(now_ns, Event::Received(message));
         } else {
@@ -185,7 +202,10 @@ impl Engine<'_> {
         let device = usize::from(message.to);
         self.scratch.awake.push(device);
         match message.load {
-            Load::Dispatch { .. } => self.enqueue(device, message.load, &message.pairs)?,
+            Load::Dispatch { home, .. } => {
+                self.heed(device, home, message.behind);
+                self.enqueue(device, message.load, &message.pairs)?;
+            }
             Load::Outputs => self.merge(&message.pairs)?,
         }
         self.messages.recycle(message.pairs);
@@ -218,6 +238,7 @@ impl Engine<'_> {
             return Ok(());
         }
         let next = usize::from(span.layer) + 1;
+        self.come_back(home, next - 1, span.rows);
         if next == self.cluster.layers() && !self.needs_head(at) {
             return self.end_chunk(at);
         }
@@ -276,4 +297,9 @@ impl Engine<'_> {
         }
         Ok(())
     }
+}
+
+/// A device's number as messages name it.
+pub(super) fn narrow(device: usize) -> u16 {
+    u16::try_from(device).expect("devices are counted in u16")
 }

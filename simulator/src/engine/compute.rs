@@ -3,7 +3,7 @@
 use super::Engine;
 use crate::{
     agenda::Event,
-    device::Job,
+    device::{Job, Next},
     judge::Violation,
     meter::{Kind, Ran},
 };
@@ -18,7 +18,14 @@ impl Engine<'_> {
             self.begin_steps(usize::from(node));
         }
         let now_ns = self.agenda.now_ns();
-        let Some((job, queue)) = self.devices[device].pick(now_ns) else { return };
+        let number = u16::try_from(device).expect("devices are counted in u16");
+        let next = self.devices[device].decide(now_ns);
+        self.devices[device].holds = matches!(next, Next::Hold { .. });
+        let (job, queue) = match next {
+            Next::Run { job, waiting } => (job, waiting),
+            Next::Hold { until_ns } => return self.agenda.note(until_ns, Event::Waited(number)),
+            Next::Rest => return,
+        };
         self.devices[device].running = Some(job);
         let (kind, layer, batch, ns) = match job {
             Job::Attend { layer, stream } => {
@@ -43,8 +50,8 @@ impl Engine<'_> {
         let end_ns = now_ns + ns;
         let queue = queue.max(batch);
         self.meter.ran(Ran { device, kind, layer, batch, queue, begin_ns: now_ns, end_ns });
-        let device = u16::try_from(device).expect("devices are counted in u16");
-        self.agenda.note(end_ns, Event::Finished(device));
+        self.devices[device].ran(ns);
+        self.agenda.note(end_ns, Event::Finished(number));
     }
 
     pub(super) fn finish(&mut self, device: usize) -> Result<(), Violation> {

@@ -1,10 +1,14 @@
 //! What expert nodes do: queue pairs, run them, send the outputs back.
 
-use super::{Engine, compute::scaled};
+use std::rc::Rc;
+
+use domain::NodeId;
+
+use super::{Engine, attend::narrow, compute::scaled};
 use crate::{
     device::Job,
     judge::Violation,
-    messages::{Load, output_bytes},
+    messages::{Load, Message, output_bytes},
     spans::Pair,
     spec::Queues,
 };
@@ -29,6 +33,16 @@ impl Engine<'_> {
         waiting.barrier.arrive(home.into(), turn);
         self.pass(node, usize::from(stream));
         Ok(())
+    }
+
+    /// Async: an attention node tells where its rows are.
+    pub(super) fn heed(&mut self, device: usize, home: u16, behind: Option<Rc<[u32]>>) {
+        let (Some(node), Some(behind)) = (self.devices[device].part.expert, behind) else { return };
+        let all = &mut self.experts[usize::from(node)].behind;
+        all.hear(NodeId(u32::from(home)), &behind);
+        for (layer, &rows) in all.rows().iter().enumerate() {
+            self.devices[device].follow_experts(layer, rows);
+        }
     }
 
     /// Async: appends pairs to the queues of their layer.
@@ -141,7 +155,14 @@ impl Engine<'_> {
             let empty = self.messages.buffer();
             let replies = std::mem::replace(&mut self.scratch.replies[home], empty);
             let bytes = output_bytes(&replies, self.cluster.costs.row_bytes);
-            self.send(device, self.attention[home].device, bytes, Load::Outputs, replies);
+            self.send(Message {
+                from: narrow(device),
+                to: narrow(self.attention[home].device),
+                bytes,
+                load: Load::Outputs,
+                behind: None,
+                pairs: replies,
+            });
         }
         homes.clear();
         self.scratch.touched = homes;

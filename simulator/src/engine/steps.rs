@@ -101,7 +101,7 @@ impl Engine<'_> {
         let count = self.experts.len();
         // Every sender begins elsewhere, so that not all send to the first node first.
         for step in 0..count {
-            self.send_outgoing(home, (node + step) % count, load);
+            self.send_outgoing(home, (node + step) % count, load, None);
         }
         self.scratch.touched.clear();
     }

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::scenario::Scenario;
+use crate::{
+    messages::{Load, Message},
+    scenario::Scenario,
+};
 
 /// AMoE's step times, so that every time can be worked out by hand: 2.7 ms of attention and 0.8 ms
 /// an expert up to 128 tokens; the head is free, a row has 8192 bytes.
@@ -93,12 +96,14 @@ fn chunks_of_a_prompt_go_through_the_layers_and_the_last_gives_a_token() {
     assert_eq!(super::tests::outcome(&lockstep).tokens_total, outcome.tokens_total);
 }
 
-/// 4 attention nodes and 4 expert nodes with more than enough to do.
+/// 4 attention nodes and 4 expert nodes with more than enough to do, which wait for nothing, as the
+/// paper's.
 fn busy(schedule: &str, skew: &str) -> Run {
     let mut run = run(&format!(
         "schedule = \"{schedule}\"\nduration_s = 6.0\nbin_s = 1.0\nnodes = {{ attention = 4, expert = 4 }}\n\
          bounds = {{ sequences_max = 4000, kv_tokens = 134217728 }}\n\
-         batching.attention = {{ age_guard_ms = 5000 }}\nbatching.expert = {{ age_guard_ms = 5000 }}\n\
+         batching.attention = {{ age_guard_ms = 5000, hold_runs = 0 }}\n\
+         batching.expert = {{ age_guard_ms = 5000, hold_runs = 0 }}\n\
          workload = {{ kind = \"closed\", in_flight = 4000, lengths = \"medium\" }}"
     ));
     run.hardware.layers = Some(4);
@@ -192,9 +197,9 @@ fn an_output_that_comes_twice_ends_the_run() {
         if let (false, Event::Finished(1)) = (twice, event) {
             twice = true;
             let message = engine.messages.iter().next().unwrap();
-            let (from, to, bytes) = (message.from.into(), message.to.into(), message.bytes);
-            let pairs = message.pairs.clone();
-            engine.send(from, to, bytes, crate::messages::Load::Outputs, pairs);
+            let (from, to, bytes) = (message.from, message.to, message.bytes);
+            let (load, pairs) = (Load::Outputs, message.pairs.clone());
+            engine.send(Message { from, to, bytes, load, behind: None, pairs });
         }
         Some(result)
     });

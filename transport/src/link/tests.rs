@@ -162,6 +162,7 @@ fn dispatch(step: u64, rows: usize) -> Frame {
         layer: Layer(3),
         pairs: vec![],
         rows: Bytes::from(vec![7; rows * ROW_BYTES]),
+        behind: Vec::new(),
     })
 }
 

@@ -22,7 +22,10 @@ fn what_was_wanted_is_leased_and_silent_nodes_get_nothing() {
     world.ready(&["e1", "e2", "a1"], 1);
     assert_eq!(world.epochs(), (1, 0));
     let (e1, e2) = (world.id("e1"), world.id("e2"));
-    let leased = |world: &mut World| world.cluster.advise(world.now).lease.unwrap().nodes.clone();
+    let leased = |world: &mut World| {
+        let lease = world.cluster.advise(world.now).lease.unwrap();
+        lease.holders.iter().flatten().map(|holder| holder.node).collect::<Vec<_>>()
+    };
     let nodes = leased(&mut world);
     assert_eq!([e1, e2].map(|id| nodes.iter().filter(|&&node| node == id).count()), [2, 2]);
     let (session, id) = world.nodes["a1"];
