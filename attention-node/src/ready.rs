@@ -25,7 +25,7 @@ struct Entry {
 
 #[derive(Debug)]
 enum Schedule {
-    Async(Batcher),
+    Async(Box<Batcher>),
     Lockstep(Lockstep),
 }
 
@@ -64,7 +64,7 @@ pub(crate) enum Turn {
 impl Ready {
     /// Empty queues for `stages` stages, run asynchronously.
     pub(crate) fn asynchronous(stages: usize, tuning: Tuning) -> Self {
-        let schedule = Schedule::Async(Batcher::new(stages, 1, tuning));
+        let schedule = Schedule::Async(Box::new(Batcher::new(stages, 1, tuning)));
         Self::new(stages, schedule, tuning.drain_max)
     }
 

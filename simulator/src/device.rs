@@ -32,7 +32,7 @@ pub(crate) enum Next {
 #[derive(Debug)]
 pub(crate) enum Work {
     /// By score.
-    Async(Batcher),
+    Async(Box<Batcher>),
     /// First come, first served: the barriers leave nothing to choose.
     Lockstep(VecDeque<Job>),
 }
@@ -70,7 +70,7 @@ impl Device {
             // The circular order of a colocated device: A0, E0, A1, E1, …, head.
             (Some(_), Some(_)) => batcher(2 * layers + 1, 1, batching.attention),
         };
-        Self::new(part, layers, Work::Async(batcher))
+        Self::new(part, layers, Work::Async(Box::new(batcher)))
     }
 
     /// A device of a lockstep run.

@@ -94,6 +94,6 @@ mod tests {
         assert!(again.same_lease && again.lease.is_none());
         assert_eq!(super::guidance(again, guidance), *guidance);
         let none = next_guidance(&nothing, guidance.lease.as_ref());
-        assert_eq!(super::guidance(none, &guidance), nothing);
+        assert_eq!(super::guidance(none, guidance), nothing);
     }
 }
