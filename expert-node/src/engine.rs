@@ -270,10 +270,10 @@ impl ExpertEngine {
 
     /// Tells the batcher what comes to each layer next.
     fn follow(&mut self) {
+        let top_k = u32::try_from(self.shard.half().spec().moe.top_k).unwrap_or(u32::MAX);
         if let Schedule::Async(batcher) = &mut self.schedule {
-            for (layer, &rows) in self.behind.rows().iter().enumerate() {
-                batcher.follow(layer, rows);
-            }
+            let pairs = self.behind.pairs(self.expert_nodes, top_k);
+            pairs.enumerate().for_each(|(layer, pairs)| batcher.follow(layer, pairs));
         }
     }
 

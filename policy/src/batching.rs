@@ -118,6 +118,9 @@ pub struct Batcher {
     patience: Patience,
 }
 
+/// A queue is not held for less than this part of its tokens: of a large cluster some rows are always late.
+const STRAGGLERS: u64 = 64;
+
 /// How long an engine stands still for tokens that are right behind a queue.
 ///
 /// Nobody knows when they come, so it learns: half as long after it waited in vain, twice as long after
@@ -250,7 +253,8 @@ impl Batcher {
         let ripe = self.overdue(now_ns).or_else(|| self.best(patient.is_some()));
         let Some(pick) = ripe else { return self.wait(now_ns, patient) };
         if self.patience.since_ns.take().is_some() {
-            self.patience.judge(self.behind[pick.stage] == 0);
+            let tokens = self.queues[pick.stage * self.groups + pick.group].tokens;
+            self.patience.judge(!self.is_worth_holding(pick.stage, tokens));
         }
         self.picks += 1;
         self.queues[pick.stage * self.groups + pick.group].since = self.picks;
@@ -291,14 +295,13 @@ impl Batcher {
         (age > self.tuning.age_guard_ms * 1_000_000).then(|| self.at(at, Reason::Age(age)))
     }
 
-    /// The queue that ranks first; with patience among those that have nothing behind them, or are full.
+    /// The queue that ranks first; with patience among those that are not worth holding.
     fn best(&self, patient: bool) -> Option<Pick> {
         let mut best: Option<(usize, f64)> = None;
         let mut ahead = (usize::MAX, 0.0);
         for (at, queue) in self.waiting() {
             let stage = at / self.groups;
-            let full = queue.tokens as usize >= self.tuning.drain_max;
-            if patient && self.behind[stage] > 0 && !full {
+            if patient && self.is_worth_holding(stage, queue.tokens) {
                 continue;
             }
             if ahead.0 != stage {
@@ -315,6 +318,12 @@ impl Batcher {
             }
         }
         best.map(|(at, score)| self.at(at, Reason::Score(score)))
+    }
+
+    /// Whether so much is right behind a queue of `tokens` that it should not be run without.
+    fn is_worth_holding(&self, stage: usize, tokens: u32) -> bool {
+        let full = tokens as usize >= self.tuning.drain_max;
+        !full && self.behind[stage] * STRAGGLERS > u64::from(tokens)
     }
 
     /// The look-ahead part of the score: what waits in the stages after `stage`.
@@ -436,10 +445,11 @@ impl Behind {
         self.told.remove(&node);
     }
 
-    /// Rows per decoder layer, of all nodes.
-    #[must_use]
-    pub fn rows(&self) -> &[u64] {
-        &self.rows
+    /// (token, expert) pairs that are to be expected per decoder layer on one of `expert_nodes` nodes, an
+    /// even share.
+    pub fn pairs(&self, expert_nodes: u32, top_k: u32) -> impl Iterator<Item = u64> + '_ {
+        let nodes = u64::from(expert_nodes.max(1));
+        self.rows.iter().map(move |rows| rows * u64::from(top_k) / nodes)
     }
 }
 

@@ -56,7 +56,10 @@ impl Routes {
             .map(|layer| Hosts::new(self.nodes.len(), layer).expect("the plan passed the checker"))
             .collect();
         self.plan = plan;
-        self.lease = Lease::first_live(&self.plan, |_| true);
+        self.lease = match self.policy {
+            Policy::EvenSplit => Lease::even(&self.plan),
+            _ => Lease::first_live(&self.plan, |_| true),
+        };
     }
 
     /// Renews the lease from what was asked for lately: the tokens of every expert,
@@ -68,7 +71,7 @@ impl Routes {
         backlog_ns: &[u64],
         curves: &[CostCurve],
     ) {
-        if !self.replicated {
+        if !self.replicated || self.policy == Policy::EvenSplit {
             return;
         }
         let demand =

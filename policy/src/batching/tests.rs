@@ -158,6 +158,16 @@ fn a_queue_is_held_while_tokens_are_right_behind_it() {
 }
 
 #[test]
+fn a_crowd_does_not_wait_for_a_straggler() {
+    let mut batcher = held();
+    batcher.set(0, 0, 128, NOW);
+    assert_eq!(batcher.pick(NOW).map(|pick| pick.stage), Some(0), "2 behind 128");
+    batcher.set(0, 0, 127, NOW);
+    batcher.set(1, 0, 0, 0);
+    assert!(matches!(batcher.decide(NOW), Decision::Hold { .. }));
+}
+
+#[test]
 fn a_full_queue_waits_for_nobody() {
     let mut batcher = held();
     batcher.tuning.drain_max = 4;
@@ -210,9 +220,11 @@ fn rows_behind_are_those_ready_and_those_that_come_back_first() {
     let mut behind = Behind::new(3);
     behind.hear(NodeId(1), &told);
     behind.hear(NodeId(2), &[1, 1, 1, 9]);
-    assert_eq!(behind.rows(), [4, 8, 8]);
+    let pairs = |behind: &Behind| behind.pairs(1, 1).collect::<Vec<_>>();
+    assert_eq!(pairs(&behind), [4, 8, 8]);
+    assert_eq!(behind.pairs(3, 2).collect::<Vec<_>>(), [2, 5, 5], "an even share of twice as many");
     behind.hear(NodeId(1), &[0, 2]);
-    assert_eq!(behind.rows(), [1, 3, 1], "what it told before is replaced");
+    assert_eq!(pairs(&behind), [1, 3, 1], "what it told before is replaced");
     behind.forget(NodeId(2));
-    assert_eq!(behind.rows(), [0, 2, 0]);
+    assert_eq!(pairs(&behind), [0, 2, 0]);
 }

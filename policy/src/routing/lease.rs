@@ -37,6 +37,15 @@ impl Lease {
         Self::new(plan, plan.table().map(|replicas| whole(replicas.iter().copied().find(live))))
     }
 
+    /// Leases every expert to all of its replicas, in equal parts: EPLB's even split.
+    #[must_use]
+    pub fn even(plan: &Plan) -> Self {
+        let equal = |replicas: &[NodeId]| {
+            replicas.iter().map(|&node| Holder { node, part: 1 }).collect::<Vec<_>>()
+        };
+        Self::new(plan, plan.table().map(equal))
+    }
+
     /// Leases as the coordinator advises, to those who are alive and hold the expert, and to the first
     /// live replica where none of them is. Advice for another plan is not followed.
     pub fn advised(plan: &Plan, advice: &Leased, alive: impl Fn(NodeId) -> bool) -> Self {

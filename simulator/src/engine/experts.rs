@@ -38,10 +38,15 @@ impl Engine<'_> {
     /// Async: an attention node tells where its rows are.
     pub(super) fn heed(&mut self, device: usize, home: u16, behind: Option<Rc<[u32]>>) {
         let (Some(node), Some(behind)) = (self.devices[device].part.expert, behind) else { return };
+        let nodes = u32::try_from(self.experts.len()).unwrap_or(u32::MAX);
         let all = &mut self.experts[usize::from(node)].behind;
         all.hear(NodeId(u32::from(home)), &behind);
-        for (layer, &rows) in all.rows().iter().enumerate() {
-            self.devices[device].follow_experts(layer, rows);
+        // Beside attention's rows, tokens count once and not once per expert.
+        let device = &mut self.devices[device];
+        let top_k =
+            if device.part.attention.is_some() { 1 } else { self.cluster.costs.top_k.into() };
+        for (layer, pairs) in all.pairs(nodes, top_k).enumerate() {
+            device.follow_experts(layer, pairs);
         }
     }
 
