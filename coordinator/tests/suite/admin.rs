@@ -1,21 +1,14 @@
 //! What operators ask over gRPC.
 
-use crate::nodes::{Node, Running, config};
+use crate::nodes::{Node, Running, channel, config};
 use proto::v1::{
     DiffPlansRequest, ExportPlanRequest, ListPlansRequest, PinPlanRequest, RebalanceRequest,
     ShowPlanRequest, admin_client::AdminClient,
 };
 use tonic::{Code, Status, transport::Channel};
-use transport::{Hub, KeepAlive};
 
 fn client(coordinator: &Running) -> AdminClient<Channel> {
-    let channel = transport::channel(
-        &coordinator.address,
-        trust::Party::Coordinator,
-        &Hub::new(),
-        KeepAlive::default(),
-    );
-    AdminClient::new(channel.unwrap())
+    AdminClient::new(channel(&coordinator.address))
 }
 
 fn refusal<T>(answer: Result<T, Status>) -> (Code, String) {

@@ -147,19 +147,18 @@ pub(crate) struct Session {
     pub(crate) messages: Streaming<wire::CoordinatorMessage>,
 }
 
+/// The way to a coordinator.
+pub(crate) fn channel(address: &str) -> Channel {
+    let (party, hub) = (trust::Party::Coordinator, Hub::new());
+    transport::channel(address, party, &hub, KeepAlive::default()).unwrap()
+}
+
 impl Session {
     pub(crate) async fn open(address: &str, registration: Registration) -> Result<Self, Status> {
-        let channel = transport::channel(
-            address,
-            trust::Party::Coordinator,
-            &Hub::new(),
-            KeepAlive::default(),
-        )
-        .unwrap();
         let (beats, from_node) = mpsc::channel(8);
         let register = FromNode::Register(registration.into());
         beats.send(wire::NodeMessage { kind: Some(register) }).await.unwrap();
-        let mut client: ControlClient<Channel> = ControlClient::new(channel);
+        let mut client: ControlClient<Channel> = ControlClient::new(channel(address));
         let answer = timeout(PATIENCE, client.session(ReceiverStream::new(from_node)));
         let mut messages = answer.await.unwrap()?.into_inner();
         match messages.message().await?.and_then(|message| message.kind) {

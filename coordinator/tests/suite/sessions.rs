@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::nodes::{Node, PATIENCE, Running, Session, config, registration, serving};
+use crate::nodes::{Node, PATIENCE, Running, Session, channel, config, registration, serving};
 use coordinator::StoreConfig;
 use domain::{Epoch, Health, Load, NodeId, Role};
 use proto::{
@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use transport::{
-    Hub, KeepAlive,
+    Hub,
     control::{ControlClient, ControlSettings},
 };
 
@@ -109,16 +109,9 @@ async fn wrong_nodes_are_refused_in_a_sentence_and_disturb_nobody() {
 #[tokio::test]
 async fn what_is_no_registration_and_no_heartbeat_ends_the_session() {
     let coordinator = Running::start(config(1)).await;
-    let channel = transport::channel(
-        &coordinator.address,
-        trust::Party::Coordinator,
-        &Hub::new(),
-        KeepAlive::default(),
-    )
-    .unwrap();
     let (sender, messages) = tokio::sync::mpsc::channel(1);
     sender.send(wire::NodeMessage { kind: None }).await.unwrap();
-    let mut client = control_client::ControlClient::new(channel);
+    let mut client = control_client::ControlClient::new(channel(&coordinator.address));
     let status = client.session(ReceiverStream::new(messages)).await.unwrap_err();
     assert_eq!(status.message(), "the first message of a session must be a registration");
 
@@ -226,14 +219,7 @@ async fn a_nodes_own_client_joins_within_the_process() {
 async fn health_says_who_leads() {
     let coordinator = Running::start(config(1)).await;
     tokio::time::timeout(PATIENCE, coordinator.process.readiness.ready()).await.unwrap();
-    let channel = transport::channel(
-        &coordinator.address,
-        trust::Party::Coordinator,
-        &Hub::new(),
-        KeepAlive::default(),
-    )
-    .unwrap();
-    let mut health = HealthClient::new(channel);
+    let mut health = HealthClient::new(channel(&coordinator.address));
     for service in ["", "amoe.internal.v1.Control"] {
         let request = HealthCheckRequest { service: service.to_owned() };
         let status = health.check(request).await.unwrap().into_inner().status;
