@@ -169,11 +169,11 @@ impl Engine for AttentionEngine {
         self.admit();
         let turn = self.run();
         self.report();
-        let held = match turn {
-            Turn::Hold { until_ns } => Some(self.began + Duration::from_nanos(until_ns)),
-            Turn::Run(_) | Turn::Empty(_) | Turn::Rest => None,
+        let (ran, held) = match turn {
+            Turn::Run(_) | Turn::Empty(_) => (true, None),
+            Turn::Hold { until_ns } => (false, Some(self.began + Duration::from_nanos(until_ns))),
+            Turn::Rest => (false, None),
         };
-        let ran = matches!(turn, Turn::Run(_) | Turn::Empty(_));
         if ran || received {
             Step::Worked
         } else if self.joints.shutdown.is_requested() && self.sequences.is_empty() {

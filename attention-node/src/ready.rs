@@ -142,7 +142,8 @@ impl Ready {
         behind.clear();
         if matches!(self.schedule, Schedule::Async(_)) {
             let layers = self.rows.len() - 1;
-            behind.extend(batching::rows_behind(&self.rows[..layers], &self.away));
+            let (ready, away) = (self.rows[..layers].iter(), self.away.iter());
+            behind.extend(batching::rows_behind(ready.copied(), away.copied()));
         }
     }
 

@@ -455,9 +455,12 @@ impl Behind {
 
 /// What an attention node tells: the rows that come to each layer's experts next. They are `ready` for
 /// the layer's attention, or `away` with the experts of the layer before; both per stage.
-pub fn rows_behind<'a>(ready: &'a [u32], away: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
-    let before = std::iter::once(0).chain(away.iter().copied());
-    ready.iter().zip(before).map(|(ready, away)| ready.saturating_add(away))
+pub fn rows_behind(
+    ready: impl Iterator<Item = u32>,
+    away: impl Iterator<Item = u32>,
+) -> impl Iterator<Item = u32> {
+    let before = std::iter::once(0).chain(away);
+    ready.zip(before).map(|(ready, away)| ready.saturating_add(away))
 }
 
 /// How many (token, expert) pairs are on their way to each layer of one expert node, by what waits

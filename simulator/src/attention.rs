@@ -82,8 +82,8 @@ impl Attention {
     /// Async: the rows that come to each layer's experts next, as a node tells with every message: they
     /// are ready for the layer's attention, or away with the experts before.
     pub(crate) fn rows_behind(&self) -> Rc<[u32]> {
-        let ready: Vec<u32> = self.ready.iter().map(|queue| queue.rows).collect();
-        batching::rows_behind(&ready[..self.away.len()], &self.away).collect()
+        let ready = self.ready.iter().map(|queue| queue.rows).take(self.away.len());
+        batching::rows_behind(ready, self.away.iter().copied()).collect()
     }
 
     /// Rows that are ready, over all stages and streams.

@@ -45,7 +45,8 @@ impl Routes {
         routes
     }
 
-    /// Another plan serves from now on. Its first replicas are leased until the lease is renewed.
+    /// Another plan serves from now on. Its first replicas are leased until the lease is renewed, and by
+    /// even split all of them.
     pub(crate) fn serve(&mut self, plan: Arc<Plan>) {
         let narrow = |id: &NodeId| u16::try_from(id.0).expect("nodes are counted in u16");
         let lists: Vec<Vec<u16>> =
@@ -57,7 +58,7 @@ impl Routes {
             .collect();
         self.plan = plan;
         self.lease = match self.policy {
-            Policy::EvenSplit => Lease::even(&self.plan),
+            Policy::EvenSplit => Lease::even(&self.plan, |_| true),
             _ => Lease::first_live(&self.plan, |_| true),
         };
     }
@@ -71,7 +72,7 @@ impl Routes {
         backlog_ns: &[u64],
         curves: &[CostCurve],
     ) {
-        if !self.replicated || self.policy == Policy::EvenSplit {
+        if !self.replicated {
             return;
         }
         let demand =

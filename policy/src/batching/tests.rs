@@ -215,7 +215,7 @@ fn nobody_waits_without_patience_or_tokens() {
 
 #[test]
 fn rows_behind_are_those_ready_and_those_that_come_back_first() {
-    let told: Vec<u32> = rows_behind(&[3, 0, 5], &[7, 2, 0]).collect();
+    let told: Vec<u32> = rows_behind([3, 0, 5].into_iter(), [7, 2, 0].into_iter()).collect();
     assert_eq!(told, [3, 7, 7]);
     let mut behind = Behind::new(3);
     behind.hear(NodeId(1), &told);

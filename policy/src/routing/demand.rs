@@ -37,8 +37,6 @@ struct Priced<'a> {
     curves: Vec<CostCurve>,
     /// Per node, what it costs already, per layer.
     loads: Vec<u64>,
-    /// Whether tokens are counted and not experts.
-    evens: bool,
 }
 
 /// What a node is given beyond others in one layer counts in the next divided by this where times are
@@ -49,13 +47,17 @@ const CARRY: u64 = 16;
 
 impl Lease {
     /// Leases with the router's policy, layer by layer. By [`Policy::Time`] an expert that is too hot
-    /// for one node is shared by several, by [`Policy::EvenSplit`] every expert by all its nodes. One
+    /// for one node is shared by several, by [`Policy::EvenSplit`] every expert by all its nodes, asked
+    /// for or not. By the others one
     /// that nobody asked for goes where least would be in its way, and one that none of the nodes
     /// holds to nobody.
     ///
     /// # Errors
     /// The lengths do not fit, or there are more nodes than a router can tell apart.
     pub fn routed(demand: &Demand<'_>, router: &mut Router) -> Result<Self, Unroutable> {
+        if router.policy() == Policy::EvenSplit {
+            return Ok(Self::even(demand.plan, |node| demand.nodes.binary_search(&node).is_ok()));
+        }
         Priced::new(demand, router.policy()).route(router)
     }
 
@@ -68,6 +70,10 @@ impl Lease {
         demand: &Demand<'_>,
         router: &mut Router,
     ) -> Result<Option<Self>, Unroutable> {
+        if router.policy() == Policy::EvenSplit {
+            let next = Self::routed(demand, router)?;
+            return Ok((!self.holds_as(&next)).then_some(next));
+        }
         let priced = Priced::new(demand, router.policy());
         let next = priced.route(router)?;
         let stays = match (priced.time(self), priced.time(&next)) {
@@ -83,8 +89,7 @@ impl Lease {
 impl<'a> Priced<'a> {
     fn new(demand: &'a Demand<'a>, policy: Policy) -> Self {
         if policy != Policy::Time {
-            let evens = policy == Policy::EvenSplit;
-            return Self { demand, curves: Vec::new(), loads: vec![0; demand.nodes.len()], evens };
+            return Self { demand, curves: Vec::new(), loads: vec![0; demand.nodes.len()] };
         }
         let curves = demand.curves.iter().map(|curve| over_runs(curve, demand.runs)).collect();
         let layers = demand.plan.moe_layers().len().max(1) as u64;
@@ -92,7 +97,7 @@ impl<'a> Priced<'a> {
         if loads.is_empty() {
             loads.resize(demand.nodes.len(), 0);
         }
-        Self { demand, curves, loads, evens: false }
+        Self { demand, curves, loads }
     }
 
     fn route(&self, router: &mut Router) -> Result<Lease, Unroutable> {
@@ -147,11 +152,7 @@ impl<'a> Priced<'a> {
     }
 
     fn cost(&self, node: usize, tokens: u32) -> u64 {
-        match self.curves.get(node) {
-            Some(curve) => curve.ns(tokens).min(NS_MAX),
-            None if self.evens => u64::from(tokens),
-            None => u64::from(tokens > 0),
-        }
+        self.curves.get(node).map_or(u64::from(tokens > 0), |curve| curve.ns(tokens).min(NS_MAX))
     }
 
     /// What the fullest node takes in every layer under a lease, in all; none if the lease is another

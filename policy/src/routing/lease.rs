@@ -37,11 +37,11 @@ impl Lease {
         Self::new(plan, plan.table().map(|replicas| whole(replicas.iter().copied().find(live))))
     }
 
-    /// Leases every expert to all of its replicas, in equal parts: EPLB's even split.
-    #[must_use]
-    pub fn even(plan: &Plan) -> Self {
+    /// Leases every expert to all of its live replicas, in equal parts: EPLB's even split.
+    pub fn even(plan: &Plan, alive: impl Fn(NodeId) -> bool) -> Self {
         let equal = |replicas: &[NodeId]| {
-            replicas.iter().map(|&node| Holder { node, part: 1 }).collect::<Vec<_>>()
+            let live = replicas.iter().copied().filter(|&node| alive(node));
+            live.map(|node| Holder { node, part: 1 }).collect::<Vec<_>>()
         };
         Self::new(plan, plan.table().map(equal))
     }
@@ -102,6 +102,11 @@ impl Lease {
                 self.shares(slot).iter().find(|share| draw <= share.last).map(|share| share.node)
             }
         }
+    }
+
+    /// Whether the same nodes hold the same parts under the same plan.
+    pub(super) fn holds_as(&self, other: &Self) -> bool {
+        (self.epoch, &self.starts, &self.shares) == (other.epoch, &other.starts, &other.shares)
     }
 
     fn shares(&self, slot: usize) -> &[Portion] {

@@ -180,7 +180,7 @@ impl Engine<'_> {
         let row_bytes = self.cluster.costs.row_bytes;
         let (pairs, bytes) = self.scratch.outgoing[node].take(empty, row_bytes);
         let from = self.attention[usize::from(home)].device;
-        let (from, to) = (narrow(from), narrow(self.experts[node].device));
+        let (from, to) = (device_number(from), device_number(self.experts[node].device));
         self.send(Message { from, to, bytes, load, behind, pairs });
     }
 
@@ -300,6 +300,6 @@ impl Engine<'_> {
 }
 
 /// A device's number as messages name it.
-pub(super) fn narrow(device: usize) -> u16 {
+pub(super) fn device_number(device: usize) -> u16 {
     u16::try_from(device).expect("devices are counted in u16")
 }

@@ -1,6 +1,6 @@
 //! A device begins and finishes what it runs.
 
-use super::Engine;
+use super::{Engine, attend::device_number};
 use crate::{
     agenda::Event,
     device::{Job, Next},
@@ -18,7 +18,7 @@ impl Engine<'_> {
             self.begin_steps(usize::from(node));
         }
         let now_ns = self.agenda.now_ns();
-        let number = u16::try_from(device).expect("devices are counted in u16");
+        let number = device_number(device);
         let next = self.devices[device].decide(now_ns);
         self.devices[device].holds = matches!(next, Next::Hold { .. });
         let (job, queue) = match next {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use domain::NodeId;
 
-use super::{Engine, attend::narrow, compute::scaled};
+use super::{Engine, attend::device_number, compute::scaled};
 use crate::{
     device::Job,
     judge::Violation,
@@ -161,8 +161,8 @@ impl Engine<'_> {
             let replies = std::mem::replace(&mut self.scratch.replies[home], empty);
             let bytes = output_bytes(&replies, self.cluster.costs.row_bytes);
             self.send(Message {
-                from: narrow(device),
-                to: narrow(self.attention[home].device),
+                from: device_number(device),
+                to: device_number(self.attention[home].device),
                 bytes,
                 load: Load::Outputs,
                 behind: None,

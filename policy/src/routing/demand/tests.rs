@@ -101,6 +101,18 @@ fn a_lease_stays_until_another_is_clearly_better() {
 }
 
 #[test]
+fn even_split_shares_everything_for_as_long_as_the_nodes_stay() {
+    let plan = everywhere(1, 4);
+    let mut router = Router::new(Policy::EvenSplit);
+    let lease = Lease::routed(&demand(&plan, &[9, 0, 1, 2]), &mut router).unwrap();
+    assert_eq!(counts(&lease), [4, 4, 4]);
+    let mut renewed = |asked: &Demand<'_>| lease.renewed(asked, &mut router).unwrap();
+    assert_eq!(renewed(&demand(&plan, &[1, 7, 0, 0])), None);
+    let lost = renewed(&Demand { nodes: &NODES[..2], ..demand(&plan, &[1; 4]) }).unwrap();
+    assert_eq!(counts(&lost), [4, 4, 0]);
+}
+
+#[test]
 fn a_lease_survives_the_way_to_those_who_follow_it() {
     let plan = everywhere(2, 5);
     let lease = Lease::routed(&demand(&plan, &[3; 10]), &mut Router::default()).unwrap();
