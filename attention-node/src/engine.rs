@@ -18,7 +18,7 @@ use model::{AttentionHalf, KvCache, Routed, Sampled, SamplingScratch, Scratch};
 use node::{Pace, Reports};
 use policy::kv_blocks::KvBlocks;
 use proto::{
-    control::{Beat, Report, Work},
+    control::{Beat, Drawn, Report, Work},
     frame::{Frame, Output, Tally, Ticket},
 };
 use slab::Slab;
@@ -129,8 +129,9 @@ pub(crate) struct AttentionEngine {
     /// Trips begun so far: their serials.
     trips: u32,
     buffers: Buffers,
-    /// Runs of layers since the last report.
+    /// Runs of layers and tokens drawn since the last report.
     work: Work,
+    drawn: Drawn,
     began: Instant,
     seen_view: bool,
 }
@@ -216,6 +217,7 @@ impl AttentionEngine {
             trips: 0,
             buffers: Buffers::default(),
             work: Work::default(),
+            drawn: Drawn::default(),
             began: Instant::now(),
             seen_view: false,
         }
@@ -405,7 +407,8 @@ impl AttentionEngine {
             let routed = self.experts.take_routed(&self.half.spec().shape());
             let (queued, work) = (self.ready.rows_per_stage().to_vec(), self.work);
             let responses = self.experts.take_responses();
-            self.joints.reports.send(Report { queued, routed, work, responses });
+            let drawn = std::mem::take(&mut self.drawn);
+            self.joints.reports.send(Report { queued, routed, work, responses, drawn });
             self.work = Work::default();
         }
     }

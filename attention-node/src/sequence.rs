@@ -1,5 +1,7 @@
 //! A sequence on this node: its tokens, its KV blocks and how its next token is drawn.
 
+use std::time::{Duration, Instant};
+
 use domain::{FinishReason, SamplingParams, SequenceRequest, TokenLogprobs, TokenOutput};
 use model::{ModelSpec, Sampled, SamplingSpec, TokenCounts};
 use tokio::sync::mpsc;
@@ -29,6 +31,9 @@ pub(crate) struct Sequence {
     /// Tokens that end it.
     ends: Vec<u32>,
     outputs: mpsc::Sender<TokenOutput>,
+    arrived: Instant,
+    /// When its last token was drawn here.
+    drew_at: Option<Instant>,
 }
 
 /// What follows a drawn token.
@@ -75,6 +80,8 @@ impl Sequence {
             counts,
             ends,
             outputs,
+            arrived: Instant::now(),
+            drew_at: None,
         }
     }
 
@@ -112,6 +119,13 @@ impl Sequence {
             (Ok(()), Some(_)) => Next::Finished,
             (Ok(()), None) => Next::Token,
         }
+    }
+
+    /// A token is drawn at `now`: whether it is the first one here, and its time since the one before, or
+    /// since the sequence came.
+    pub(crate) fn drew(&mut self, now: Instant) -> (bool, Duration) {
+        let before = self.drew_at.replace(now);
+        (before.is_none(), now.saturating_duration_since(before.unwrap_or(self.arrived)))
     }
 
     fn generated(&self) -> usize {

@@ -1,20 +1,21 @@
 //! The gRPC face for operators: shows, compares, exports and imports plans, and asks for new ones.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use domain::{Epoch, Expert, Layer, ModelShape, NodeId, Plan, Replicas, Role};
+use futures::{Stream, stream, stream::BoxStream, stream::StreamExt};
 use policy::placement::adoption::{Observed, Readiness};
 use proto::v1::{self as wire, admin_server::Admin};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval},
+};
 use tonic::{Request, Response, Status};
 
 use crate::{
     ask::{change, look},
     cluster::{Cluster, Effect},
+    console::{Console, EVERY},
     reconcile::{Made, Step},
     service::{Message, Standing},
 };
@@ -23,11 +24,12 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct AdminService {
     standing: watch::Receiver<Standing>,
+    console: Console,
 }
 
 impl AdminService {
-    pub(crate) fn new(standing: watch::Receiver<Standing>) -> Self {
-        Self { standing }
+    pub(crate) fn new(standing: watch::Receiver<Standing>, console: Console) -> Self {
+        Self { standing, console }
     }
 
     fn inbox(&self) -> Result<mpsc::Sender<Message>, Status> {
@@ -44,6 +46,17 @@ impl AdminService {
 
 #[tonic::async_trait]
 impl Admin for AdminService {
+    type WatchOverviewStream = BoxStream<'static, Result<wire::Overview, Status>>;
+
+    async fn watch_overview(
+        &self,
+        _: Request<wire::WatchOverviewRequest>,
+    ) -> Result<Response<Self::WatchOverviewStream>, Status> {
+        // Whoever asks the wrong one is told so at once.
+        self.console.overview().await?;
+        Ok(Response::new(watched(self.console.clone()).boxed()))
+    }
+
     async fn show_plan(
         &self,
         _: Request<wire::ShowPlanRequest>,
@@ -142,6 +155,23 @@ impl Admin for AdminService {
     }
 }
 
+/// How it goes, again and again, for as long as this coordinator leads.
+fn watched(console: Console) -> impl Stream<Item = Result<wire::Overview, Status>> + Send {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    stream::unfold(Some((console, ticks)), |watching| async {
+        let (mut console, mut ticks) = watching?;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = console.changed() => {}
+        }
+        match console.overview().await {
+            Ok(overview) => Some((Ok((*overview).clone()), Some((console, ticks)))),
+            Err(status) => Some((Err(status), None)),
+        }
+    })
+}
+
 /// A step for whoever asked for it, and for the log.
 fn reported(step: Option<Step>) -> (Option<Step>, Vec<Effect>) {
     let effects = step.clone().into_iter().map(Effect::Plans).collect();
@@ -182,7 +212,7 @@ fn show(cluster: &Cluster, now: Duration) -> wire::ShowPlanResponse {
     wire::ShowPlanResponse {
         serving_epoch: epoch(plans.serving()),
         target_epoch: epoch(plans.target()),
-        waiting_for: waiting.iter().map(|&id| name(cluster, id)).collect(),
+        waiting_for: waiting.iter().map(|&id| cluster.registry().called(id)).collect(),
         pinned: plans.is_pinned(),
         policy: plans.intent().policy.to_string(),
         routing: cluster.guide().policy().to_string(),
@@ -202,7 +232,7 @@ fn expert_nodes(cluster: &Cluster, now: Duration) -> Vec<wire::ExpertNode> {
     experts
         .map(|&Observed { id, slots, .. }| wire::ExpertNode {
             id: id.0,
-            name: name(cluster, id),
+            name: cluster.registry().called(id),
             slots,
             serving_replicas: replicas(plans.serving(), id),
             target_replicas: replicas(plans.target(), id),
@@ -212,7 +242,7 @@ fn expert_nodes(cluster: &Cluster, now: Duration) -> Vec<wire::ExpertNode> {
         .collect()
 }
 
-fn summary(cluster: &Cluster, made: &Made) -> wire::PlanSummary {
+pub(crate) fn summary(cluster: &Cluster, made: &Made) -> wire::PlanSummary {
     let plans = cluster.plans();
     let is = |plan: Option<&Arc<Plan>>| plan.is_some_and(|plan| Arc::ptr_eq(plan, &made.plan));
     let state = if is(plans.serving()) {
@@ -222,23 +252,29 @@ fn summary(cluster: &Cluster, made: &Made) -> wire::PlanSummary {
     } else {
         "past"
     };
-    let replicas: BTreeSet<_> = made.plan.iter().collect();
     let history = plans.history().iter();
     let parent =
         history.map(|made| &made.plan).find(|plan| Some(plan.epoch()) == made.plan.parent());
-    let before: BTreeSet<_> = parent.iter().flat_map(|plan| plan.iter()).collect();
+    let replicas = made.plan.table().map(<[_]>::len).sum();
+    let loaded = parent.map_or(replicas, |parent| {
+        let slots = made.plan.table().zip(parent.table());
+        let new = |(now, before): (&[NodeId], &[NodeId])| {
+            now.iter().filter(|node| !before.contains(node)).count()
+        };
+        slots.map(new).sum()
+    });
     wire::PlanSummary {
         epoch: made.plan.epoch().0,
         parent: made.plan.parent().map_or(0, |epoch| epoch.0),
         reason: made.reason.clone(),
         made_at: made.at,
-        replicas: count(replicas.len()),
-        loaded: count(replicas.difference(&before).count()),
+        replicas: count(replicas),
+        loaded: count(loaded),
         state: state.to_owned(),
     }
 }
 
-fn moves(from: &Plan, to: &Plan) -> Vec<wire::Move> {
+pub(crate) fn moves(from: &Plan, to: &Plan) -> Vec<wire::Move> {
     let slots = to
         .moe_layers()
         .iter()
@@ -263,7 +299,7 @@ fn moves(from: &Plan, to: &Plan) -> Vec<wire::Move> {
 fn layers(cluster: &Cluster, plan: &Plan) -> Vec<wire::LayerTable> {
     let experts = |layer: Layer| {
         let nodes = move |expert| plan.replicas(layer, Expert(expert)).iter();
-        let names = move |expert| nodes(expert).map(|&id| name(cluster, id)).collect();
+        let names = move |expert| nodes(expert).map(|&id| cluster.registry().called(id)).collect();
         (0..plan.experts()).map(move |expert| wire::ExpertReplicas { nodes: names(expert) })
     };
     let table = |&layer: &Layer| wire::LayerTable {
@@ -306,7 +342,7 @@ fn import(cluster: &mut Cluster, now: Duration, table: &wire::PlanTable) -> Resu
         .observed()
         .iter()
         .filter(|node| node.role == Role::Expert)
-        .map(|node| (name(cluster, node.id), node.id))
+        .map(|node| (cluster.registry().called(node.id), node.id))
         .collect();
     let shape = cluster.registry().shape().ok_or_else(no_model)?;
     let replicas = replicas(table, shape, &nodes).map_err(Status::invalid_argument)?;
@@ -348,11 +384,6 @@ fn replicas(
     Ok(replicas)
 }
 
-/// A node's name, or its number when it is forgotten.
-fn name(cluster: &Cluster, id: NodeId) -> String {
-    cluster.registry().name(id).map_or_else(|| id.to_string(), str::to_owned)
-}
-
-fn count(count: usize) -> u32 {
+pub(crate) fn count(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -19,6 +19,7 @@ use policy::{
 use proto::control::{Beat, Registration, Report};
 
 use crate::{
+    console::{Journal, Live},
     draft::{Draft, Drafted},
     guide::Guide,
     nodes::{Admitted, Lost, Refusal, Registry, SessionId},
@@ -92,6 +93,11 @@ pub(crate) struct Cluster {
     plans: Plans,
     observations: Observations,
     guide: Guide,
+    /// What operators watch.
+    live: Live,
+    journal: Journal,
+    /// How often nodes report; none: never.
+    advice: Option<Duration>,
     stored: Record,
     /// The numbers of the stored nodes.
     numbers: BTreeSet<NodeId>,
@@ -140,9 +146,10 @@ impl Cluster {
             stored.pinned,
         );
         plans.recognize(&registry.observed());
-        let mut observations = Observations::new(rules.trace_steps);
+        let (mut observations, mut live) = (Observations::new(rules.trace_steps), Live::default());
         if let Some(shape) = stored_shape(&stored) {
             observations.begin(&shape);
+            live.begin(&shape);
         }
         Self {
             registry,
@@ -150,6 +157,9 @@ impl Cluster {
             plans,
             observations,
             guide: Guide::new(rules.routing),
+            live,
+            journal: Journal::default(),
+            advice: rules.advice,
             numbers: numbers(&stored),
             kept,
             inherited: stored.serving.map(Epoch),
@@ -173,12 +183,16 @@ impl Cluster {
             }
             Event::Report { session, id, report } => {
                 if self.registry.is_in(session, id) {
+                    self.live.report(now, id, &report);
                     self.observations.report(now, id, report);
                 }
                 return Vec::new();
             }
             Event::Left { session, id } => {
-                self.registry.left(session, id);
+                let left = self.registry.left(session, id);
+                if left && let Some(name) = self.registry.name(id) {
+                    self.journal.left(self.clock(now), name);
+                }
                 self.parked.retain(|&(parked, _)| parked != session);
                 Vec::new()
             }
@@ -290,6 +304,7 @@ impl Cluster {
             self.plans.forget();
             if let Some(shape) = self.registry.shape() {
                 self.observations.begin(shape);
+                self.live.begin(shape);
             }
         }
         self.observations.joined(now, id, role, curves);
@@ -320,6 +335,7 @@ impl Cluster {
         if changed.members {
             let registry = &self.registry;
             self.observations.retain(|id| registry.is_member(id));
+            self.live.retain(|id| registry.is_member(id));
         }
         if !changed.members && !changed.ready {
             return;
@@ -332,8 +348,8 @@ impl Cluster {
         effects.extend(steps.into_iter().map(Effect::Plans));
     }
 
-    /// Seconds since 1970.
-    fn clock(&self, now: Duration) -> u64 {
+    /// The time of day, in seconds since 1970.
+    pub(crate) fn clock(&self, now: Duration) -> u64 {
         self.born + now.as_secs()
     }
 }
@@ -341,8 +357,9 @@ impl Cluster {
 /// What comes from observing.
 impl Cluster {
     /// Ends a step of observation.
-    pub(crate) fn end_step(&mut self) {
+    pub(crate) fn end_step(&mut self, now: Duration) {
         self.observations.end_step();
+        self.watch(now);
     }
 
     /// Whether the plan that serves is another one than nodes have a lease of.
@@ -360,6 +377,7 @@ impl Cluster {
             let nodes = self.registry.at_work(now, plan);
             let seen = &self.observations;
             let (tokens, runs) = seen.wanted(nodes.len());
+            let before = self.guide.lease().cloned();
             self.guide.renew(&Demand {
                 plan,
                 tokens: &tokens,
@@ -368,6 +386,7 @@ impl Cluster {
                 backlog_ns: &seen.backlog_ns(now, &nodes),
                 nodes: &nodes,
             });
+            self.note_lease(now, before.as_ref(), &tokens, &nodes);
         }
         let shape = self.registry.shape();
         Guidance {
@@ -383,7 +402,8 @@ impl Cluster {
 
     /// Takes what came of a review.
     pub(crate) fn reviewed(&mut self, now: Duration, drafted: Drafted) -> Vec<Effect> {
-        let at = self.clock(now);
+        let (at, registry, gain) = (self.clock(now), &self.registry, self.plans.intent().gain);
+        self.journal.reviewed(at, &drafted, gain, &|id| registry.called(id));
         let step = self.plans.reviewed(drafted, at);
         self.unsaved |= step.is_some();
         step.into_iter().map(Effect::Plans).collect()
@@ -486,6 +506,8 @@ fn numbers(record: &Record) -> BTreeSet<NodeId> {
 pub(crate) fn stored_shape(record: &Record) -> Option<ModelShape> {
     record.model.as_ref().map(|model| (&model.shape).into())
 }
+
+mod watched;
 
 #[cfg(test)]
 mod tests;

@@ -28,6 +28,8 @@ pub(crate) struct Drafted {
     pub(crate) outcome: Result<Proposal, Infeasible>,
     /// What a plan made from this draft is made for.
     pub(crate) basis: Arc<Basis>,
+    /// Predicted time of the observed steps under the serving plan and under the one that was made.
+    pub(crate) costs_ns: Option<(u64, u64)>,
 }
 
 // === impl Draft ===
@@ -46,25 +48,31 @@ impl Draft {
         };
         let outcome = placement::place(self.policy, &input);
         let basis = Arc::new(Basis::of(&input));
-        Drafted { draft: self, outcome, basis }
-    }
-
-    /// Whether a proposal saves at least the `gain` part of the observed steps' time; if so, their
-    /// time before and after. A revision was judged by its policy.
-    pub(crate) fn pays(&self, proposal: &Proposal, gain: f64) -> Option<(u64, u64)> {
-        let (before, after) =
-            (self.cost_ns(self.serving.as_deref()?)?, self.cost_ns(&proposal.plan)?);
-        let pays = match &proposal.explanation.revision {
-            Some(revision) => !revision.moves.is_empty(),
-            None => (after as f64) < before as f64 * (1.0 - gain),
-        };
-        pays.then_some((before, after))
+        let costs_ns = outcome.as_ref().ok().and_then(|proposal: &Proposal| {
+            Some((self.cost_ns(self.serving.as_deref()?)?, self.cost_ns(&proposal.plan)?))
+        });
+        Drafted { draft: self, outcome, basis, costs_ns }
     }
 
     /// Predicted time of the observed steps under `plan`; none if nothing was observed.
     fn cost_ns(&self, plan: &Plan) -> Option<u64> {
         (self.trace.steps() > 0)
             .then(|| placement::cost(plan, &self.hosts, &self.curves, &self.trace))
+    }
+}
+
+// === impl Drafted ===
+
+impl Drafted {
+    /// Whether the proposal saves at least the `gain` part of the observed steps' time; if so, their
+    /// time before and after. A revision was judged by its policy.
+    pub(crate) fn pays(&self, proposal: &Proposal, gain: f64) -> Option<(u64, u64)> {
+        let (before, after) = self.costs_ns?;
+        let pays = match &proposal.explanation.revision {
+            Some(revision) => !revision.moves.is_empty(),
+            None => (after as f64) < before as f64 * (1.0 - gain),
+        };
+        pays.then_some((before, after))
     }
 }
 

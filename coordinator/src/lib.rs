@@ -5,6 +5,7 @@ mod admin;
 mod ask;
 mod cluster;
 mod config;
+mod console;
 mod draft;
 mod election;
 mod guide;
@@ -38,6 +39,7 @@ pub use service::LEADER_METADATA;
 
 use admin::AdminService;
 use cluster::Rules;
+use console::Console;
 use election::Election;
 use metrics::Metrics;
 use service::{ControlService, Standing};
@@ -131,12 +133,14 @@ impl Coordinator {
         let (standing, watched) = watch::channel(Standing::Following { leader: None });
         let (views, viewed) = watch::channel(Arc::default());
         let (guidance, _) = watch::channel(Arc::default());
+        let console = Console::new(watched.clone());
         self.process.pages.add(page::routes(watched.clone(), viewed));
+        self.process.pages.add(console.clone().routes());
         let sessions_max = self.rules.members_max.saturating_mul(SESSIONS_PER_MEMBER);
         let control = ControlService::new(watched.clone(), sessions_max);
         let (reporter, health) = tonic_health::server::health_reporter();
         let operators = Callers::Operators(self.process.trust.keys.clone());
-        let admin = AdminServer::new(AdminService::new(watched.clone()));
+        let admin = AdminServer::new(AdminService::new(watched.clone(), console));
         let services = Services::new(KeepAlive::default())
             .add(health, Callers::Everybody)
             .add(ControlServer::new(control), Callers::Parties(&MEMBERS))

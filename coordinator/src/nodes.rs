@@ -124,6 +124,8 @@ struct Node {
     slots: u32,
     epoch_ready: Epoch,
     heard: Duration,
+    /// When its health last changed, or it joined.
+    since: Duration,
     session: Option<SessionId>,
     member: bool,
 }
@@ -146,6 +148,7 @@ impl Registry {
                 slots: node.slots,
                 epoch_ready: Epoch(0),
                 heard: now,
+                since: now,
                 session: None,
                 member: node.member,
             };
@@ -202,7 +205,10 @@ impl Registry {
             return;
         }
         node.heard = now;
-        self.changed.members |= node.health != beat.health;
+        if node.health != beat.health {
+            self.changed.members = true;
+            node.since = now;
+        }
         self.changed.loads |= node.load != beat.load;
         self.changed.ready |= node.epoch_ready != beat.epoch_ready;
         node.health = beat.health;
@@ -233,19 +239,19 @@ impl Registry {
         holders.into_iter().filter(fit).collect()
     }
 
-    /// A session has ended. A node that was draining has left; any other keeps its lease.
-    pub(crate) fn left(&mut self, session: SessionId, id: NodeId) {
-        let Some(node) = self.nodes.get_mut(&id) else {
-            return;
+    /// A session has ended. A node that was draining has left, which is the answer; any other keeps its lease.
+    pub(crate) fn left(&mut self, session: SessionId, id: NodeId) -> bool {
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| node.session == Some(session))
+        else {
+            return false;
         };
-        if node.session != Some(session) {
-            return;
-        }
         node.session = None;
-        if node.health == Health::Draining {
+        let leaves = node.health == Health::Draining;
+        if leaves {
             node.member = false;
             self.changed.members = true;
         }
+        leaves
     }
 
     /// Removes members whose lease is over. Called at least once per heartbeat.
@@ -273,9 +279,26 @@ impl Registry {
         self.model.as_ref().map(|model| &model.shape)
     }
 
+    /// What all nodes serve.
+    pub(crate) fn model(&self) -> Option<&Model> {
+        self.model.as_ref()
+    }
+
     /// The name behind a number.
     pub(crate) fn name(&self, id: NodeId) -> Option<&str> {
         self.nodes.get(&id).map(|node| node.name.as_str())
+    }
+
+    /// The name behind a number, or the number when it is forgotten.
+    pub(crate) fn called(&self, id: NodeId) -> String {
+        self.name(id).map_or_else(|| id.to_string(), str::to_owned)
+    }
+
+    /// Since when a member is as it is, and whether it has not beaten lately.
+    pub(crate) fn standing(&self, now: Duration, id: NodeId) -> Option<(Duration, bool)> {
+        let node = self.nodes.get(&id)?;
+        let silent = liveness::judge(now, node.heard, &self.terms) != Verdict::Live;
+        Some(if silent { (node.heard, true) } else { (node.since, false) })
     }
 
     /// The members, ascending.
@@ -446,6 +469,7 @@ impl Registry {
             address: registration.address,
             slots: registration.expert_slots,
             heard: now,
+            since: goes_on.map_or(now, |node| node.since),
             session: Some(session),
             member: true,
         };

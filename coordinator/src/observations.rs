@@ -111,7 +111,7 @@ impl Observations {
     /// Takes a report, which was checked against the model its node serves.
     pub(crate) fn report(&mut self, now: Duration, id: NodeId, report: Report) {
         let Some(seen) = self.nodes.get_mut(&id) else { return };
-        let Report { queued, routed, work, responses } = report;
+        let Report { queued, routed, work, responses, .. } = report;
         seen.queued = queued;
         seen.heard = now;
         seen.speed.add(now, &work);
@@ -149,6 +149,12 @@ impl Observations {
     /// Which experts were wanted, step by step.
     pub(crate) fn trace(&self) -> &Trace {
         &self.trace
+    }
+
+    /// What waits on a node, per layer; empty if it did not say so lately.
+    pub(crate) fn queued(&self, now: Duration, id: NodeId) -> &[u32] {
+        let fresh = |seen: &&Seen| now.saturating_sub(seen.heard) < FRESH;
+        self.nodes.get(&id).filter(fresh).map_or(&[], |seen| &seen.queued)
     }
 
     /// What waits in the whole cluster, per layer of `shape`.

@@ -231,7 +231,7 @@ impl Plans {
         let draft = &drafted.draft;
         let current = self.target.is_none() && !self.pinned && self.is_current(draft);
         let proposal = drafted.outcome.as_ref().ok().filter(|_| current)?;
-        let Some((before_ns, after_ns)) = draft.pays(proposal, self.intent.gain) else {
+        let Some((before_ns, after_ns)) = drafted.pays(proposal, self.intent.gain) else {
             if proposal.explanation.revision.as_ref().is_some_and(|revision| !revision.limited) {
                 // The world has changed and the plan is as good for it as any.
                 self.basis = Some(drafted.basis);
@@ -248,7 +248,7 @@ impl Plans {
 
     /// Makes a drafted plan the target, unless it is none.
     pub(crate) fn adopt(&mut self, drafted: Drafted, reason: Reason, at: u64) -> Step {
-        let Drafted { draft, outcome, basis } = drafted;
+        let Drafted { draft, outcome, basis, .. } = drafted;
         match outcome {
             Err(why) => Step::Infeasible { reason, why },
             Ok(proposal) => {

@@ -107,6 +107,14 @@ impl Standing {
             Self::Following { leader } => Err(not_leading(leader.as_deref())),
         }
     }
+
+    /// The address of the one that leads, if it is another one and known.
+    pub(crate) fn leader(&self) -> Option<String> {
+        match self {
+            Self::Leading(_) => None,
+            Self::Following { leader } => leader.clone(),
+        }
+    }
 }
 
 #[tonic::async_trait]

@@ -141,7 +141,7 @@ impl Term {
                     ticked = true;
                 }
                 Some(_) = OptionFuture::from(advice.as_mut().map(Interval::tick)) => {
-                    self.cluster.end_step();
+                    self.cluster.end_step(self.now());
                     self.advise();
                 }
                 Some((save, outcome)) = OptionFuture::from(self.saving.as_mut()) => {
@@ -194,6 +194,7 @@ impl Term {
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
+        self.cluster.note(self.now(), &effects);
         for effect in effects {
             match effect {
                 Effect::Admit { session, id } => self.admit(session, id),

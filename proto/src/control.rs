@@ -13,7 +13,7 @@ mod guidance;
 mod report;
 
 pub use guidance::{guidance, next_guidance};
-pub use report::{Report, Response, Work};
+pub use report::{Drawn, Report, Response, Work};
 
 /// What a process says of itself when it opens a session.
 #[derive(Clone, Debug, PartialEq, Eq)]

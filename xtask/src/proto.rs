@@ -18,16 +18,22 @@ const SOURCES: [&str; 5] = [
 /// Files whose descriptors a gateway shows by reflection: what it serves to everybody.
 const PUBLIC: [&str; 1] = ["amoe/v1/inference.proto"];
 
+/// What consoles and scripts get as JSON, with all that is nested in it.
+const JSON: [&str; 3] = [".amoe.v1.Overview", ".amoe.v1.Move", ".amoe.v1.PlanSummary"];
+
 /// The generated files by name, as they ought to be.
 pub fn generate() -> Result<BTreeMap<String, Vec<u8>>> {
     let include = root().join("proto/proto");
     let descriptors = protox::compile(SOURCES, [&include]).context("compiling the .proto files")?;
     let out = tempfile::tempdir()?;
-    tonic_prost_build::configure()
+    let builder = tonic_prost_build::configure()
         .bytes(".amoe.internal.v1.Dispatch")
         .bytes(".amoe.internal.v1.Output")
-        .out_dir(out.path())
-        .compile_fds(descriptors)?;
+        .out_dir(out.path());
+    let builder = JSON.iter().fold(builder, |builder, message| {
+        builder.type_attribute(message, "#[derive(serde::Serialize)]")
+    });
+    builder.compile_fds(descriptors)?;
     let mut files = read_folder(out.path())?;
     let public = protox::compile(PUBLIC, [&include])?;
     files.insert("public_descriptors.bin".to_owned(), public.encode_to_vec());

@@ -194,7 +194,10 @@ impl AttentionEngine {
         self.note_cached(key);
         let sequence_key = self.spans[key].sequence;
         let sampled = self.buffers.sampled[at].clone();
-        let next = self.sequences[sequence_key].append(sampled, self.bounds.positions_max);
+        let sequence = &mut self.sequences[sequence_key];
+        let (first, time) = sequence.drew(Instant::now());
+        let next = sequence.append(sampled, self.bounds.positions_max);
+        self.drawn.add(first, time);
         self.joints.metrics.tokens.inc();
         match next {
             Next::Token => {

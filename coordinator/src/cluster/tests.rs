@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod advice;
+mod overview;
 
 const HEARTBEAT: Duration = Duration::from_millis(100);
 const LEASE: Duration = Duration::from_millis(500);

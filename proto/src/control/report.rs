@@ -18,6 +18,21 @@ pub struct Report {
     pub work: Work,
     /// Attention nodes: how expert nodes answered.
     pub responses: Vec<Response>,
+    /// Attention nodes: the tokens drawn.
+    pub drawn: Drawn,
+}
+
+/// Tokens and the time they took, summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drawn {
+    /// First tokens of sequences on this node.
+    pub first: u64,
+    /// Their time from the sequence's arrival on this node.
+    pub first_ns: u64,
+    /// All other tokens.
+    pub next: u64,
+    /// Their time from the token before.
+    pub next_ns: u64,
 }
 
 /// Answers of one expert node.
@@ -59,6 +74,21 @@ impl Work {
     }
 }
 
+// === impl Drawn ===
+
+impl Drawn {
+    /// Adds a token that took `time`; whether it is its sequence's `first` on this node.
+    pub fn add(&mut self, first: bool, time: Duration) {
+        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let (tokens, sum) = match first {
+            true => (&mut self.first, &mut self.first_ns),
+            false => (&mut self.next, &mut self.next_ns),
+        };
+        *tokens += 1;
+        *sum = sum.saturating_add(ns);
+    }
+}
+
 // === impl Report ===
 
 impl Report {
@@ -90,23 +120,30 @@ impl Report {
 
 impl From<Report> for wire::Report {
     fn from(report: Report) -> Self {
-        let Report { queued, routed, work, responses } = report;
+        let Report { queued, routed, work, responses, drawn } = report;
         let Work { runs, tokens, experts, busy_ns, predicted_ns } = work;
         let work = Some(wire::Work { runs, tokens, experts, busy_ns, predicted_ns });
         let response =
             |Response { node, answers, ns }| wire::Response { node: node.0, answers, ns };
-        Self { queued, routed, work, responses: responses.into_iter().map(response).collect() }
+        let responses = responses.into_iter().map(response).collect();
+        let Drawn { first, first_ns, next, next_ns } = drawn;
+        let drawn = wire::Drawn { first, first_ns, next, next_ns };
+        let drawn = (drawn != wire::Drawn::default()).then_some(drawn);
+        Self { queued, routed, work, responses, drawn }
     }
 }
 
 impl From<wire::Report> for Report {
     fn from(report: wire::Report) -> Self {
-        let wire::Report { queued, routed, work, responses } = report;
+        let wire::Report { queued, routed, work, responses, drawn } = report;
         let wire::Work { runs, tokens, experts, busy_ns, predicted_ns } = work.unwrap_or_default();
         let work = Work { runs, tokens, experts, busy_ns, predicted_ns };
         let response =
             |wire::Response { node, answers, ns }| Response { node: NodeId(node), answers, ns };
-        Self { queued, routed, work, responses: responses.into_iter().map(response).collect() }
+        let responses = responses.into_iter().map(response).collect();
+        let wire::Drawn { first, first_ns, next, next_ns } = drawn.unwrap_or_default();
+        let drawn = Drawn { first, first_ns, next, next_ns };
+        Self { queued, routed, work, responses, drawn }
     }
 }
 
@@ -154,7 +191,12 @@ mod tests {
     fn reports_survive_the_wire_and_have_to_fit_the_model() {
         let work = Work { runs: 1, tokens: 2, experts: 3, busy_ns: 4, predicted_ns: 5 };
         let responses = vec![Response { node: NodeId(6), answers: 7, ns: 8 }];
-        let report = Report { queued: vec![0, 7, 1], routed: vec![4, 0], work, responses };
+        let mut drawn = Drawn::default();
+        drawn.add(true, Duration::from_nanos(9));
+        drawn.add(false, Duration::from_nanos(10));
+        drawn.add(false, Duration::from_nanos(11));
+        assert_eq!(drawn, Drawn { first: 1, first_ns: 9, next: 2, next_ns: 21 });
+        let report = Report { queued: vec![0, 7, 1], routed: vec![4, 0], work, responses, drawn };
         assert_eq!(Report::from(wire::Report::from(report.clone())), report);
         let shape = ModelShape {
             layers: 2,

@@ -121,6 +121,23 @@ pub struct Report {
     /// Attention nodes: how expert nodes answered.
     #[prost(message, repeated, tag = "4")]
     pub responses: ::prost::alloc::vec::Vec<Response>,
+    /// Attention nodes: the tokens drawn.
+    #[prost(message, optional, tag = "5")]
+    pub drawn: ::core::option::Option<Drawn>,
+}
+/// Tokens and the time they took, summed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Drawn {
+    /// The first token of a sequence on this node, from its arrival here.
+    #[prost(uint64, tag = "1")]
+    pub first: u64,
+    #[prost(uint64, tag = "2")]
+    pub first_ns: u64,
+    /// Every other one, from the token before it.
+    #[prost(uint64, tag = "3")]
+    pub next: u64,
+    #[prost(uint64, tag = "4")]
+    pub next_ns: u64,
 }
 /// Answers of one expert node and the time from each's dispatch, summed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

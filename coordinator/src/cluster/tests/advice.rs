@@ -33,7 +33,7 @@ fn what_was_wanted_is_leased_and_silent_nodes_get_nothing() {
     world.on(Event::Report { session, id, report: report.clone() });
     let stranger = SessionId(99);
     world.on(Event::Report { session: stranger, id, report });
-    world.cluster.end_step();
+    world.cluster.end_step(world.now);
     let guidance = world.cluster.advise(world.now);
     assert_eq!(guidance.digest.unwrap().rows, [1, 2, 3]);
     let trace = world.cluster.observations().trace();
@@ -60,7 +60,7 @@ fn a_review_is_followed_only_if_it_pays_and_nothing_else_happened() {
             let queued = vec![0; 3];
             let report = Report { queued, routed: routed.to_vec(), ..Report::default() };
             world.on(Event::Report { session, id, report });
-            world.cluster.end_step();
+            world.cluster.end_step(world.now);
         }
     };
     let placed = |world: &World| world.cluster.plans().serving().unwrap().clone();
@@ -121,7 +121,7 @@ fn wanted_experts_move_away_from_a_node_whose_runs_are_slow() {
                 let (session, id) = world.nodes[name];
                 world.on(Event::Report { session, id, report });
             }
-            world.cluster.end_step();
+            world.cluster.end_step(world.now);
         }
     };
     see(&mut world, 50_000_000);
