@@ -121,11 +121,14 @@ pub struct PatienceConfig {
     pub next_token_s: u64,
     /// Tries of one sequence, pauses for a node to come back included.
     pub tries_max: u32,
+    /// When no attention node takes work any more, requests wait for one to come back until this
+    /// time has passed since then; 0: they are refused at once.
+    pub node_s: u64,
 }
 
 impl Default for PatienceConfig {
     fn default() -> Self {
-        Self { request_s: 3600, first_token_s: 600, next_token_s: 60, tries_max: 10 }
+        Self { request_s: 3600, first_token_s: 600, next_token_s: 60, tries_max: 10, node_s: 30 }
     }
 }
 

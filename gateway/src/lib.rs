@@ -23,7 +23,7 @@ mod server;
 mod stop;
 mod tokenizer;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use chassis::{http, role::Process, routes::Audience};
@@ -37,7 +37,12 @@ pub use cluster::{Cluster, Membership};
 pub use config::Config;
 pub use model::LoadError;
 
-use crate::{metrics::Metrics, model::ServedModel, nodes::Nodes, requests::Requests};
+use crate::{
+    metrics::Metrics,
+    model::ServedModel,
+    nodes::{Nodes, Standing},
+    requests::Requests,
+};
 
 /// The gateway's condition for being ready.
 const NODES_READY: &str = "attention nodes";
@@ -105,7 +110,7 @@ impl Gateway {
         let metrics = Arc::new(metrics);
         let requests = Arc::new(Requests::new(
             Arc::clone(&model),
-            Nodes::new(cluster),
+            Nodes::new(cluster, Duration::from_secs(config.patience.node_s)),
             Arc::clone(&metrics),
             &config,
         ));
@@ -190,7 +195,13 @@ async fn report(requests: &Requests, process: &Process, health: &HealthReporter)
     loop {
         view.borrow_and_update();
         let kv = requests.nodes.kv_cache();
-        let ready = kv.nodes > 0;
+        // Held requests are as good as taken: were all gateways to leave their service at once, because
+        // they all wait for the same nodes, clients would be refused.
+        let (ready, held) = match requests.nodes.standing() {
+            Standing::Ready => (true, None),
+            Standing::Holding(left) => (true, Some(left)),
+            Standing::Away => (false, None),
+        };
         process.readiness.set(NODES_READY, ready);
         let used = 1.0 - kv.blocks_free as f64 / kv.blocks.max(1) as f64;
         requests.metrics.kv_cache_used.set(if kv.blocks == 0 { 0.0 } else { used });
@@ -208,6 +219,7 @@ async fn report(requests: &Requests, process: &Process, health: &HealthReporter)
         };
         tokio::select! {
             () = changed => {}
+            () = tokio::time::sleep(held.unwrap_or_default()), if held.is_some() => {}
             () = process.shutdown.requested(), if !draining => {}
         }
     }

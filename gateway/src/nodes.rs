@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use domain::{ClusterView, Health, Member, NodeId, Role, SequenceRequest};
@@ -29,6 +29,31 @@ struct Claim {
 pub(crate) struct Nodes {
     cluster: Cluster,
     claims: Mutex<HashMap<NodeId, Claim>>,
+    /// How long requests are held while no node takes work.
+    patience: Duration,
+    seen: Mutex<Seen>,
+}
+
+/// Whether nodes took work when somebody last looked.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    /// None ever did.
+    Never,
+    Ready,
+    /// The last one went at this time.
+    Gone(Instant),
+}
+
+/// Whether requests are taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// A node takes work.
+    Ready,
+    /// None does, and one did not long ago. When the last replica of an expert is lost, all attention
+    /// nodes wait until the expert is somewhere else: requests are held for so long.
+    Holding(Duration),
+    /// None does.
+    Away,
 }
 
 /// A place on a node; dropping it gives the claim back.
@@ -74,8 +99,11 @@ fn ready(view: &ClusterView) -> impl Iterator<Item = &Member> {
 }
 
 impl Nodes {
-    pub(crate) fn new(cluster: Cluster) -> Arc<Self> {
-        Arc::new(Self { cluster, claims: Mutex::default() })
+    pub(crate) fn new(cluster: Cluster, patience: Duration) -> Arc<Self> {
+        let seen = Mutex::new(Seen::Never);
+        let nodes = Arc::new(Self { cluster, claims: Mutex::default(), patience, seen });
+        nodes.standing();
+        nodes
     }
 
     fn claims(&self) -> MutexGuard<'_, HashMap<NodeId, Claim>> {
@@ -112,9 +140,31 @@ impl Nodes {
         tokio::time::timeout(patience, found).await.is_ok()
     }
 
-    /// Whether any attention node takes work.
-    pub(crate) fn any_ready(&self) -> bool {
-        ready(&self.cluster.view.borrow()).next().is_some()
+    /// Waits until a node is no member any more.
+    pub(crate) async fn gone(&self, node: NodeId) {
+        if self.watch().wait_for(|view| view.member(node).is_none()).await.is_err() {
+            // Nobody will say so any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether requests are taken in. To be asked whenever the view has changed.
+    pub(crate) fn standing(&self) -> Standing {
+        let any = ready(&self.cluster.view.borrow()).next().is_some();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = match (any, *seen) {
+            (true, _) => Seen::Ready,
+            (false, Seen::Ready) => Seen::Gone(Instant::now()),
+            (false, before) => before,
+        };
+        match *seen {
+            Seen::Ready => Standing::Ready,
+            Seen::Never => Standing::Away,
+            Seen::Gone(at) => match self.patience.saturating_sub(at.elapsed()) {
+                Duration::ZERO => Standing::Away,
+                left => Standing::Holding(left),
+            },
+        }
     }
 
     /// A receiver of views, for whoever reports readiness.

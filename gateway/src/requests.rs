@@ -12,7 +12,7 @@ use crate::{
     door::Door,
     metrics::Metrics,
     model::ServedModel,
-    nodes::Nodes,
+    nodes::{Nodes, Standing},
     output::{Output, Piece, Stops},
     refusal::{Kind, Refusal},
     request::{Prompt, Request},
@@ -75,7 +75,7 @@ impl Requests {
     pub(crate) async fn start(&self, request: Request) -> Result<Running, Refusal> {
         let arrived = Instant::now();
         let admitted = self.door.enter(request.sequences())?;
-        if !self.nodes.any_ready() {
+        if self.nodes.standing() == Standing::Away {
             return Err(no_node());
         }
         let Request { id, prompts, sampling } = request;

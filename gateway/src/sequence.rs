@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use domain::{FinishReason, NodeId, SequenceRequest, TokenOutput};
 use futures::StreamExt;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{timeout, timeout_at},
+    time::{sleep, timeout, timeout_at},
 };
 use transport::sequences::SequenceError;
 
@@ -19,13 +20,16 @@ use crate::{
     config::PatienceConfig,
     door::Admitted,
     metrics::{Metrics, Outcome},
-    nodes::{Nodes, Place},
+    nodes::{Nodes, Place, Standing},
     output::{Output, Piece},
     refusal::{Kind, Refusal},
 };
 
 /// First pause when no node is left to try; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// How long a node may be silent that the coordinator has lost.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// News of one choice.
 pub(crate) type Event = (u32, Result<Piece, Refusal>);
@@ -201,11 +205,11 @@ impl Sequence {
         }))
     }
 
-    /// No node is left to try. A new sequence is refused; one that lost its node waits for
-    /// another, then tries those again which it avoided.
+    /// No node is left to try. A new sequence is refused, or held while nodes are away; one that lost
+    /// its node waits for another, then tries those again which it avoided.
     async fn pause(&self, tries: &mut Tries) -> Result<(), Miss> {
         if self.generated() == 0 && tries.lost.is_none() {
-            return Err(Miss::Final(if tries.avoid.is_empty() { no_node() } else { full() }));
+            return self.hold(tries).await;
         }
         let pause = PAUSE * 2_u32.saturating_pow(tries.pauses.min(8));
         tries.pauses += 1;
@@ -215,21 +219,52 @@ impl Sequence {
         self.count(tries)
     }
 
+    /// Waits for the first node of a sequence, if nodes are expected back.
+    async fn hold(&self, tries: &Tries) -> Result<(), Miss> {
+        if !tries.avoid.is_empty() {
+            return Err(Miss::Final(full()));
+        }
+        let came = match self.nodes.standing() {
+            Standing::Ready => true,
+            Standing::Holding(left) => self.nodes.another(&[], left).await,
+            Standing::Away => false,
+        };
+        if came { Ok(()) } else { Err(Miss::Final(no_node())) }
+    }
+
     /// Runs on one node until the end or until the node fails.
     async fn attempt(&mut self, place: Place) -> Result<Last, Miss> {
         let silent = |waited: Duration| {
             Miss::Lost(format!("no word from the node for {} s", waited.as_secs()))
         };
+        // A node that the coordinator has lost may still work, if it lost the coordinator only: then it
+        // goes on. One that says nothing either has no time left.
+        let nodes = Arc::clone(&self.nodes);
+        let (mut gone, mut known) = (pin!(nodes.gone(place.node.id)), true);
+        let silence = async {
+            nodes.gone(place.node.id).await;
+            sleep(SILENCE).await;
+        };
         let mut waited = Duration::from_secs(self.patience.first_token_s);
-        let mut stream = timeout(waited, place.run(self.request.clone()))
-            .await
-            .map_err(|_| silent(waited))??;
+        let mut stream = tokio::select! {
+            ran = timeout(waited, place.run(self.request.clone())) => ran.map_err(|_| silent(waited))??,
+            () = silence => return Err(silent(SILENCE)),
+        };
         if let Some(accepted) = self.accepted.take() {
             // The receiver may be gone with the client, which `drive` notices.
             let _ = accepted.send(Ok(()));
         }
         loop {
-            let next = timeout(waited, stream.next()).await.map_err(|_| silent(waited))?;
+            let next = tokio::select! {
+                biased;
+                next = stream.next() => next,
+                () = &mut gone, if known => {
+                    known = false;
+                    waited = waited.min(SILENCE);
+                    continue;
+                }
+                () = sleep(waited) => return Err(silent(waited)),
+            };
             // The stream ends only after an error or the last token, which both end this loop.
             let tokens = next.ok_or_else(|| Miss::Lost("the stream ended too soon".into()))??;
             if tokens.is_empty() {
@@ -241,7 +276,8 @@ impl Sequence {
             }
             let sent = self.events.send((self.choice, Ok(piece))).await;
             sent.map_err(|_| Miss::Gone)?;
-            waited = Duration::from_secs(self.patience.next_token_s);
+            let patience = Duration::from_secs(self.patience.next_token_s);
+            waited = if known { patience } else { patience.min(SILENCE) };
         }
     }
 

@@ -10,7 +10,7 @@ use axum::{
 use serde::Serialize;
 
 use super::Problem;
-use crate::{model::ServedModel, requests::Requests, sequence::no_node};
+use crate::{model::ServedModel, nodes::Standing, requests::Requests, sequence::no_node};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Model {
@@ -68,5 +68,8 @@ pub(super) async fn version() -> Json<Version> {
 
 /// What SageMaker asks: 200 when a request would be taken.
 pub(super) async fn ping(State(requests): State<Arc<Requests>>) -> Result<StatusCode, Problem> {
-    if requests.nodes.any_ready() { Ok(StatusCode::OK) } else { Err(no_node().into()) }
+    match requests.nodes.standing() {
+        Standing::Ready | Standing::Holding(_) => Ok(StatusCode::OK),
+        Standing::Away => Err(no_node().into()),
+    }
 }

@@ -182,7 +182,8 @@ async fn a_client_that_has_its_answer_finds_room_for_the_next_request() {
 
 #[tokio::test]
 async fn without_a_node_requests_get_503_and_health_says_why() {
-    let gateway = start(saying("x")).await;
+    let at_once = |config: &mut ::gateway::Config| config.patience.node_s = 0;
+    let gateway = start_with(vec![saying("x")], at_once).await;
     assert_eq!(gateway.client.get("/health").await.status, 200);
     gateway.view.send_replace(Arc::new(ClusterView::default()));
     let reply = gateway.client.post("/v1/completions", body()).await;
@@ -196,6 +197,51 @@ async fn without_a_node_requests_get_503_and_health_says_why() {
             assert!(health.text.contains("attention nodes"), "{}", health.text);
             break;
         }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A node that hangs keeps its connections. The coordinator knows better.
+#[tokio::test]
+async fn a_silent_node_that_the_coordinator_has_lost_is_left_before_its_time() {
+    let gateway = start_with(vec![until(3, Act::Hang), saying(TEXT)], |_| {}).await;
+    let leave = async {
+        gateway.nodes[0].holds(1).await;
+        let mut view = (**gateway.view.borrow()).clone();
+        view.members.remove(0);
+        gateway.view.send_replace(Arc::new(view));
+    };
+    assert_eq!(tokio::join!(whole(&gateway.client), leave).0, TEXT);
+}
+
+/// All attention nodes wait while an expert has no replica: then so do requests, and not their clients' next tries.
+#[tokio::test]
+async fn requests_are_held_while_all_nodes_are_away_for_a_moment() {
+    let gateway = start(saying(TEXT)).await;
+    let there = gateway.view.borrow().clone();
+    gateway.view.send_replace(Arc::new(ClusterView::default()));
+    let held = whole(&gateway.client);
+    let back = async {
+        // It waits at the door, and the gateway goes on saying that it takes requests.
+        while !gateway.metrics().await.contains("vllm:num_requests_waiting{model_name=\"demo\"} 1")
+        {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(gateway.client.get("/health").await.status, 200);
+        assert_eq!(gateway.client.get("/ping").await.status, 200);
+        gateway.view.send_replace(there);
+    };
+    assert_eq!(tokio::join!(held, back).0, TEXT);
+}
+
+#[tokio::test]
+async fn held_requests_are_refused_when_no_node_comes_back() {
+    let soon = |config: &mut ::gateway::Config| config.patience.node_s = 1;
+    let gateway = start_with(vec![saying("x")], soon).await;
+    gateway.view.send_replace(Arc::new(ClusterView::default()));
+    let reply = gateway.client.post("/v1/completions", body()).await;
+    assert_eq!(reply.status, 503, "{}", reply.text);
+    while gateway.client.get("/health").await.status != 503 {
         tokio::task::yield_now().await;
     }
 }
