@@ -2,10 +2,10 @@
 
 mod arrivals;
 mod ask;
-mod events;
+pub(crate) mod events;
 mod progress;
 mod report;
-mod stats;
+pub(crate) mod stats;
 
 use std::{fs, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
 

@@ -14,6 +14,9 @@ use hyper_util::{
 };
 use serde_json::Value;
 
+/// The header by which a request that is sent again is known as the same.
+const REQUEST_ID: &str = "x-request-id";
+
 /// A server and the connections to it, which are kept.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -43,8 +46,21 @@ impl Server {
 
     /// Posts a body; the head of the answer, if it is a good one.
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Response<Incoming>> {
+        self.post_as(None, path, body).await
+    }
+
+    /// Posts a body under a request id.
+    pub(crate) async fn post_as(
+        &self,
+        id: Option<&str>,
+        path: &str,
+        body: &Value,
+    ) -> Result<Response<Incoming>> {
         let url = format!("{}{path}", self.url);
         let mut request = Request::post(&url).header(CONTENT_TYPE, "application/json");
+        if let Some(id) = id {
+            request = request.header(REQUEST_ID, id);
+        }
         if let Some(key) = &self.key {
             request = request.header(AUTHORIZATION, format!("Bearer {key}"));
         }
@@ -57,4 +73,19 @@ impl Server {
         }
         Ok(response)
     }
+}
+
+/// Gets a page of any server, over a connection of its own.
+pub(crate) async fn get(url: &str) -> Result<(StatusCode, Bytes)> {
+    let client: Client<HttpConnector, Full<Bytes>> =
+        Client::builder(TokioExecutor::new()).build_http();
+    let response = client.request(Request::get(url).body(Full::default())?).await?;
+    Ok((response.status(), response.into_body().collect().await?.to_bytes()))
+}
+
+/// Whether the connection failed, and not what was asked or answered.
+pub(crate) fn broke_off(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.is::<hyper::Error>() || cause.is::<hyper_util::client::legacy::Error>())
 }

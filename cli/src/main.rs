@@ -2,6 +2,7 @@
 
 mod bench;
 mod certs;
+mod chaos;
 mod generate;
 mod http;
 mod keys;
@@ -38,6 +39,8 @@ enum Command {
     Bench(bench::Flags),
     /// Make the certificates of a cluster.
     Certs(certs::Flags),
+    /// Break a cluster again and again under load and say whether clients noticed.
+    Chaos(chaos::Flags),
     /// Make API keys.
     Keys(keys::Flags),
     /// Show, compare and change where a cluster's experts lie.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Generate(flags) => generate::run(*flags),
         Command::Bench(flags) => bench::run(&flags),
         Command::Certs(flags) => certs::run(&flags),
+        Command::Chaos(flags) => chaos::run(&flags),
         Command::Keys(flags) => keys::run(&flags),
         Command::Plan(flags) => plan::run(&flags),
         Command::Place(flags) => place::run(&flags),
