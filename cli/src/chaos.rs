@@ -9,6 +9,7 @@ mod processes;
 mod questions;
 mod record;
 mod report;
+mod told;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::{
     cluster::Cluster,
-    effect::{Effect, Mark},
+    effect::{Cause, Effect, Mark},
     fault::{Deck, Kind},
     load::Load,
     report::{Outcome, Setup},
@@ -39,6 +40,10 @@ pub(crate) struct Flags {
     /// cut off is sent to the next under the same id.
     #[arg(long, value_name = "URL", conflicts_with = "local")]
     endpoint: Vec<String>,
+    /// Read from standard input what is done to that cluster: `WHAT: WHOM` when a fault strikes, an
+    /// empty line when it is over.
+    #[arg(long, requires = "endpoint")]
+    told: bool,
     /// Folder of the checkpoint that the local cluster serves.
     #[arg(long, value_name = "FOLDER", default_value = DEMO)]
     model: PathBuf,
@@ -51,7 +56,7 @@ pub(crate) struct Flags {
     /// Time from one fault to the next; it takes longer where a process takes longer to come back.
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = value_parser!(u64).range(4..))]
     every: u64,
-    /// Kinds of faults, all by default.
+    /// Kinds of faults, all by default. Each that is named strikes at least once, whatever time that takes.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     faults: Vec<Kind>,
     /// Replicas of every expert: 1 or 2 of them.
@@ -131,7 +136,7 @@ async fn strike(flags: &Flags, cluster: &mut Cluster, load: &Load) -> Result<Vec
     let begun = Instant::now();
     let end = begun + Duration::from_secs(flags.seconds);
     let (mut due, mut marks) = (begun + CALM * 2, Vec::new());
-    while due.max(Instant::now() + CALM) + every <= end {
+    while marks.len() < flags.faults.len() || due.max(Instant::now() + CALM) + every <= end {
         sleep_until(due.max(Instant::now() + CALM)).await;
         due = Instant::now() + every;
         let fault = deck.draw();
@@ -142,7 +147,8 @@ async fn strike(flags: &Flags, cluster: &mut Cluster, load: &Load) -> Result<Vec
         let healed = load.record.now();
         fault.heal(harm, cluster, load).await?;
         let whole = load.record.now();
-        marks.push(Mark { fault, struck, healed, whole });
+        let (cause, whom) = (Cause::Made(fault.kind), fault.whom());
+        marks.push(Mark { cause, whom, struck, healed, whole });
     }
     sleep_until(end).await;
     Ok(marks)
@@ -153,17 +159,30 @@ async fn foreign(flags: &Flags) -> Result<Outcome> {
     let key = flags.api_key.as_deref();
     let load = Arc::new(Load::prepare(&flags.endpoint, key, true, flags.seed).await?);
     let clients = tokio::spawn(Arc::clone(&load).run(flags.clients.get()));
-    sleep(Duration::from_secs(flags.seconds)).await;
+    let mut marks = Vec::new();
+    let told = async {
+        if flags.told {
+            told::take(told::lines(), &load.record, &mut marks).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = sleep(Duration::from_secs(flags.seconds)) => {}
+        () = told => {}
+    }
     load.stop();
     clients.await?;
-    Ok(outcome(flags, &load, &[]))
+    Ok(outcome(flags, &load, &marks))
 }
 
 fn outcome(flags: &Flags, load: &Load, marks: &[Mark]) -> Outcome {
     let (arrivals, counts) = load.record.take();
     let end = arrivals.last().map_or(Duration::ZERO, |arrival| arrival.at);
-    let setup =
-        Setup { replicas: flags.replicas.into(), clients: flags.clients.get(), seed: flags.seed };
+    let setup = Setup {
+        replicas: flags.local.then_some(flags.replicas),
+        clients: flags.clients.get(),
+        seed: flags.seed,
+    };
     let effects = Effect::all(marks, &arrivals, end);
     Outcome { setup, counts, effects, arrivals, end }
 }

@@ -26,6 +26,8 @@ use crate::{
 
 /// Nothing in a test takes this long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Nor does a program that runs to its end, be it with a cluster of its own.
+const RUN: Duration = Duration::from_secs(480);
 /// Between two looks at a process.
 const PAUSE: Duration = Duration::from_millis(30);
 /// A template that shows what it was given; the demo model has none.
@@ -333,8 +335,10 @@ impl Processes {
     /// It failed, and what it said then.
     pub async fn amoe(args: &[String]) -> Result<String> {
         let mut command = Command::new(binary("amoe")?);
-        command.args(args).env_clear().stdin(Stdio::null()).kill_on_drop(true);
-        let output = timeout(PATIENCE, command.output()).await.context("amoe hangs")??;
+        // It may start etcd, which is found there.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        command.args(args).env_clear().env("PATH", path).stdin(Stdio::null()).kill_on_drop(true);
+        let output = timeout(RUN, command.output()).await.context("amoe hangs")??;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "amoe ended with {}: {said}", output.status);
         Ok(String::from_utf8(output.stdout)?)

@@ -79,8 +79,9 @@ impl Cluster {
             gateways: Vec::new(),
             binaries,
             model,
-            // Room for what one lost node had, even where no expert has a second replica.
-            slots: (experts * replicas.max(2)).div_ceil(EXPERT_NODES),
+            // Room for what one lost node had, even where no expert has a second replica; and a little more,
+            // because not every free slot is on a node that lacks the expert that still wants one.
+            slots: (experts * replicas.max(2)).div_ceil(EXPERT_NODES) + shape.moe_layers.len(),
             coordinators: String::new(),
             stores: String::new(),
         };

@@ -1,8 +1,8 @@
 //! What a fault did to clients: how throughput fell and came back, and how long they waited for tokens.
 
-use std::{ops::Range, time::Duration};
+use std::{fmt, ops::Range, time::Duration};
 
-use super::{fault::Fault, record::Arrival};
+use super::{fault::Kind, record::Arrival};
 use crate::bench::stats::quantile;
 
 /// Throughput is that of a second; it is looked at this often.
@@ -10,13 +10,27 @@ const STEP: Duration = Duration::from_millis(100);
 const STEPS: usize = 10;
 /// Throughput and waits before a fault are those of this time, or since the last fault was made good.
 const BEFORE: Duration = Duration::from_secs(5);
-/// This part of the throughput before a fault is full throughput: what eight clients get in a second varies.
-pub(super) const FULL: f64 = 0.8;
+/// This part of the throughput before a fault is full throughput, or that of the least second before it: what
+/// a few clients get in a second varies.
+const FULL: f64 = 0.8;
+/// Less than this is never full, whatever was before.
+const LEAST: f64 = 0.6;
+
+/// What made a fault.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cause {
+    /// This program.
+    Made(Kind),
+    /// Somebody who says this of it.
+    Told(String),
+}
 
 /// A fault in time, counted from the begin of the record.
 #[derive(Clone, Debug)]
 pub(super) struct Mark {
-    pub(super) fault: Fault,
+    pub(super) cause: Cause,
+    /// The names of the processes, for people.
+    pub(super) whom: String,
     pub(super) struck: Duration,
     /// Its victims were started again, or went on, from here.
     pub(super) healed: Duration,
@@ -53,6 +67,27 @@ pub(super) struct Throughput {
     steps: Vec<usize>,
 }
 
+// === impl Cause ===
+
+impl Cause {
+    /// For people.
+    pub(super) fn sentence(&self) -> &str {
+        match self {
+            Self::Made(kind) => kind.sentence(),
+            Self::Told(what) => what,
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Made(kind) => kind.fmt(f),
+            Self::Told(what) => f.write_str(what),
+        }
+    }
+}
+
 fn step(at: Duration) -> usize {
     usize::try_from(at.as_millis() / STEP.as_millis()).unwrap_or(usize::MAX)
 }
@@ -87,7 +122,7 @@ impl Throughput {
         seconds.map(|(at, steps)| (at as f64, steps.iter().sum::<usize>() as f64))
     }
 
-    /// The seconds that begin from one time to another: how long after the first time, and their
+    /// The seconds within a time: how long after the first time, and their
     /// throughput as a part of `rate`.
     fn parts(&self, from: Duration, to: Duration, rate: f64) -> Vec<(Duration, f64)> {
         let first = step(from);
@@ -122,12 +157,14 @@ impl Effect {
     ) -> Self {
         let begin = last.max(mark.struck.saturating_sub(BEFORE));
         let rate = throughput.between(begin, mark.struck);
+        let calm = throughput.parts(begin, mark.struck, rate);
+        let full = calm.iter().map(|(_, part)| *part).fold(FULL, f64::min).max(LEAST);
         let parts = throughput.parts(mark.struck, next, rate);
         let felt = mark.whole - mark.struck;
-        let dips = parts.iter().position(|&(after, part)| after <= felt && part < FULL);
+        let dips = parts.iter().position(|&(after, part)| after <= felt && part < full);
         let recovery = dips.map_or(Duration::ZERO, |dip| {
-            let full = parts[dip..].iter().find(|(_, part)| *part >= FULL);
-            full.map_or(next - mark.struck, |(after, _)| *after)
+            let again = parts[dip..].iter().find(|(_, part)| *part >= full);
+            again.map_or(next - mark.struck, |(after, _)| *after)
         });
         let dip = parts.iter().filter(|(after, _)| *after <= felt).map(|(_, part)| *part);
         let over = mark.whole.max(mark.struck + recovery).min(next);
@@ -165,13 +202,12 @@ pub(super) fn p99_ms(waits: &[Duration]) -> f64 {
 mod tests {
     use std::time::Duration;
 
-    use super::{Arrival, Effect, Mark};
-    use crate::chaos::fault::{Fault, Kind};
+    use super::{Arrival, Cause, Effect, Kind, Mark};
 
     fn mark(struck: u64, whole: u64) -> Mark {
         let (struck, whole) = (Duration::from_millis(struck), Duration::from_millis(whole));
-        let fault = Fault { kind: Kind::ExpertKilled, victims: vec!["expert-0".to_owned()] };
-        Mark { fault, struck, healed: whole, whole }
+        let (cause, whom) = (Cause::Made(Kind::ExpertKilled), "expert-0".to_owned());
+        Mark { cause, whom, struck, healed: whole, whole }
     }
 
     /// A token every 10 ms but for the times between `gaps`, in milliseconds.

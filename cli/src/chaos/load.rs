@@ -110,21 +110,29 @@ impl Load {
             Door::new(name, url, key.map(ToOwned::to_owned))
         });
         let doors = doors.collect::<Result<Vec<_>>>()?;
-        let first = &doors.first().context("there is no gateway to ask")?.server;
-        let mut expected = Vec::new();
+        let url = urls.first().context("there is no gateway to ask")?;
+        let server = Arc::new(Server::new(url, key.map(ToOwned::to_owned))?);
         // A model without a chat template is asked for completions only.
         let probe = questions(true).into_iter().next_back().context("there are questions")?;
-        let chats = probe.ask(first, "chaos-probe", |_| ()).await.is_ok();
+        let chats = probe.ask(&server, "chaos-probe", |_| ()).await.is_ok();
+        let mut asked = JoinSet::new();
         for (at, question) in questions(chats).into_iter().enumerate() {
-            let id = format!("chaos-{seed}-expected-{at}");
-            let asked = question.ask(first, &id, |_| ());
-            let answer = timeout(PATIENCE, asked).await.context("hangs").flatten();
-            expected.push((question, answer.context("a question before the faults")?));
+            let (server, id) = (Arc::clone(&server), format!("chaos-{seed}-expected-{at}"));
+            asked.spawn(async move {
+                let answer = timeout(PATIENCE, question.ask(&server, &id, |_| ())).await;
+                let answer = answer.context("hangs").flatten();
+                anyhow::Ok((at, question, answer.context("a question before the faults")?))
+            });
         }
+        let mut expected = asked.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
+        expected.sort_by_key(|(at, ..)| *at);
         Ok(Self {
             doors,
             foreign,
-            expected,
+            expected: expected
+                .into_iter()
+                .map(|(_, question, answer)| (question, answer))
+                .collect(),
             seed,
             turn: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),

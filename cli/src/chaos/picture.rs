@@ -2,10 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{
-    effect::{Effect, Throughput},
-    fault::Kind,
-};
+use super::effect::{Effect, Mark, Throughput};
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 260.0;
@@ -38,14 +35,14 @@ pub(super) fn draw(throughput: &Throughput, effects: &[Effect]) -> String {
     );
     for effect in effects {
         let (from, to) = (x(effect.mark.struck.as_secs_f64()), x(effect.mark.whole.as_secs_f64()));
-        let colour = colour(effect.mark.fault.kind);
+        let colour = colour(&effect.mark);
         let _ = writeln!(
             svg,
             "<g fill='{colour}'><title>{}: {}</title>\
              <rect x='{from:.1}' y='{TOP}' width='{:.1}' height='{:.1}' opacity='0.15'/>\
              <rect x='{from:.1}' y='{TOP}' width='1.2' height='{:.1}'/></g>",
-            effect.mark.fault.kind.sentence(),
-            effect.mark.fault.whom(),
+            effect.mark.cause.sentence(),
+            effect.mark.whom,
             (to - from).max(0.5),
             FLOOR - TOP,
             FLOOR - TOP,
@@ -81,9 +78,7 @@ pub(super) fn draw(throughput: &Throughput, effects: &[Effect]) -> String {
     svg + "</svg>\n"
 }
 
-fn colour(kind: Kind) -> &'static str {
-    let name = kind.to_string();
-    let known = COLOURS.iter().find(|(role, _)| name.starts_with(role));
-    // Broken weights are those of an expert node.
-    known.map_or(COLOURS[0].1, |(_, colour)| colour)
+fn colour(mark: &Mark) -> &'static str {
+    let known = COLOURS.iter().find(|(role, _)| mark.whom.starts_with(role));
+    known.map_or("#444", |(_, colour)| colour)
 }

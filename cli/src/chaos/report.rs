@@ -13,8 +13,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{
-    effect::{Effect, Throughput, Waits, p99_ms},
-    fault::Kind,
+    effect::{Cause, Effect, Throughput, Waits, p99_ms},
     picture,
     record::{Arrival, Counts},
 };
@@ -25,7 +24,8 @@ const END: &str = "<!-- end -->";
 /// What was asked for, as far as the outcome depends on it.
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
-    pub(super) replicas: usize,
+    /// Of every expert, in a cluster of this program.
+    pub(super) replicas: Option<u8>,
     pub(super) clients: usize,
     pub(super) seed: u64,
 }
@@ -42,7 +42,7 @@ pub(super) struct Outcome {
 
 /// The effects of all faults of a kind.
 struct Group<'a> {
-    kind: Kind,
+    cause: &'a Cause,
     effects: Vec<&'a Effect>,
 }
 
@@ -97,11 +97,11 @@ impl Outcome {
 
     /// Kinds in their order, those that did not occur left out.
     fn groups(&self) -> Vec<Group<'_>> {
-        let mut groups: BTreeMap<Kind, Vec<&Effect>> = BTreeMap::new();
+        let mut groups: BTreeMap<&Cause, Vec<&Effect>> = BTreeMap::new();
         for effect in &self.effects {
-            groups.entry(effect.mark.fault.kind).or_default().push(effect);
+            groups.entry(&effect.mark.cause).or_default().push(effect);
         }
-        groups.into_iter().map(|(kind, effects)| Group { kind, effects }).collect()
+        groups.into_iter().map(|(cause, effects)| Group { cause, effects }).collect()
     }
 
     /// Everything, for programs.
@@ -110,8 +110,8 @@ impl Outcome {
         let fault = |effect: &Effect| {
             let Waits { before, during, after } = effect.p99_ms;
             json!({
-                "kind": effect.mark.fault.kind.to_string(),
-                "whom": effect.mark.fault.whom(),
+                "kind": effect.mark.cause.to_string(),
+                "whom": effect.mark.whom,
                 "at_s": seconds(effect.mark.struck),
                 "healed_s": seconds(effect.mark.healed),
                 "whole_s": seconds(effect.mark.whole),
@@ -142,10 +142,13 @@ impl Outcome {
 
     /// Writes this run's section of a document, and its picture beside it. The rest of the document stays.
     pub(super) fn write(&self, document: &Path) -> Result<()> {
-        let name = format!("replicas-{}", self.setup.replicas);
+        let (name, begin) = match self.setup.replicas {
+            Some(number) => (format!("replicas-{number}"), format!("local --replicas {number}")),
+            None => ("endpoint".to_owned(), "endpoint".to_owned()),
+        };
         let stem = document.file_stem().context("--report names a file")?.to_string_lossy();
         let picture = format!("{stem}-{name}.svg");
-        let begin = format!("<!-- written by `amoe chaos --replicas {}` -->", self.setup.replicas);
+        let begin = format!("<!-- written by `amoe chaos --{begin}` -->");
         let text = fs::read_to_string(document).unwrap_or_default();
         let section = self.section(&picture);
         let text = replaced(&text, &begin, &section);
@@ -162,10 +165,13 @@ impl Outcome {
         let build = if cfg!(debug_assertions) { "debug" } else { "release" };
         let Setup { replicas, clients, seed } = self.setup;
         let waits: Vec<_> = self.arrivals.iter().map(|arrival| arrival.waited).collect();
-        let plural = if replicas == 1 { "replica" } else { "replicas" };
+        let replicas = match replicas {
+            None => String::new(),
+            Some(1) => ", 1 replica of every expert".to_owned(),
+            Some(number) => format!(", {number} replicas of every expert"),
+        };
         let mut text = format!(
-            "Measured on {} ({cores} processors for everything, {build} build, seed {seed}, {replicas} {plural} of every \
-             expert): {clients} clients for {:.0} s, {} faults.\n\n\
+            "Measured on {} ({cores} processors for everything, {build} build, seed {seed}{replicas}): {clients} clients for {:.0} s, {} faults.\n\n\
              **{requests} requests, {failed} failed, {changed} changed.** {} tokens, {:.0} per second; 99 % came \
              within {:.0} ms of the one before. {retries} requests were sent again because their gateway was gone.\n\n",
             OffsetDateTime::now_utc().date(),
@@ -184,7 +190,7 @@ impl Outcome {
             let _ = writeln!(
                 text,
                 "| {} | {} | {:.0} % | {:.1} s | {:.1} s | {:.1} s | {:.0} ms | {:.0} ms | {:.0} ms |",
-                group.kind.sentence(),
+                group.cause.sentence(),
                 group.effects.len(),
                 group.dip() * 1e2,
                 recoveries[recoveries.len() / 2],
@@ -230,12 +236,12 @@ impl fmt::Display for Outcome {
         )?;
         for effect in &self.effects {
             let Waits { before, during, after } = effect.p99_ms;
-            let fault = &effect.mark.fault;
+            let mark = &effect.mark;
             writeln!(
                 f,
                 "{:7.1}  {:40}{:5.0}%{:10.1}{:10.1}{before:10.0}{during:9.0}{after:8.0}",
-                seconds(effect.mark.struck),
-                format!("{} {}", fault.kind, fault.whom()),
+                seconds(mark.struck),
+                format!("{} {}", mark.cause, mark.whom),
                 effect.dip * 1e2,
                 seconds(effect.recovery),
                 seconds(effect.longest),
