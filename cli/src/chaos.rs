@@ -122,11 +122,11 @@ async fn disturbed(flags: &Flags, cluster: &mut Cluster) -> Result<Outcome> {
     let load = Arc::new(Load::prepare(&cluster.urls(), None, false, flags.seed).await?);
     let clients = tokio::spawn(Arc::clone(&load).run(flags.clients.get()));
     let marks = strike(flags, cluster, &load).await;
-    load.stop();
+    let end = load.stop();
     clients.await?;
     let marks = marks?;
     cluster.stop().await?;
-    Ok(outcome(flags, &load, &marks))
+    Ok(outcome(flags, &load, &marks, end))
 }
 
 /// One fault after the other until the time is over.
@@ -170,14 +170,15 @@ async fn foreign(flags: &Flags) -> Result<Outcome> {
         () = sleep(Duration::from_secs(flags.seconds)) => {}
         () = told => {}
     }
-    load.stop();
+    let end = load.stop();
     clients.await?;
-    Ok(outcome(flags, &load, &marks))
+    Ok(outcome(flags, &load, &marks, end))
 }
 
-fn outcome(flags: &Flags, load: &Load, marks: &[Mark]) -> Outcome {
-    let (arrivals, counts) = load.record.take();
-    let end = arrivals.last().map_or(Duration::ZERO, |arrival| arrival.at);
+fn outcome(flags: &Flags, load: &Load, marks: &[Mark], end: Duration) -> Outcome {
+    let (mut arrivals, counts) = load.record.take();
+    // What was asked before the end and came later is no throughput.
+    arrivals.retain(|arrival| arrival.at <= end);
     let setup = Setup {
         replicas: flags.local.then_some(flags.replicas),
         clients: flags.clients.get(),

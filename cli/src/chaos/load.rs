@@ -149,9 +149,10 @@ impl Load {
         running.join_all().await;
     }
 
-    /// Lets clients finish what they have asked.
-    pub(super) fn stop(&self) {
+    /// Lets clients finish what they have asked; the time of the record.
+    pub(super) fn stop(&self) -> Duration {
         self.stopped.store(true, Ordering::Relaxed);
+        self.record.now()
     }
 
     async fn client(self: Arc<Self>, client: usize) {
