@@ -26,6 +26,8 @@ use crate::{
     routes::{Audience, Guard, Routes, refuse},
 };
 
+mod basic;
+
 #[cfg(test)]
 mod tests;
 
@@ -90,10 +92,14 @@ impl Pages {
         *pages = (all, router);
     }
 
-    async fn answer(self, request: Request) -> Response {
+    async fn answer(self, mut request: Request) -> Response {
         let router = self.pages.read().unwrap_or_else(PoisonError::into_inner).1.clone();
+        basic::show_key(&mut request);
         match router.oneshot(request).await {
-            Ok(response) => response,
+            Ok(mut response) => {
+                basic::challenge(&mut response);
+                response
+            }
             Err(never) => match never {},
         }
     }

@@ -16,6 +16,7 @@ mod route;
 mod serve;
 mod simulate;
 mod synth;
+mod top;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,8 @@ enum Command {
     Simulate(simulate::Flags),
     /// Write a checkpoint with random weights and skewed routing.
     Synth(synth::Flags),
+    /// Watch a cluster in the terminal: nodes, loads, queues and decisions, anew every second.
+    Top(top::Flags),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Route(flags) => route::run(&flags),
         Command::Simulate(flags) => simulate::run(&flags),
         Command::Synth(flags) => synth::run(&flags),
+        Command::Top(flags) => top::run(&flags),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -152,7 +152,7 @@ fn sentence(change: &PlanChange) -> String {
 }
 
 /// Asks whoever leads, beginning at `address`.
-async fn ask<T>(
+pub(crate) async fn ask<T>(
     (address, operator): (&str, &Operator),
     call: impl AsyncFn(Admin) -> Result<Response<T>, Status>,
 ) -> Result<T> {

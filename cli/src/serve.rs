@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Result;
 use chassis::{
+    admin::AdminConfig,
     role::Process,
     shutdown::ShutdownConfig,
     telemetry::{self, TelemetryConfig},
@@ -44,6 +45,9 @@ pub(crate) struct Flags {
     /// The key of the certificate, as PEM.
     #[arg(long, value_name = "FILE", env = "AMOE_SSL_KEYFILE", requires = "ssl_certfile")]
     ssl_keyfile: Option<PathBuf>,
+    /// Open an admin door there, for operators: `/console`, `/plan` and `/metrics`.
+    #[arg(long, value_name = "HOST:PORT", env = "AMOE_SERVE_ADMIN")]
+    admin: Option<SocketAddr>,
     /// What is logged: `info`, `warn,gateway=debug`.
     #[arg(long, default_value = "info", env = "AMOE_LOG")]
     log: String,
@@ -70,6 +74,11 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
         if !flags.api_key.is_empty() {
             process.trust = process.trust.with_keys(Keys::plain(&flags.api_key));
         }
+        let admin = flags.admin.map(|address| AdminConfig { address, ..AdminConfig::default() });
+        let _door = match &admin {
+            Some(admin) => Some(process.open_admin(admin).await?),
+            None => None,
+        };
         let (names, all) = (flags.served_model_name, flags.cluster);
         let cluster = LocalCluster::open(all, server, public_tls, names, process.clone()).await?;
         process.shutdown.guard(cluster.serve()).await?

@@ -108,6 +108,11 @@ async fn without_a_key_only_probes_are_answered() {
         let right = "Authorization: Bearer secret\r\n";
         let expected = if path == "/nothing" { 404 } else { 200 };
         assert_eq!(fetch_with(&door, path, right).await.0, expected, "{path}");
+        // `alice:secret` and `alice:secrets`, as browsers say it.
+        let right = "Authorization: Basic YWxpY2U6c2VjcmV0\r\n";
+        assert_eq!(fetch_with(&door, path, right).await.0, expected, "{path}");
+        let wrong = "Authorization: Basic YWxpY2U6c2VjcmV0cw==\r\n";
+        assert_eq!(fetch_with(&door, path, wrong).await.0, 401, "{path}");
     }
     assert_eq!(fetch(&door, "/livez").await.0, 200);
     assert_eq!(fetch(&door, "/readyz").await.0, 503);

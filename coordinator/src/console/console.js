@@ -552,7 +552,7 @@ function decisions(o) {
   const line = (head, text, why) => { const l = put(box, 'p'); put(l, 'b', { text: head }); l.append(text); if (why) put(l, 'span', { class: 'why', text: ` ${why}` }); };
   line('Routing', r.leases
     ? `: the last of ${count(r.leases, 'lease')} was made ${span(o.at - r.leased_at)} ago and moved ${count(r.changed, 'expert')}${r.shared ? `; ${r.shared.toLocaleString('en')} shared` : ''},`
-    : `: by ${r.policy}; every expert has one place to run, so there is nothing to choose.`, r.why);
+    : `: by ${r.policy}${o.layers.length ? '; every expert has one place to run, so there is nothing to choose' : ''}.`, r.why);
   line('Placement', `: by ${p.policy}${p.pinned ? ', pinned by an operator' : ''}.`,
     p.review ? `Looked at ${span(o.at - p.reviewed_at)} ago: ${p.review}` : '');
   const scrolled = list.scrollTop;
