@@ -22,7 +22,7 @@ use self::{
     effect::{Cause, Effect, Mark},
     fault::{Deck, Kind},
     load::Load,
-    report::{Outcome, Setup},
+    report::{Outcome, Setup, load_average},
 };
 use crate::local::DEMO;
 
@@ -118,6 +118,7 @@ async fn local(flags: &Flags) -> Result<Outcome> {
 }
 
 async fn disturbed(flags: &Flags, cluster: &mut Cluster) -> Result<Outcome> {
+    let setup = setup(flags);
     cluster.start().await?;
     let load = Arc::new(Load::prepare(&cluster.urls(), None, false, flags.seed).await?);
     let clients = tokio::spawn(Arc::clone(&load).run(flags.clients.get()));
@@ -126,7 +127,7 @@ async fn disturbed(flags: &Flags, cluster: &mut Cluster) -> Result<Outcome> {
     clients.await?;
     let marks = marks?;
     cluster.stop().await?;
-    Ok(outcome(flags, &load, &marks, end))
+    Ok(outcome(setup, &load, &marks, end))
 }
 
 /// One fault after the other until the time is over.
@@ -156,7 +157,7 @@ async fn strike(flags: &Flags, cluster: &mut Cluster, load: &Load) -> Result<Vec
 
 /// Load and checks alone.
 async fn foreign(flags: &Flags) -> Result<Outcome> {
-    let key = flags.api_key.as_deref();
+    let (setup, key) = (setup(flags), flags.api_key.as_deref());
     let load = Arc::new(Load::prepare(&flags.endpoint, key, true, flags.seed).await?);
     let clients = tokio::spawn(Arc::clone(&load).run(flags.clients.get()));
     let mut marks = Vec::new();
@@ -172,18 +173,22 @@ async fn foreign(flags: &Flags) -> Result<Outcome> {
     }
     let end = load.stop();
     clients.await?;
-    Ok(outcome(flags, &load, &marks, end))
+    Ok(outcome(setup, &load, &marks, end))
 }
 
-fn outcome(flags: &Flags, load: &Load, marks: &[Mark], end: Duration) -> Outcome {
-    let (mut arrivals, counts) = load.record.take();
-    // What was asked before the end and came later is no throughput.
-    arrivals.retain(|arrival| arrival.at <= end);
-    let setup = Setup {
+fn setup(flags: &Flags) -> Setup {
+    Setup {
         replicas: flags.local.then_some(flags.replicas),
         clients: flags.clients.get(),
         seed: flags.seed,
-    };
+        busy: load_average(),
+    }
+}
+
+fn outcome(setup: Setup, load: &Load, marks: &[Mark], end: Duration) -> Outcome {
+    let (mut arrivals, counts) = load.record.take();
+    // What was asked before the end and came later is no throughput.
+    arrivals.retain(|arrival| arrival.at <= end);
     let effects = Effect::all(marks, &arrivals, end);
     Outcome { setup, counts, effects, arrivals, end }
 }

@@ -54,7 +54,7 @@ pub(super) struct Effect {
     pub(super) rate: f64,
     /// Least throughput of a second, as a part of that before.
     pub(super) dip: f64,
-    /// From the fault until the throughput was full again; 0 if it always was.
+    /// From the fault until the throughput was full again and stayed so for two seconds; 0 if it always was.
     pub(super) recovery: Duration,
     /// Longest that any client waited for its next token.
     pub(super) longest: Duration,
@@ -163,8 +163,12 @@ impl Effect {
         let felt = mark.whole - mark.struck;
         let dips = parts.iter().position(|&(after, part)| after <= felt && part < full);
         let recovery = dips.map_or(Duration::ZERO, |dip| {
-            let again = parts[dip..].iter().find(|(_, part)| *part >= full);
-            again.map_or(next - mark.struck, |(after, _)| *after)
+            let holds = |at: &usize| {
+                let second = &parts[*at..parts.len().min(at + 1 + STEPS)];
+                second.iter().all(|(_, part)| *part >= full)
+            };
+            let again = (dip..parts.len()).find(holds);
+            again.map_or(next - mark.struck, |at| parts[at].0)
         });
         let dip = parts.iter().filter(|(after, _)| *after <= felt).map(|(_, part)| *part);
         let over = mark.whole.max(mark.struck + recovery).min(next);

@@ -48,7 +48,7 @@ impl Question {
         // Some prompts take several chunks' worth of rows.
         let prompt = vec![opening; if number.is_multiple_of(5) { 24 } else { 1 }].join(" ");
         let mut body = json!({
-            "max_tokens": 16 + 29 * number % 145,
+            "max_tokens": 16 + 37 * number % 145,
             "temperature": 0.0,
             "ignore_eos": true,
             "stream": true,

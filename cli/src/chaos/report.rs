@@ -28,6 +28,8 @@ pub(super) struct Setup {
     pub(super) replicas: Option<u8>,
     pub(super) clients: usize,
     pub(super) seed: u64,
+    /// What else the machine did: its load average of a minute before the run, where there is such a thing.
+    pub(super) busy: Option<f64>,
 }
 
 /// What a run came to.
@@ -48,6 +50,11 @@ struct Group<'a> {
 
 fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e3).round() / 1e3
+}
+
+/// The load average of the last minute.
+pub(super) fn load_average() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 // === impl Group ===
@@ -163,7 +170,8 @@ impl Outcome {
         let Counts { requests, failed, changed, retries, .. } = &self.counts;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let build = if cfg!(debug_assertions) { "debug" } else { "release" };
-        let Setup { replicas, clients, seed } = self.setup;
+        let Setup { replicas, clients, seed, busy } = self.setup;
+        let busy = busy.map_or_else(String::new, |load| format!(", load average {load:.1} before"));
         let waits: Vec<_> = self.arrivals.iter().map(|arrival| arrival.waited).collect();
         let replicas = match replicas {
             None => String::new(),
@@ -171,7 +179,7 @@ impl Outcome {
             Some(number) => format!(", {number} replicas of every expert"),
         };
         let mut text = format!(
-            "Measured on {} ({cores} processors for everything, {build} build, seed {seed}{replicas}): {clients} clients for {:.0} s, {} faults.\n\n\
+            "Measured on {} ({cores} processors for everything, {build} build, seed {seed}{replicas}{busy}): {clients} clients for {:.0} s, {} faults.\n\n\
              **{requests} requests, {failed} failed, {changed} changed.** {} tokens, {:.0} per second; 99 % came \
              within {:.0} ms of the one before. {retries} requests were sent again because their gateway was gone.\n\n",
             OffsetDateTime::now_utc().date(),
