@@ -4,7 +4,7 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::cpu::{Compute, Cpu};
 use crate::disjoint::DisjointMut;
-use crate::gemm::{Acts, LANES, Packed, Row, Split, kernel_for, multiply, tile_tokens};
+use crate::gemm::{Acts, LANES, Packed, Plane, Row, Split, kernel_for, multiply, tile_tokens};
 use crate::isa::Isa;
 use crate::lanes::{self, Kernel, Lanes};
 use crate::matrix::{MatrixError, MatrixView};
@@ -104,11 +104,12 @@ fn apply<const ADD: bool>(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
     let compute = w.weights.compute();
     let kernel = kernel_for(cpu.isa(), compute);
     let y = DisjointMut::new(y);
-    let finish = |panel: usize, first: usize, sums: &[f32]| {
-        let columns = panel * LANES..outputs.min((panel + 1) * LANES);
-        let bias = w.bias.as_ref().map(|bias| &bias[columns.clone()]);
-        let sums = sums.as_chunks().0;
-        lanes::run(kernel, Finish::<ADD> { sums, bias, y: &y, first, columns, outputs });
+    let finish = |panel: usize, first: usize, planes: &[Plane<'_>]| {
+        for (panel, sums) in (panel..).zip(planes) {
+            let columns = panel * LANES..outputs.min((panel + 1) * LANES);
+            let bias = w.bias.as_ref().map(|bias| &bias[columns.clone()]);
+            lanes::run(kernel, Finish::<ADD> { sums, bias, y: &y, first, columns, outputs });
+        }
     };
     let mut scratch = cpu.scratch();
     if let Some(each) = rows_alone(cpu, kernel, rows) {
@@ -122,8 +123,8 @@ fn apply<const ADD: bool>(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
             // SAFETY: a worker number is used by one thread at a time, and so is its room.
             unsafe { acts.put_rows(0..count, row) };
             let panels = 0..w.weights.panels();
-            multiply([&w.weights], panels, &acts, 0..count, |panel, row, [sums]| {
-                finish(panel, first + row, sums);
+            multiply([&w.weights], panels, &acts, 0..count, |panel, row, planes| {
+                finish(panel, first + row, planes);
             });
         });
         return;
@@ -135,9 +136,7 @@ fn apply<const ADD: bool>(cpu: &Cpu, w: &Linear, x: &[f32], y: &mut [f32]) {
     let split = Split::new(w.weights.panels(), panel_bytes, rows, cpu.threads() * 4);
     cpu.for_each(split.tasks(), |task, _| {
         let (panels, tokens) = split.task(task);
-        multiply([&w.weights], panels, &acts, tokens, |panel, row, [sums]| {
-            finish(panel, row, sums);
-        });
+        multiply([&w.weights], panels, &acts, tokens, finish);
     });
 }
 
@@ -156,7 +155,7 @@ fn rows_alone(cpu: &Cpu, kernel: Isa, rows: usize) -> Option<usize> {
 
 /// Sums of one panel, on their way into `y`.
 struct Finish<'a, const ADD: bool> {
-    sums: &'a [[f32; LANES]],
+    sums: Plane<'a>,
     bias: Option<&'a [f32]>,
     y: &'a DisjointMut<'a, f32>,
     first: usize,

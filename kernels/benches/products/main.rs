@@ -1,6 +1,6 @@
-//! Linear layers and one MoE layer beside the machine's own limits, taken in the same run.
+//! Linear layers and MoE layers of two shapes beside the machine's own limits, taken in the same run.
 //!
-//! `cargo bench -p kernels --bench products [-- limits|linear|layer] [--threads N] [--isa ISA]
+//! `cargo bench -p kernels --bench products [-- limits|linear|layer|small] [--threads N] [--isa ISA]
 //! [--f32]`. Every figure is taken from many short calls: p50 is the machine as it is, p90 (the
 //! fast tenth) the machine undisturbed.
 
@@ -35,7 +35,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         shapes::linear_layers(&cpu, &limits)?;
     }
     if wanted("layer") {
-        shapes::moe_layer(&cpu, &limits)?;
+        shapes::moe_layer(&cpu, &limits, &shapes::LARGE)?;
+    }
+    if wanted("small") {
+        shapes::moe_layer(&cpu, &limits, &shapes::SMALL)?;
     }
     Ok(())
 }

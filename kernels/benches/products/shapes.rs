@@ -1,4 +1,4 @@
-//! The shapes of a large MoE model: one expert's matrices, one layer of 128 experts.
+//! The shapes of MoE models: a large one's expert matrices and layer, a small one's layers.
 
 use kernels::{
     Compute, Cpu, Dtype, ExpertWeights, FfnJob, FfnRow, Linear, MatrixError, MatrixView,
@@ -10,8 +10,11 @@ use crate::timing::sample;
 
 const HIDDEN: usize = 2048;
 const WIDTH: usize = 768;
-const EXPERTS: usize = 128;
-const TOP_K: usize = 8;
+/// One layer of a model of 30 billion parameters.
+pub(crate) const LARGE: Moe =
+    Moe { layers: 1, experts: 128, top_k: 8, hidden: HIDDEN, width: WIDTH };
+/// What `amoe synth` makes by default, less its other layers: these do not stay in a cache either.
+pub(crate) const SMALL: Moe = Moe { layers: 4, experts: 32, top_k: 4, hidden: 1024, width: 512 };
 /// Copies of a matrix, used in turn so that none stays in a cache.
 const COPIES: usize = 100;
 
@@ -69,34 +72,45 @@ pub(crate) fn linear_layers(cpu: &Cpu, limits: &Limits) -> Result<(), MatrixErro
     Ok(())
 }
 
-pub(crate) fn moe_layer(cpu: &Cpu, limits: &Limits) -> Result<(), MatrixError> {
-    println!("\nMoE layer: {EXPERTS} experts, top {TOP_K}, hidden {HIDDEN}, width {WIDTH}");
+/// Expert layers that are run in turn.
+pub(crate) struct Moe {
+    layers: usize,
+    experts: usize,
+    top_k: usize,
+    hidden: usize,
+    width: usize,
+}
+
+pub(crate) fn moe_layer(cpu: &Cpu, limits: &Limits, moe: &Moe) -> Result<(), MatrixError> {
+    let Moe { layers, experts, top_k, hidden, width } = *moe;
+    println!("\nMoE layer: {experts} experts, top {top_k}, hidden {hidden}, width {width}");
     println!(" tokens  active   ms p50   ms p90   GB/s p50    p90  of read   GFLOP/s  tokens/s");
     let mut numbers = Numbers(9);
-    let bytes = numbers.weights(WIDTH * HIDDEN);
-    let tall = MatrixView::new(&bytes, Dtype::Bf16, WIDTH, HIDDEN)?;
-    let wide = MatrixView::new(&bytes, Dtype::Bf16, HIDDEN, WIDTH)?;
-    let experts = (0..EXPERTS)
+    let bytes = numbers.weights(width * hidden);
+    let tall = MatrixView::new(&bytes, Dtype::Bf16, width, hidden)?;
+    let wide = MatrixView::new(&bytes, Dtype::Bf16, hidden, width)?;
+    let weights = (0..layers * experts)
         .map(|_| ExpertWeights::pack(cpu, tall, tall, wide))
         .collect::<Result<Vec<_>, _>>()?;
-    let row_bytes = cpu.compute().row_bytes(HIDDEN);
+    let row_bytes = cpu.compute().row_bytes(hidden);
     for tokens in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512] {
         let mut wire = vec![0; tokens * row_bytes];
-        encode_rows(cpu.compute(), &numbers.floats(tokens * HIDDEN), &mut wire);
+        encode_rows(cpu.compute(), &numbers.floats(tokens * hidden), &mut wire);
         let routes: Vec<Vec<Vec<FfnRow<'_>>>> =
-            (0..8).map(|_| route(&mut numbers, &wire, row_bytes)).collect();
+            (0..8).map(|_| route(&mut numbers, moe, &wire, row_bytes)).collect();
         let launches: Vec<Vec<FfnJob<'_>>> = routes
             .iter()
-            .map(|rows| {
-                let jobs = experts.iter().zip(rows).filter(|(_, rows)| !rows.is_empty());
+            .zip(weights.chunks_exact(experts).cycle())
+            .map(|(rows, layer)| {
+                let jobs = layer.iter().zip(rows).filter(|(_, rows)| !rows.is_empty());
                 jobs.map(|(expert, rows)| FfnJob { expert, rows }).collect()
             })
             .collect();
-        let mut out = vec![0; tokens * TOP_K * row_bytes];
+        let mut out = vec![0; tokens * top_k * row_bytes];
         let active = launches.iter().map(Vec::len).sum::<usize>() as f64 / launches.len() as f64;
         let seconds = sample(|call| grouped_ffn(cpu, &launches[call % launches.len()], &mut out));
-        let (slow, fast) = seconds.giga(active * experts[0].bytes() as f64);
-        let flops = 2.0 * (tokens * TOP_K * 3 * HIDDEN * WIDTH) as f64;
+        let (slow, fast) = seconds.giga(active * weights[0].bytes() as f64);
+        let flops = 2.0 * (tokens * top_k * 3 * hidden * width) as f64;
         println!(
             "{tokens:7} {active:7.1} {:8.2} {:8.2} {slow:10.1} {fast:6.1} {:7.0}% {:9.0} {:9.0}",
             seconds.p50 * 1e3,
@@ -109,15 +123,20 @@ pub(crate) fn moe_layer(cpu: &Cpu, limits: &Limits) -> Result<(), MatrixError> {
     Ok(())
 }
 
-/// Sends every row of `wire` to [`TOP_K`] different experts.
-fn route<'a>(numbers: &mut Numbers, wire: &'a [u8], row_bytes: usize) -> Vec<Vec<FfnRow<'a>>> {
-    let mut rows: Vec<Vec<FfnRow<'a>>> = (0..EXPERTS).map(|_| Vec::new()).collect();
+/// Sends every row of `wire` to `top_k` different experts.
+fn route<'a>(
+    numbers: &mut Numbers,
+    moe: &Moe,
+    wire: &'a [u8],
+    row_bytes: usize,
+) -> Vec<Vec<FfnRow<'a>>> {
+    let mut rows: Vec<Vec<FfnRow<'a>>> = (0..moe.experts).map(|_| Vec::new()).collect();
     for (token, input) in wire.chunks_exact(row_bytes).enumerate() {
         let mut chosen = Vec::new();
-        while chosen.len() < TOP_K {
-            let expert = (numbers.bits() >> 20) as usize % EXPERTS;
+        while chosen.len() < moe.top_k {
+            let expert = (numbers.bits() >> 20) as usize % moe.experts;
             if !chosen.contains(&expert) {
-                let output = token * TOP_K + chosen.len();
+                let output = token * moe.top_k + chosen.len();
                 rows[expert].push(FfnRow { input, weight: 0.125, output });
                 chosen.push(expert);
             }

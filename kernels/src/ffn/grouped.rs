@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::halves::{Output, down, gate_up};
-use super::{ExpertWeights, FfnJob};
+use super::{ExpertWeights, FfnJob, FfnRow};
 use crate::cpu::{Compute, Cpu};
 use crate::disjoint::DisjointMut;
 use crate::gemm::{Acts, Buffer, Packed, Row, Split, kernel_for, tile_tokens};
@@ -82,47 +82,71 @@ pub fn grouped_ffn(cpu: &Cpu, jobs: &[FfnJob<'_>], out: &mut [u8]) {
     let mut scratch = cpu.scratch();
     let scratch = &mut scratch.ffn;
     scratch.check_outputs(jobs, hidden, row_bytes, out.len() / row_bytes);
-    let output = WireRows { jobs, compute, row_bytes, out: DisjointMut::new(out) };
+    let out = DisjointMut::new(out);
     launch(
         cpu,
         scratch,
         jobs.iter().map(|job| job.rows.len()),
         |job| jobs[job].expert,
         |job, row| Row::Wire(compute, jobs[job].rows[row].input),
-        &output,
+        |job| WireRows { rows: jobs[job].rows, compute, row_bytes, out: &out },
     );
 }
 
-/// Rows of a launch in wire form, each scaled by its weight.
+/// Rows of a job in wire form, each scaled by its weight.
+#[derive(Clone, Copy)]
 struct WireRows<'a> {
-    jobs: &'a [FfnJob<'a>],
+    rows: &'a [FfnRow<'a>],
     compute: Compute,
     row_bytes: usize,
-    out: DisjointMut<'a, u8>,
+    out: &'a DisjointMut<'a, u8>,
 }
 
 impl Output for WireRows<'_> {
     #[inline(always)]
-    unsafe fn take<L: Lanes>(&self, job: usize, row: usize, first: usize, sums: L, count: usize) {
-        let row = &self.jobs[job].rows[row];
+    unsafe fn take<L: Lanes, const PLANES: usize>(
+        &self,
+        row: usize,
+        first: usize,
+        sums: [L; PLANES],
+        count: usize,
+    ) {
+        let row = &self.rows[row];
         let size = self.compute.row_bytes(1);
         let at = row.output * self.row_bytes + first * size;
         // SAFETY: output rows are distinct (`check_outputs`), these outputs of one are the caller's.
         let out = unsafe { self.out.part(at..at + count * size) };
-        // SAFETY: the caller vouches for the instruction set; the arrays have 16 places.
-        unsafe {
-            let scaled = sums.mul(L::splat(row.weight));
-            let mut bytes = [0; LANES * 4];
-            match self.compute {
-                Compute::Bf16 => scaled.store_bf16(bytes.as_mut_ptr().cast()),
-                Compute::F32 => scaled.store(bytes.as_mut_ptr().cast()),
+        fetch_to_write(out.as_ptr().wrapping_add(out.len()));
+        for (sums, out) in sums.into_iter().zip(out.chunks_mut(LANES * size)) {
+            // SAFETY: the caller vouches for the instruction set; the array has room for 16.
+            unsafe {
+                let scaled = sums.mul(L::splat(row.weight));
+                let mut bytes = [0; LANES * 4];
+                match self.compute {
+                    Compute::Bf16 => scaled.store_bf16(bytes.as_mut_ptr().cast()),
+                    Compute::F32 => scaled.store(bytes.as_mut_ptr().cast()),
+                }
+                if cfg!(target_endian = "big") {
+                    bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+                }
+                copy(&bytes, out);
             }
-            if cfg!(target_endian = "big") {
-                bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
-            }
-            copy(&bytes, out);
         }
     }
+}
+
+/// Starts fetching the line at `place`, which the next outputs of a row go to: rows lie far apart,
+/// and a core has few stores under way.
+#[inline(always)]
+fn fetch_to_write(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch does not fault.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
 /// Fills `out` with the first of `bytes`; whole rows of lanes without a loop.
@@ -144,47 +168,56 @@ pub(super) fn dense(cpu: &Cpu, w: &ExpertWeights, x: &[f32], scale: Option<&[f32
     assert_eq!(x.len(), rows * hidden, "x is not whole rows of {hidden}");
     assert_eq!(y.len(), x.len(), "y has another length than x");
     assert!(scale.is_none_or(|scale| scale.len() == rows), "not one scale for each of {rows} rows");
-    let output = Residual { hidden, scale, y: DisjointMut::new(y) };
+    let y = DisjointMut::new(y);
     launch(
         cpu,
         &mut cpu.scratch().ffn,
         std::iter::once(rows),
         |_| w,
         |_, row| Row::F32(&x[row * hidden..(row + 1) * hidden]),
-        &output,
+        |_| Residual { hidden, scale, y: &y },
     );
 }
 
 /// Rows that are added to what is there, each scaled.
+#[derive(Clone, Copy)]
 struct Residual<'a> {
     hidden: usize,
     scale: Option<&'a [f32]>,
-    y: DisjointMut<'a, f32>,
+    y: &'a DisjointMut<'a, f32>,
 }
 
 impl Output for Residual<'_> {
     #[inline(always)]
-    unsafe fn take<L: Lanes>(&self, _job: usize, row: usize, first: usize, sums: L, count: usize) {
+    unsafe fn take<L: Lanes, const PLANES: usize>(
+        &self,
+        row: usize,
+        first: usize,
+        sums: [L; PLANES],
+        count: usize,
+    ) {
         let at = row * self.hidden + first;
         // SAFETY: these outputs are the caller's.
         let y = unsafe { self.y.part(at..at + count) };
         // SAFETY: the caller vouches for the instruction set.
         let scale = unsafe { L::splat(self.scale.map_or(1.0, |scale| scale[row])) };
-        for (y, sum) in y.iter_mut().zip(sums.mul(scale).array()) {
-            *y += sum;
+        for (sums, y) in sums.into_iter().zip(y.chunks_mut(LANES)) {
+            for (y, sum) in y.iter_mut().zip(sums.mul(scale).array()) {
+                *y += sum;
+            }
         }
     }
 }
 
 /// Runs jobs of the given numbers of rows, each with its expert: `read(job, row)` gives an input
-/// row, `output` takes the results.
-fn launch<'a>(
+/// row, `output(job)` takes the results.
+fn launch<'a, O: Output>(
     cpu: &Cpu,
     scratch: &mut FfnScratch,
     jobs: impl Iterator<Item = usize>,
     expert: impl Fn(usize) -> &'a ExpertWeights + Sync,
     read: impl Fn(usize, usize) -> Row<'a> + Sync,
-    output: &impl Output,
+    output: impl Fn(usize) -> O + Sync,
 ) {
     let kernel = kernel_for(cpu.isa(), cpu.compute());
     let (inputs_bytes, hidden_bytes) = scratch.plan(cpu.threads(), kernel, jobs, &expert);
@@ -214,7 +247,7 @@ fn launch<'a>(
                     Split::of_tokens(expert.gate.panels(), stage.rows)
                         .for_each(|panels, tokens| gate_up(expert, panels, tokens, &x, &h));
                     Split::of_tokens(expert.down.panels(), stage.rows).for_each(
-                        |panels, tokens| down(expert, panels, tokens, &h, stage.job, output),
+                        |panels, tokens| down(expert, panels, tokens, &h, output(stage.job)),
                     );
                 }
             }
@@ -232,7 +265,7 @@ fn launch<'a>(
             Kind::Down => {
                 wait_for(cpu, worker, &stage.gate_up_left);
                 // SAFETY: each panel of a row belongs to one task.
-                unsafe { down(expert, panels, tokens, &h, stage.job, output) };
+                unsafe { down(expert, panels, tokens, &h, output(stage.job)) };
             }
         }
     });

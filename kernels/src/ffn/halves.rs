@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::ExpertWeights;
 use crate::activation::Activation;
-use crate::gemm::{Acts, LANES, multiply};
+use crate::gemm::{Acts, Column, LANES, Plane, multiply};
 use crate::lanes::{self, Kernel, Lanes};
 
 /// Gate, up and activation of some panels and tokens, stored as the input of down.
@@ -18,24 +18,22 @@ pub(super) unsafe fn gate_up(
     x: &Acts<'_>,
     h: &Acts<'_>,
 ) {
-    multiply([&expert.gate, &expert.up], panels, x, tokens, |panel, first, [gate, up]| {
+    multiply([&expert.gate, &expert.up], panels, x, tokens, |panel, first, planes| {
         let bias = expert.bias.as_ref().map(|bias| {
             let lanes = panel * LANES..(panel + 1) * LANES;
             [&bias.gate[lanes.clone()], &bias.up[lanes]]
         });
         let last = panel + 1 == expert.gate.panels();
-        let sums = [gate.as_chunks().0, up.as_chunks().0];
+        let [gate, up] = *planes else { unreachable!("a plane of gate and one of up") };
         let activation = expert.activation;
-        lanes::run(x.kernel(), Activate { sums, bias, activation, h, panel, first, last });
+        let hidden = Hidden { gate, up, bias, activation };
+        lanes::run(x.kernel(), Activate { hidden, h, panel, first, last });
     });
 }
 
 /// Sums of one panel of gate and up, on their way into `h`.
 struct Activate<'a> {
-    /// Gate and up, `[token][lane]`.
-    sums: [&'a [[f32; LANES]]; 2],
-    bias: Option<[&'a [f32]; 2]>,
-    activation: Activation,
+    hidden: Hidden<'a>,
     h: &'a Acts<'a>,
     panel: usize,
     /// First token.
@@ -49,35 +47,67 @@ impl Kernel for Activate<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        // SAFETY: the caller vouches for the instruction set; sums and biases are whole lanes; the
-        // caller of `gate_up` vouches for the segments of `h`.
+        let count = self.hidden.gate.len();
+        // SAFETY: the caller vouches for the instruction set, the caller of `gate_up` for the
+        // segments of `h`.
         unsafe {
-            let [gate_bias, up_bias] = match self.bias {
-                Some(bias) => bias.map(|bias| L::load(bias[..LANES].as_ptr())),
-                None => [L::splat(0.0); 2],
-            };
-            for (row, (gate, up)) in self.sums[0].iter().zip(self.sums[1]).enumerate() {
-                let gate = L::load(gate.as_ptr()).add(gate_bias);
-                let up = L::load(up.as_ptr()).add(up_bias);
-                let product = self.activation.apply(gate, up);
-                self.h.put(self.first + row, self.panel, product);
-                if self.last {
-                    for padding in self.panel + 1..self.h.segments() {
-                        self.h.put(self.first + row, padding, L::splat(0.0));
-                    }
+            self.h.put_column::<L>(self.first, count, self.panel, &self.hidden);
+            if self.last {
+                for padding in self.panel + 1..self.h.segments() {
+                    self.h.put_column::<L>(self.first, count, padding, &Zeros);
                 }
             }
         }
     }
 }
 
-/// What takes output rows piece by piece.
-pub(super) trait Output: Sync {
-    /// Takes the first `count` of the sixteen outputs of job `job`'s row `row` from `first` on.
+/// What becomes of gate and up.
+struct Hidden<'a> {
+    gate: Plane<'a>,
+    up: Plane<'a>,
+    bias: Option<[&'a [f32]; 2]>,
+    activation: Activation,
+}
+
+impl Column for Hidden<'_> {
+    #[inline(always)]
+    unsafe fn row<L: Lanes>(&self, row: usize) -> L {
+        // SAFETY: the caller vouches for the instruction set; sums and biases are whole lanes.
+        unsafe {
+            let (mut gate, mut up) =
+                (L::load(self.gate[row].as_ptr()), L::load(self.up[row].as_ptr()));
+            if let Some([gate_bias, up_bias]) = self.bias {
+                gate = gate.add(L::load(gate_bias[..LANES].as_ptr()));
+                up = up.add(L::load(up_bias[..LANES].as_ptr()));
+            }
+            self.activation.apply(gate, up)
+        }
+    }
+}
+
+struct Zeros;
+
+impl Column for Zeros {
+    #[inline(always)]
+    unsafe fn row<L: Lanes>(&self, _row: usize) -> L {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { L::splat(0.0) }
+    }
+}
+
+/// What takes output rows of one job piece by piece.
+pub(super) trait Output: Copy {
+    /// Takes the first `count` of the outputs in `sums` of row `row`, which begin with output `first`.
     ///
     /// # Safety
     /// The processor has the instruction set of `L`, and no other thread has the same outputs.
-    unsafe fn take<L: Lanes>(&self, job: usize, row: usize, first: usize, sums: L, count: usize);
+    unsafe fn take<L: Lanes, const PLANES: usize>(
+        &self,
+        row: usize,
+        first: usize,
+        sums: [L; PLANES],
+        count: usize,
+    );
 }
 
 /// Down of some panels and tokens of one job, handed to `output`.
@@ -89,44 +119,55 @@ pub(super) unsafe fn down(
     panels: Range<usize>,
     tokens: Range<usize>,
     h: &Acts<'_>,
-    job: usize,
-    output: &impl Output,
+    output: impl Output,
 ) {
-    multiply([&expert.down], panels, h, tokens, |panel, first_row, [sums]| {
+    multiply([&expert.down], panels, h, tokens, |panel, first_row, planes| {
         let first = panel * LANES;
-        let count = LANES.min(expert.hidden() - first);
-        let bias = expert.bias.as_ref().map(|bias| &bias.down[first..first + LANES]);
-        let sums = sums.as_chunks().0;
-        lanes::run(h.kernel(), HandOver { sums, bias, job, first_row, first, count, output });
+        let count = (planes.len() * LANES).min(expert.hidden() - first);
+        let bias = expert.bias.as_ref().map(|bias| &bias.down[first..first + planes.len() * LANES]);
+        match *planes {
+            [one] => {
+                let planes = [one];
+                lanes::run(h.kernel(), HandOver { planes, bias, first_row, first, count, output });
+            }
+            [one, two] => {
+                let planes = [one, two];
+                lanes::run(h.kernel(), HandOver { planes, bias, first_row, first, count, output });
+            }
+            _ => unreachable!("one or two planes"),
+        }
     });
 }
 
-/// Sums of one panel of down, on their way out.
-struct HandOver<'a, O> {
-    /// `[token][lane]`.
-    sums: &'a [[f32; LANES]],
+/// Sums of neighbouring panels of down, on their way out.
+struct HandOver<'a, O, const PLANES: usize> {
+    planes: [Plane<'a>; PLANES],
     bias: Option<&'a [f32]>,
-    job: usize,
     first_row: usize,
     first: usize,
     count: usize,
-    output: &'a O,
+    output: O,
 }
 
-impl<O: Output> Kernel for HandOver<'_, O> {
+impl<O: Output, const PLANES: usize> Kernel for HandOver<'_, O, PLANES> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        for (row, sums) in self.sums.iter().enumerate() {
-            // SAFETY: the caller vouches for the instruction set, the caller of `down` for the
-            // outputs; sums and bias are whole lanes.
-            unsafe {
-                let mut sums = L::load(sums.as_ptr());
-                if let Some(bias) = self.bias {
-                    sums = sums.add(L::load(bias[..LANES].as_ptr()));
+        let rows = self.planes[0].len();
+        let planes = self.planes.map(|plane| &plane[..rows]);
+        // SAFETY: the caller vouches for the instruction set, the caller of `down` for the
+        // outputs; sums and biases are whole lanes.
+        unsafe {
+            for row in 0..rows {
+                let mut sums = [L::splat(0.0); PLANES];
+                for (plane, (sums, from)) in sums.iter_mut().zip(planes).enumerate() {
+                    *sums = L::load(from[row].as_ptr());
+                    if let Some(bias) = self.bias {
+                        *sums = sums.add(L::load(bias[plane * LANES..][..LANES].as_ptr()));
+                    }
                 }
-                self.output.take(self.job, self.first_row + row, self.first, sums, self.count);
+                self.output.take::<L, PLANES>(self.first_row + row, self.first, sums, self.count);
             }
         }
     }

@@ -20,6 +20,15 @@ pub(crate) struct Acts<'a> {
     steps: usize,
 }
 
+/// [`LANES`] inputs of some rows, computed as they are stored.
+pub(crate) trait Column {
+    /// Those of a row.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L`.
+    unsafe fn row<L: Lanes>(&self, row: usize) -> L;
+}
+
 /// A row to be packed.
 #[derive(Clone, Copy)]
 pub(crate) enum Row<'a> {
@@ -109,6 +118,44 @@ impl<'a> Acts<'a> {
         let last = self.bytes.at(self.start + (at + LANES) * 4 - 1);
         // SAFETY: the 16 elements of this segment, up to the checked last byte.
         unsafe { values.store(last.wrapping_sub(LANES * 4 - 1).cast()) };
+    }
+
+    /// Stores [`LANES`] inputs of `count` rows from `first` on: the first, the second and so on of
+    /// `column`.
+    ///
+    /// # Safety
+    /// As [`Acts::put`] for each of them, and the processor has the instruction set of `L`.
+    #[inline(always)]
+    pub(crate) unsafe fn put_column<L: Lanes>(
+        &self,
+        first: usize,
+        count: usize,
+        segment: usize,
+        column: &impl Column,
+    ) {
+        if self.kernel != Isa::Amx {
+            for row in 0..count {
+                // SAFETY: the caller's promise.
+                unsafe { self.put(first + row, segment, column.row::<L>(row)) };
+            }
+            return;
+        }
+        let tile = tile_tokens(Isa::Amx);
+        let mut done = 0;
+        while done < count {
+            let rows = (tile - (first + done) % tile).min(count - done);
+            let line = self.line(first + done, segment / 2);
+            self.line(first + done + rows - 1, segment / 2);
+            for row in 0..rows {
+                // SAFETY: the lines of a tile's rows stand one behind the other, and both ends are
+                // checked; only the caller stores this segment of them now.
+                unsafe {
+                    let line = line.add(row * STEP + segment % 2 * LANES);
+                    column.row::<L>(done + row).store_bf16(line);
+                }
+            }
+            done += rows;
+        }
     }
 
     /// The [`STEP`] elements of one row in one step of a tile of bf16, bounds checked.

@@ -1,11 +1,13 @@
 //! Block kernels for AMX: weights are the right-hand tiles, tokens the rows of the left-hand ones.
 //!
-//! Inline assembly because the intrinsics are not stable. Each call configures the tiles for its
+//! Inline assembly because the intrinsics are not stable. Each product configures the tiles for its
 //! number of tokens and releases them, so no thread keeps tile state. An output is summed by one
 //! accumulator tile over the whole inner length, whatever the number of tokens.
 
 use std::arch::asm;
+use std::marker::PhantomData;
 
+use super::order::Ahead;
 use super::{Block, LANES, STEPS_AT_ONCE};
 
 /// Tokens of one tile.
@@ -16,9 +18,9 @@ const TILE: usize = 1024;
 const LINE: usize = 64;
 /// Bytes from the line in use to the line being fetched, per stream, for up to 16 tokens.
 const AHEAD: usize = 2 * TILE;
-/// The same for more tokens, in two stages: a few lines wake the stream into L2 well ahead, and
-/// every line is in L1 one step before its use. All lines from memory to L1 at once would hold
-/// the fill buffers that tokens need on their way from L2.
+/// The same for more tokens where nothing was fetched before, in two stages: a few lines wake the
+/// stream into L2 well ahead, and every line is in L1 one step before its use. All lines from
+/// memory to L1 at once would hold the fill buffers that tokens need on their way from L2.
 const NEAR: usize = TILE;
 const FAR: usize = 3 * TILE;
 
@@ -53,20 +55,53 @@ impl TileConfig {
     }
 }
 
-static FULL_TILES: TileConfig = TileConfig::new(ROWS as u8);
+/// Tiles of this thread, in use until this is dropped: configuring them waits for all work on them,
+/// so it is done once for many blocks.
+pub(super) struct Tiles {
+    /// Tiles belong to the thread.
+    here: PhantomData<*const u8>,
+}
 
-/// # Safety
-/// `block` has bf16 panels and packed bf16 tiles of its number of steps, the process may use
-/// tiles, and `sums` has room for the tokens of the block's panels.
-pub(super) unsafe fn block(block: &Block, sums: *mut f32, meanwhile: impl FnMut()) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match block.tokens.div_ceil(ROWS) {
-            1 => few(block, sums),
-            2 => Pass::<2>::new(block, sums).run(block.steps, meanwhile),
-            3 => Pass::<3>::new(block, sums).run(block.steps, meanwhile),
-            tiles => unreachable!("{tiles} tiles in a block"),
+impl Tiles {
+    /// For blocks of `tokens` tokens, or of whole tiles of them.
+    ///
+    /// # Safety
+    /// The process may use tiles, and nothing on this thread does.
+    pub(super) unsafe fn configure(tokens: usize) -> Self {
+        let config = TileConfig::new(tokens.min(ROWS) as u8);
+        // SAFETY: the caller's promise; the configuration is valid.
+        unsafe {
+            asm!(
+                "ldtilecfg [{config}]",
+                config = in(reg) &raw const config,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
         }
+        Self { here: PhantomData }
+    }
+
+    /// # Safety
+    /// `block` has bf16 panels and packed bf16 tiles of its number of steps, of as many tokens as
+    /// were configured, and `sums` has room for the tokens of its panels.
+    pub(super) unsafe fn multiply(&self, block: &Block, sums: *mut f32, meanwhile: impl FnMut()) {
+        // SAFETY: the caller's promise, and tiles are configured while `self` lives.
+        unsafe {
+            match block.tokens.div_ceil(ROWS) {
+                1 => few(block, sums),
+                2 => Pass::<2>::new(block, sums).run(block.steps, meanwhile),
+                3 => Pass::<3>::new(block, sums).run(block.steps, meanwhile),
+                tiles => unreachable!("{tiles} tiles in a block"),
+            }
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: tiles were configured, so the instruction is there.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 
@@ -84,10 +119,9 @@ macro_rules! fetch {
 /// one's work.
 ///
 /// # Safety
-/// As [`block`].
+/// As [`Tiles::multiply`].
 unsafe fn few(block: &Block, sums: *mut f32) {
     let tokens = block.tokens;
-    let config = TileConfig::new(tokens as u8);
     let index = |index: usize| if index < block.count { index } else { 0 };
     let panel = |i: usize| block.panels[index(i)];
     // SAFETY: a panel's sums, inside the caller's.
@@ -96,7 +130,6 @@ unsafe fn few(block: &Block, sums: *mut f32) {
     // operands; the stores write `tokens` lines per panel into `sums`.
     unsafe {
         asm!(
-            "ldtilecfg [{config}]",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
@@ -131,8 +164,6 @@ unsafe fn few(block: &Block, sums: *mut f32) {
             "tilestored [{w2} + {line}], tmm2",
             "tilestored [{w1} + {line}], tmm1",
             "tilestored [{w0} + {line}], tmm0",
-            "tilerelease",
-            config = in(reg) &raw const config,
             acts = inout(reg) block.acts => _,
             w0 = inout(reg) panel(0) => _,
             w1 = inout(reg) panel(1) => _,
@@ -150,7 +181,7 @@ unsafe fn few(block: &Block, sums: *mut f32) {
     }
 }
 
-/// Starts fetching a stream for later steps.
+/// Starts fetching a stream for its next steps.
 macro_rules! fetch_stages {
     ($stream:literal) => {
         concat!(
@@ -164,6 +195,29 @@ macro_rules! fetch_stages {
     };
 }
 
+/// A step's fetches: of the panels that come next into L2, or of the next steps of these.
+macro_rules! fetch_step {
+    () => {
+        concat!(
+            "mov {left}, {lines}\n",
+            "test {left}, {left}\n",
+            "jz 4f\n",
+            "3:\n",
+            "prefetcht1 [{n0}]\n",
+            "prefetcht1 [{n1}]\n",
+            "add {n0}, 64\n",
+            "add {n1}, 64\n",
+            "dec {left}\n",
+            "jnz 3b\n",
+            "jmp 5f\n",
+            "4:\n",
+            fetch_stages!("w0"),
+            fetch_stages!("w1"),
+            "5:\n",
+        )
+    };
+}
+
 /// `TILES` full tiles of tokens against two panels, a few steps at a time.
 ///
 /// The tiles hold the sums from one piece of assembly to the next: no other code uses tiles.
@@ -171,12 +225,12 @@ struct Pass<const TILES: usize> {
     acts: [*const u8; TILES],
     panels: [*const u8; 2],
     sums: [*mut f32; 2],
-    fetch: bool,
+    ahead: Ahead,
 }
 
 impl<const TILES: usize> Pass<TILES> {
     /// # Safety
-    /// As [`block`], for that many tiles of tokens.
+    /// As [`Tiles::multiply`], for that many tiles of tokens.
     unsafe fn new(block: &Block, sums: *mut f32) -> Self {
         let second = usize::from(block.count > 1);
         let stride = second * TILES * ROWS * LANES;
@@ -184,7 +238,7 @@ impl<const TILES: usize> Pass<TILES> {
             acts: std::array::from_fn(|i| block.acts.wrapping_add(i * block.steps * TILE)),
             panels: [block.panels[0], block.panels[second]],
             sums: [sums, sums.wrapping_add(stride)],
-            fetch: block.fetch,
+            ahead: block.ahead,
         }
     }
 
@@ -192,6 +246,8 @@ impl<const TILES: usize> Pass<TILES> {
     fn advance(&mut self, steps: usize) {
         self.acts = self.acts.map(|acts| acts.wrapping_add(steps * TILE));
         self.panels = self.panels.map(|panel| panel.wrapping_add(steps * TILE));
+        let fetched = steps * self.ahead.lines * LINE;
+        self.ahead.panels = self.ahead.panels.map(|panel| panel.wrapping_add(fetched));
     }
 }
 
@@ -200,11 +256,11 @@ macro_rules! run_pass {
     ($tiles:literal) => {
         impl Pass<$tiles> {
             /// # Safety
-            /// Made for this number of steps, which is not 0.
+            /// Made for this number of steps, which is not 0; tiles are configured.
             unsafe fn run(mut self, steps: usize, mut meanwhile: impl FnMut()) {
-                // SAFETY: the caller's promise; the tiles are configured and zeroed first.
+                // SAFETY: the caller's promise; the tiles are zeroed first.
                 unsafe {
-                    begin();
+                    zero();
                     for first in (0..steps).step_by(STEPS_AT_ONCE) {
                         let count = STEPS_AT_ONCE.min(steps - first);
                         self.multiply(count);
@@ -222,22 +278,20 @@ run_pass!(2);
 run_pass!(3);
 
 /// # Safety
-/// The process may use tiles.
-unsafe fn begin() {
-    // SAFETY: the caller's promise; the configuration is valid.
+/// Tiles are configured.
+unsafe fn zero() {
+    // SAFETY: the caller's promise.
     unsafe {
         asm!(
-            "ldtilecfg [{config}]",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
             "tilezero tmm4",
             "tilezero tmm5",
-            config = in(reg) &raw const FULL_TILES,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack, readonly),
+            options(nostack, nomem),
         );
     }
 }
@@ -255,11 +309,7 @@ impl Pass<2> {
                 "tileloadd tmm4, [{a0} + {line}]",
                 "tileloadd tmm6, [{w0} + {line}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "test {fetch}, {fetch}",
-                "jz 3f",
-                fetch_stages!("w0"),
-                fetch_stages!("w1"),
-                "3:",
+                fetch_step!(),
                 "tileloadd tmm7, [{w1} + {line}]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tileloadd tmm5, [{a1} + {line}]",
@@ -278,7 +328,10 @@ impl Pass<2> {
                 w1 = inout(reg) self.panels[1] => _,
                 sums = in(reg) self.sums[0],
                 steps = inout(reg) steps => _,
-                fetch = in(reg) usize::from(self.fetch),
+                n0 = inout(reg) self.ahead.panels[0] => _,
+                n1 = inout(reg) self.ahead.panels[1] => _,
+                lines = in(reg) self.ahead.lines,
+                left = out(reg) _,
                 line = in(reg) LINE,
                 near = const NEAR,
                 far = const FAR,
@@ -289,7 +342,7 @@ impl Pass<2> {
         }
     }
 
-    /// Stores the sums and gives the tiles back.
+    /// Stores the sums.
     ///
     /// # Safety
     /// `multiply` has added all steps.
@@ -301,7 +354,6 @@ impl Pass<2> {
                 "tilestored [{s1} + {line} + 1024], tmm3",
                 "tilestored [{s0} + {line}], tmm0",
                 "tilestored [{s0} + {line} + 1024], tmm2",
-                "tilerelease",
                 s0 = in(reg) self.sums[0],
                 s1 = in(reg) self.sums[1],
                 line = in(reg) LINE,
@@ -327,11 +379,7 @@ impl Pass<3> {
                 "tileloadd tmm7, [{w0} + {line}]",
                 "tileloadd tmm6, [{a0} + {line}]",
                 "tdpbf16ps tmm0, tmm6, tmm7",
-                "test {fetch}, {fetch}",
-                "jz 3f",
-                fetch_stages!("w0"),
-                fetch_stages!("w1"),
-                "3:",
+                fetch_step!(),
                 "tileloadd tmm6, [{a1} + {line}]",
                 "tdpbf16ps tmm1, tmm6, tmm7",
                 "tileloadd tmm6, [{a2} + {line}]",
@@ -357,7 +405,10 @@ impl Pass<3> {
                 w1 = inout(reg) self.panels[1] => _,
                 sums = in(reg) self.sums[0],
                 steps = inout(reg) steps => _,
-                fetch = in(reg) usize::from(self.fetch),
+                n0 = inout(reg) self.ahead.panels[0] => _,
+                n1 = inout(reg) self.ahead.panels[1] => _,
+                lines = in(reg) self.ahead.lines,
+                left = out(reg) _,
                 line = in(reg) LINE,
                 near = const NEAR,
                 far = const FAR,
@@ -368,7 +419,7 @@ impl Pass<3> {
         }
     }
 
-    /// Stores the sums and gives the tiles back.
+    /// Stores the sums.
     ///
     /// # Safety
     /// `multiply` has added all steps.
@@ -382,7 +433,6 @@ impl Pass<3> {
                 "tilestored [{s0} + {line}], tmm0",
                 "tilestored [{s0} + {line} + 1024], tmm1",
                 "tilestored [{s0} + {line} + 2048], tmm2",
-                "tilerelease",
                 s0 = in(reg) self.sums[0],
                 s1 = in(reg) self.sums[1],
                 line = in(reg) LINE,

@@ -8,13 +8,18 @@
 mod acts;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+mod finish;
+mod order;
 mod pack;
 mod split;
 mod vector;
 
 use std::ops::Range;
 
-pub(crate) use acts::{Acts, Row, tile_tokens};
+pub(crate) use acts::{Acts, Column, Row, tile_tokens};
+use finish::Finish;
+pub(crate) use finish::Plane;
+use order::{Ahead, Order, block_count, block_panels, block_tokens};
 pub(crate) use pack::Packed;
 pub(crate) use split::Split;
 
@@ -33,8 +38,8 @@ const PANELS_MAX: usize = 4;
 const TOKENS_MAX: usize = 48;
 /// Steps that tiles work on between two turns of what else is to be done.
 const STEPS_AT_ONCE: usize = 4;
-/// Sums of one block: no kernel works on more than two panels of that many tokens.
-const SUMS: usize = 2 * TOKENS_MAX * LANES;
+/// Rows of sums of one block: no kernel works on more than two panels of that many tokens.
+const SUMS: usize = 2 * TOKENS_MAX;
 
 /// How packed weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,32 +84,6 @@ pub(crate) fn kernel_for(isa: Isa, compute: Compute) -> Isa {
     }
 }
 
-/// Panels of one block when a product has `rows` rows.
-///
-/// Few rows: as many weight streams as possible. Many rows: as much reuse per loaded byte.
-fn block_panels(kernel: Isa, rows: usize) -> usize {
-    match kernel {
-        Isa::Amx if rows <= 16 => 4,
-        Isa::Avx512 if rows <= 4 => 4,
-        Isa::Amx | Isa::Avx512 => 2,
-        Isa::Avx2 | Isa::Portable => 1,
-    }
-}
-
-/// Tokens of the next block when `left` are left.
-fn block_tokens(kernel: Isa, left: usize) -> usize {
-    let most = match kernel {
-        Isa::Amx if left <= 16 => 16,
-        // A single tile would be left over.
-        Isa::Amx if left.div_ceil(16) == 4 => 32,
-        Isa::Amx => TOKENS_MAX,
-        Isa::Avx512 if left <= 4 => 4,
-        Isa::Avx512 => 8,
-        Isa::Avx2 | Isa::Portable => 4,
-    };
-    most.min(left)
-}
-
 /// One block's operands.
 #[derive(Clone, Copy)]
 struct Block {
@@ -116,8 +95,7 @@ struct Block {
     steps: usize,
     acts: *const u8,
     tokens: usize,
-    /// Whether these are the panels' first tokens, for which the weights come from memory.
-    fetch: bool,
+    ahead: Ahead,
 }
 
 impl Block {
@@ -129,132 +107,93 @@ impl Block {
     }
 }
 
-/// Multiplies panels `range` of each source with `acts` and hands `done` the outcome block by
-/// block: panel, first token, and per source the sums `[tokens][LANES]`.
+/// Multiplies panels `range` of each source with `acts` and hands `done` the outcome piece by
+/// piece: first panel, first token, and the planes of the panel in each source (gate and up are
+/// worked on together), or of one or two neighbouring panels of a single source.
 ///
-/// All sources have the same shape and storage. Two sources are worked on together (gate and up).
+/// All sources have the same shape and storage.
 pub(crate) fn multiply<const SOURCES: usize>(
     sources: [&Packed; SOURCES],
     range: Range<usize>,
     acts: &Acts<'_>,
     tokens: Range<usize>,
-    mut done: impl FnMut(usize, usize, [&[f32]; SOURCES]),
+    mut done: impl FnMut(usize, usize, &[Plane<'_>]),
 ) {
     let first = sources[0];
     assert!(range.end <= first.panels() && tokens.end <= acts.rows());
     assert!(sources.iter().all(|source| source.same_shape(first)));
     assert_eq!(acts.steps(), first.steps());
     let panels_max = block_panels(acts.kernel(), tokens.len());
-    // Each source is read as `streams` contiguous streams that advance together.
-    let streams = (panels_max / SOURCES).max(1);
-    let stream_len = range.len().div_ceil(streams);
-    let mut sums = [[0.0; SUMS]; 2];
+    let blocks = block_count(acts.kernel(), tokens.len());
+    let neighbours = panels_max == 2 && blocks > 1;
+    let order = Order::new(range, (panels_max / SOURCES).max(1), neighbours);
+    let mut sums = [[[0.0; LANES]; SUMS]; 2];
     let [mut sums, mut before] = sums.each_mut();
     let mut finish = Finish::default();
-    for position in 0..stream_len {
-        let panels = (0..streams)
-            .map(|stream| range.start + stream * stream_len + position)
-            .take_while(|&panel| panel < range.end);
-        let mut block = Block {
-            panels: [std::ptr::null(); PANELS_MAX],
-            count: 0,
-            storage: first.storage(),
-            steps: first.steps(),
-            acts: std::ptr::null(),
-            tokens: 0,
-            fetch: true,
-        };
-        for panel in panels.clone() {
-            for source in sources {
-                block.panels[block.count] = source.panel(panel);
-                block.count += 1;
-            }
-        }
+    let mut panels = order.at(0, sources);
+    let engine = Engine::new(acts.kernel(), acts.padded(tokens.len()));
+    for position in 0..order.positions() {
+        let next = order.at(position + 1, sources);
         let mut token = tokens.start;
-        while token < tokens.end {
+        for index in 0..blocks {
             let count = block_tokens(acts.kernel(), tokens.end - token);
-            block.tokens = acts.padded(count);
-            block.acts = acts.tile(token);
+            let block = Block {
+                panels: panels.pointers,
+                count: panels.count,
+                storage: first.storage(),
+                steps: first.steps(),
+                acts: acts.tile(token),
+                tokens: acts.padded(count),
+                ahead: Ahead::of(position, index, blocks, &next, first.steps()),
+            };
             let part = finish.part_of(block.steps);
-            run(acts.kernel(), &block, sums, || finish.rows(part, before, &mut done));
+            engine.run(&block, sums, || finish.rows(part, before, &mut done));
             finish.rows(usize::MAX, before, &mut done);
-            finish = Finish::new(panels.clone(), token..token + count, block.tokens);
+            let group = if neighbours { panels.count } else { SOURCES };
+            finish = Finish::new(panels, group, token..token + count, block.tokens);
             (sums, before) = (before, sums);
             token += count;
-            block.fetch = false;
         }
+        panels = next;
     }
     finish.rows(usize::MAX, before, &mut done);
 }
 
-/// What is left to hand over of a block's sums: its panels, row by row.
-///
-/// Tiles rest badly: half a microsecond without them and they take as long to come back. So the
-/// sums of one block are handed over in small parts while the next one is multiplied.
-#[derive(Default)]
-struct Finish<const SOURCES: usize> {
-    panels: [usize; PANELS_MAX],
-    /// First token, and tokens.
-    token: usize,
-    count: usize,
-    /// Tokens with padding: rows from panel to panel.
-    stride: usize,
-    /// Rows handed over of all rows of all panels.
-    next: usize,
-    end: usize,
-}
-
-impl<const SOURCES: usize> Finish<SOURCES> {
-    fn new(from: impl Iterator<Item = usize>, tokens: Range<usize>, stride: usize) -> Self {
-        let mut panels = [0; PANELS_MAX];
-        let mut used = 0;
-        for (place, panel) in panels.iter_mut().zip(from) {
-            *place = panel;
-            used += 1;
-        }
-        let (token, count) = (tokens.start, tokens.len());
-        Self { panels, token, count, stride, next: 0, end: used * count }
-    }
-
-    /// Rows to hand over at each turn of a block of `steps` steps.
-    fn part_of(&self, steps: usize) -> usize {
-        self.end.div_ceil((steps / STEPS_AT_ONCE).max(1))
-    }
-
-    /// Hands over up to `rows` more.
-    fn rows(
-        &mut self,
-        rows: usize,
-        sums: &[f32; SUMS],
-        done: &mut impl FnMut(usize, usize, [&[f32]; SOURCES]),
-    ) {
-        let end = self.end.min(self.next.saturating_add(rows));
-        while self.next < end {
-            let (index, row) = (self.next / self.count, self.next % self.count);
-            let rows = (self.count - row).min(end - self.next);
-            let parts = std::array::from_fn(|source| {
-                let at = ((index * SOURCES + source) * self.stride + row) * LANES;
-                &sums[at..at + rows * LANES]
-            });
-            done(self.panels[index], self.token + row, parts);
-            self.next += rows;
-        }
-    }
-}
-
-/// Runs one block; `sums` gets `[panel][token][LANES]`. Calls `meanwhile` every
-/// [`STEPS_AT_ONCE`] steps where that is of use.
-fn run(kernel: Isa, block: &Block, sums: &mut [f32; SUMS], meanwhile: impl FnMut()) {
-    assert!(block.count <= PANELS_MAX && block.tokens <= TOKENS_MAX);
-    assert!(block.count * block.tokens * LANES <= SUMS);
-    let sums = sums.as_mut_ptr();
+/// What runs the blocks of one product.
+enum Engine {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if kernel == Isa::Amx {
-        // SAFETY: the operands are whole panels and whole bf16 tiles of `steps` steps (`multiply`
-        // took them from Packed and Acts), and `sums` has room (checked above).
-        return unsafe { amx::block(block, sums, meanwhile) };
+    Tiles(amx::Tiles),
+    Vectors(Isa),
+}
+
+impl Engine {
+    /// For blocks of `tokens` tokens at least, or of whole tiles of them.
+    fn new(kernel: Isa, tokens: usize) -> Self {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if kernel == Isa::Amx {
+            // SAFETY: the `Cpu` that reported the instruction set has asked for tiles, and only
+            // products use them, one after the other.
+            return Self::Tiles(unsafe { amx::Tiles::configure(tokens) });
+        }
+        Self::Vectors(kernel)
     }
-    drop(meanwhile);
-    // SAFETY: as above, with f32 tiles.
-    lanes::run(kernel, unsafe { vector::Product::new(block, sums) });
+
+    /// Runs one block; `sums` gets `[panel][token][LANES]`. Calls `meanwhile` every
+    /// [`STEPS_AT_ONCE`] steps where that is of use.
+    fn run(&self, block: &Block, sums: &mut [[f32; LANES]; SUMS], meanwhile: impl FnMut()) {
+        assert!(block.count <= PANELS_MAX && block.tokens <= TOKENS_MAX);
+        assert!(block.count * block.tokens <= SUMS);
+        let sums = sums.as_flattened_mut().as_mut_ptr();
+        match self {
+            // SAFETY: the operands are whole panels and whole bf16 tiles of `steps` steps (`multiply`
+            // took them from Packed and Acts), and `sums` has room (checked above).
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Tiles(tiles) => unsafe { tiles.multiply(block, sums, meanwhile) },
+            Self::Vectors(kernel) => {
+                drop(meanwhile);
+                // SAFETY: as above, with f32 tiles.
+                lanes::run(*kernel, unsafe { vector::Product::new(block, sums) });
+            }
+        }
+    }
 }
