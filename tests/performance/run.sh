@@ -215,7 +215,7 @@ document() {
     if wanted http; then
         printf '\n## Through HTTP\n\n'
         echo "One process, all cores, on the checkpoint that \`amoe synth\` writes by default (701 million parameters, bf16, even"
-        echo "routing). Closed loop, streaming, temperature 1; the client shares the cores."
+        echo "routing). Closed loop, streaming, greedy; the client shares the cores."
         through_http "$folder/m12"
     fi
     if wanted zipf; then
