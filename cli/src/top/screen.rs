@@ -104,12 +104,13 @@ impl<'a> Screen<'a> {
     fn sparks(self, area: Rect, buffer: &mut Buffer) {
         let history = &self.overview.history;
         let last = history.last().copied().unwrap_or_default();
-        let sequences = format!("{} run, {} wait", last.running, last.waiting);
+        let sequences =
+            format!("{} + {}", number(last.running.into()), number(last.waiting.into()));
         let panels: [Panel; 5] = [
             ("tokens/s", number(last.tokens_per_s.into()), |s| s.tokens_per_s.into()),
             ("per token", milliseconds(last.next_token_ms.into()), |s| s.next_token_ms.into()),
             ("first token", milliseconds(last.first_token_ms.into()), |s| s.first_token_ms.into()),
-            ("sequences", sequences, |s| s.running.into()),
+            ("run + wait", sequences, |s| s.running.into()),
             ("queued pairs", number(last.pairs.into()), |s| s.pairs.into()),
         ];
         let areas = Layout::horizontal([Constraint::Fill(1); 5]).spacing(1).areas::<5>(area);

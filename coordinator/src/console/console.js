@@ -232,11 +232,16 @@ function draw(canvas, tall) {
 const FONT = 'system-ui, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "DejaVu Sans", sans-serif';
 const ruler = document.createElement('canvas').getContext('2d');
 
-/** The text as far as it fits. */
+/** The text as far as it fits; of names the number at the end stays. */
 function fit(text, most, size = 11) {
   ruler.font = `${size}px ${FONT}`;
-  while (text.length > 2 && ruler.measureText(text).width > most) text = `${text.slice(0, -2)}…`;
-  return text;
+  const [tail] = text.match(/[-.]?\d*$/);
+  let [head, fits] = [text.slice(0, text.length - tail.length), text];
+  while (head && ruler.measureText(fits).width > most) {
+    head = head.slice(0, -1);
+    fits = `${head}…${tail}`;
+  }
+  return fits;
 }
 
 function say(pen, text, x, y, color, align = 'left', most = Infinity) {
@@ -457,7 +462,7 @@ function queues(o) {
   groups.forEach((group, i) => {
     const ramp = put(box, 'span', { text: '0' });
     put(ramp, 'i', { class: 'ramp' });
-    ramp.append(`${number(peaks[i])} ${['rows', 'pairs'][i]} of one layer on one ${['attention', 'expert'][i]} node`);
+    ramp.append(`${count(peaks[i], ['row', 'pair'][i])} of one layer on one ${['attention', 'expert'][i]} node`);
   });
 }
 
@@ -479,7 +484,7 @@ function depths(pen, g, wide, { group, total, peak, role, row, chart, top, cells
       pen.fillStyle = heat(n.queued[l] ?? 0, peak);
       pen.fillRect(g.left + l * g.cell, y, g.cell - g.gap, row - 2);
     });
-    say(pen, n.queued.length ? number(sum(n.queued)) : 'silent', wide, y + row / 2, c.muted, 'right');
+    say(pen, number(sum(n.queued)), wide, y + row / 2, c.muted, 'right');
     cells.push({ n, y, unit: role === 'expert' ? 'pairs' : 'rows' });
   });
   return base + 8 + row * group.length + 14;
@@ -563,7 +568,7 @@ function decisions(o) {
     put(item, 'time', { text: clock(d.at) });
     put(item, 'i', { class: `dot ${LEVEL[d.level] || (d.about === 'plan' ? 'good' : '')}`, title: d.level });
     put(item, 'span', { text: d.what });
-    if (d.why) put(item, 'span', { class: 'why', text: d.why });
+    if (d.why) put(item, 'span', { class: 'why', text: d.why, title: d.why });
   }
   list.scrollTop = scrolled;
 }

@@ -86,7 +86,7 @@ pub mod overview {
         #[prost(uint32, tag = "11")]
         pub kv_blocks_free: u32,
         /// What waits, per layer: rows on an attention node, which has the LM head as a last one; (token, expert) pairs on
-        /// an expert node. Empty where nothing was reported lately.
+        /// an expert node. Empty where nothing was reported lately, as idle nodes do.
         #[prost(uint32, repeated, tag = "12")]
         pub queued: ::prost::alloc::vec::Vec<u32>,
         /// The part of its time that it runs layers, 0 to 1.

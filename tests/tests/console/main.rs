@@ -83,7 +83,7 @@ async fn shows_the_cluster(browser: &Browser) -> Result<()> {
     browser.until(&shows("#headline", "serves")).await?;
     browser.until(&shows("#headline", "1 gateway, 2 attention, 3 expert")).await?;
     browser.until("document.querySelectorAll('#nodes tbody tr').length === 6").await?;
-    for node in ["gateway", "attention-0", "attention-1", "expert-0", "expert-1", "expert-2"] {
+    for node in ["gateway-0", "attention-0", "attention-1", "expert-0", "expert-1", "expert-2"] {
         browser.until(&shows("#nodes", node)).await?;
         browser.until(&journal(&format!("{node} has joined"))).await?;
     }
