@@ -49,7 +49,7 @@ pub(crate) struct Flags {
 }
 
 /// What is known: the last overview, and why there is no newer one.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Seen {
     overview: Option<Overview>,
     trouble: Option<String>,
@@ -63,7 +63,8 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         if flags.once || flags.json {
             return print(flags, &operator).await;
         }
-        let (seen, shown) = watch::channel(Seen::default());
+        let trouble = Some(format!("asking the coordinator at {}", flags.coordinator));
+        let (seen, shown) = watch::channel(Seen { overview: None, trouble });
         let mut terminal = ratatui::try_init().context("there is no terminal; try --once")?;
         let outcome = tokio::select! {
             outcome = show(&mut terminal, shown) => outcome,
