@@ -31,7 +31,7 @@ cleanup() {
     local host
     for host in "${hosts[@]}"; do
         # What runs there is what was started below.
-        ip netns pids "amoe-$host" 2>/dev/null | xargs -r kill -9
+        ip netns pids "amoe-$host" 2>/dev/null | xargs -r kill -9 || true
         ip netns del "amoe-$host" 2>/dev/null || true
     done
     ip link del $bridge 2>/dev/null || true
