@@ -13,7 +13,7 @@ use std::{
 use clap::{CommandFactory, FromArgMatches, Parser};
 use prometheus::Registry;
 use serde::de::DeserializeOwned;
-use trust::{Trust, TrustConfig};
+use trust::{Keys, Trust, TrustConfig};
 
 use crate::{
     Readiness, Shutdown, VERSION,
@@ -69,6 +69,16 @@ impl Process {
         };
         process.pages.add(process.routes());
         Ok(process)
+    }
+
+    /// The same process, its admin door too, with other keys than those of its configuration. Comes before
+    /// anybody adds pages.
+    #[must_use]
+    pub fn with_keys(mut self, keys: Keys) -> Self {
+        self.trust = self.trust.with_keys(keys);
+        self.pages = Pages::new(&self.trust);
+        self.pages.add(self.routes());
+        self
     }
 
     /// `/metrics`, `/health`, `/livez` and `/readyz` of this process.

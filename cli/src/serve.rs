@@ -72,7 +72,7 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
         let process = Process::new("serve", &shutdown, &trust);
         let mut process = process.map_err(|error| anyhow::anyhow!(error))?;
         if !flags.api_key.is_empty() {
-            process.trust = process.trust.with_keys(Keys::plain(&flags.api_key));
+            process = process.with_keys(Keys::plain(&flags.api_key));
         }
         let admin = flags.admin.map(|address| AdminConfig { address, ..AdminConfig::default() });
         let _door = match &admin {

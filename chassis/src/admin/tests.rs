@@ -8,12 +8,14 @@ use tokio::{
     net::TcpStream,
 };
 
-use trust::{Keys, Scope, Trust};
+use trust::{Keys, Scope, Trust, TrustConfig};
 
 use super::{Admin, AdminConfig, Pages, routes, serve};
 use crate::{
     Readiness, Shutdown, metrics,
+    role::Process,
     routes::{Audience, Routes},
+    shutdown::ShutdownConfig,
 };
 
 struct Door {
@@ -126,6 +128,17 @@ async fn without_a_key_only_probes_are_answered() {
     ] {
         assert!(listed.contains(row), "{listed}");
     }
+}
+
+#[tokio::test]
+async fn keys_that_a_process_is_given_hold_at_its_door() {
+    let process = Process::new("test", &ShutdownConfig::default(), &TrustConfig::default());
+    let process = process.unwrap().with_keys(Keys::plain(&["secret".to_owned()]));
+    let admin = process.open_admin(&anywhere()).await.unwrap();
+    let Process { readiness, shutdown, pages, .. } = process;
+    let door = Door { admin, readiness, shutdown, pages };
+    assert_eq!(fetch(&door, "/metrics").await.0, 401);
+    assert_eq!(fetch_with(&door, "/metrics", "Authorization: Bearer secret\r\n").await.0, 200);
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 // The console: asks the coordinator once a second how it goes, and draws that. No library, no build step.
 'use strict';
 
+// Without the key that the page's own address may carry: requests with one in their address are refused.
+const HERE = new URL('console/state', location.origin + location.pathname);
 const EVERY_MS = 1000, PATIENCE_MS = 5000, PHI = 0.5;
 const $ = (id) => document.getElementById(id);
 /** What is shown: the last overview, what is looked at, and the names of nodes by their numbers. */
@@ -638,7 +640,7 @@ function lost(why) {
 
 async function ask() {
   const patience = AbortSignal.timeout(PATIENCE_MS);
-  const answer = await fetch('console/state', { cache: 'no-store', signal: patience }).catch(() => null);
+  const answer = await fetch(HERE, { cache: 'no-store', signal: patience }).catch(() => null);
   if (!answer) return lost('The coordinator does not answer.');
   if ([401, 403].includes(answer.status)) return lost('The key of this browser does not open the console: it wants the scope `admin`.');
   if (!answer.ok) return lost(`The coordinator answers with an error (${answer.status}).`);
