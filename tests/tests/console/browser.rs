@@ -1,6 +1,12 @@
 //! A headless Chromium, led by ChromeDriver over the WebDriver protocol.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -34,12 +40,13 @@ const FLAGS: [&str; 9] = [
     "--hide-scrollbars",
 ];
 
-/// One browser with one page; closed by [`Browser::close`], killed when it is dropped.
+/// One browser with one page; closed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Browser {
-    driver: Child,
+    _driver: Child,
+    port: u16,
     http: Client<HttpConnector, Full<Bytes>>,
-    /// `http://host:port/session/…`
+    /// `/session/…`
     session: String,
     _profile: TempDir,
 }
@@ -63,9 +70,10 @@ impl Browser {
         let options =
             json!({"goog:chromeOptions": {"args": flags}, "goog:loggingPrefs": {"browser": "ALL"}});
         let mut browser = Self {
-            driver,
+            _driver: driver,
+            port,
             http: Client::builder(TokioExecutor::new()).build_http(),
-            session: format!("http://127.0.0.1:{port}/session"),
+            session: "/session".to_owned(),
             _profile: profile,
         };
         let wish = json!({"capabilities": {"alwaysMatch": options}});
@@ -79,7 +87,7 @@ impl Browser {
         let body = if method == Method::POST { body.to_string() } else { String::new() };
         let request = Request::builder()
             .method(method)
-            .uri(format!("{}{command}", self.session))
+            .uri(format!("http://127.0.0.1:{}{}{command}", self.port, self.session))
             .body(Full::from(body))?;
         let answer = timeout(PATIENCE, self.http.request(request)).await.context("it hangs")??;
         let answer: Value =
@@ -147,10 +155,20 @@ impl Browser {
         let entries = log.as_array().into_iter().flatten();
         Ok(entries.map(|entry| entry["message"].to_string()).collect())
     }
+}
 
-    pub(crate) async fn close(mut self) -> Result<()> {
-        self.call(Method::DELETE, "", Value::Null).await?;
-        Ok(self.driver.kill().await?)
+impl Drop for Browser {
+    /// A Chromium outlives a ChromeDriver that is killed, so it is asked first.
+    fn drop(&mut self) {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return };
+        let session = &self.session;
+        let request = format!("DELETE {session} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let asked = stream.set_read_timeout(Some(PATIENCE)).and_then(|()| {
+            stream.write_all(request.as_bytes())?;
+            // The answer comes when the browser is gone; ChromeDriver keeps the connection.
+            stream.read(&mut [0; 64])
+        });
+        drop(asked);
     }
 }
 

@@ -65,8 +65,7 @@ async fn a_live_cluster_is_seen_in_a_browser_and_in_a_terminal() -> Result<()> {
     browser.until("document.body.classList.contains('stale')").await?;
     cluster.start("coordinator")?;
     browser.until("document.querySelector('#notice').hidden").await?;
-    browser.until(&shows("#pulse", "live")).await?;
-    browser.close().await
+    browser.until(&shows("#pulse", "live")).await
 }
 
 /// Whether an element has this in its text, as an expression.
