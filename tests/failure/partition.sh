@@ -119,7 +119,7 @@ cut() {
     deaf "$2" "$1"
 }
 
-# What is done, to whom, and for how long; then 8 s without faults. Commands that make the fault come from standard input.
+# What is done, to whom, and for how long; then 10 s without faults. Commands that make the fault come from standard input.
 fault() {
     local what=$1 whom=$2 seconds=$3 host
     echo "$what: $whom"
@@ -127,7 +127,7 @@ fault() {
     sleep "$seconds"
     for host in "${hosts[@]}"; do inside "$host" nft 'flush chain inet fault in'; done
     echo
-    sleep 8
+    sleep 10
 }
 
 # Requests that the gateway has answered.
@@ -153,4 +153,4 @@ cleanup
 center=$(address center)
 build_network
 start_cluster
-faults | inside center "$binaries/amoe" chaos --endpoint "http://$center:8000" --told --seconds 170 --report docs/reliability.md
+faults | inside center "$binaries/amoe" chaos --endpoint "http://$center:8000" --told --seconds 185 --report docs/reliability.md

@@ -178,7 +178,7 @@ impl Effect {
             begun.map(|arrival| arrival.waited).collect()
         };
         // Who began to wait during the fault waits because of it, even when its victim is back.
-        let during = waits(mark.struck..next, Duration::ZERO..over);
+        let during = waits(mark.struck..Duration::MAX, last..over);
         let p99_ms = Waits {
             before: p99_ms(&waits(begin..mark.struck, Duration::ZERO..mark.struck)),
             during: p99_ms(&during),
