@@ -220,7 +220,7 @@ document() {
     fi
     if wanted zipf; then
         printf '\n## Skewed routing\n\nThe same with Zipf-distributed popularity of the experts (`amoe synth --router-zipf 1`).\n'
-        through_http "$folder/m12z"
+        vllm='' through_http "$folder/m12z"
     fi
     if wanted neighbour; then
         printf '\n## Beside a busy process\n\n'
