@@ -185,13 +185,14 @@ two_processes() {
 
 # === the document ===
 
+# Before this script makes a load of its own.
+load=$(cut -d' ' -f1-3 /proc/loadavg)
 if [ -z "$binaries" ]; then
     PROTOC=$(cargo xtask protoc) cargo build --release --package cli --package coordinator --package expert-node \
         --package attention-node --package gateway --bins
     binaries=${CARGO_TARGET_DIR:-target}/release
 fi
 if wanted kernels; then cargo bench --package kernels --bench products --no-run; fi
-load=$(cut -d' ' -f1-3 /proc/loadavg)
 priority=$(sed -n 's/.* nice //p' /proc/self/autogroup 2>/dev/null || true)
 priority=${priority:-0}
 [ -e "$folder/m12/config.json" ] || "$binaries/amoe" synth --out "$folder/m12"
