@@ -27,6 +27,8 @@ mod random;
 mod rope;
 mod router;
 mod sampling;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod tiles;
 mod wire;
 
 pub use activation::Activation;

@@ -9,13 +9,10 @@ use std::ops::Range;
 use super::{Line, Products, SCORES_STRIDE, TILE, Worker, floats};
 use crate::kv::{BLOCK_TOKENS, KvLayout, VALUE_TILE};
 use crate::lanes::{self, LANES, Lanes};
+use crate::tiles::{self, LINE, ROWS};
 
-/// Rows of one tile.
-const ROWS: usize = 16;
 /// Dims in one step of a key tile, and elements in one line of bf16.
 const STEP: usize = 32;
-/// Bytes of a line.
-const LINE: usize = 64;
 
 /// Marker of the AMX products.
 pub(super) struct Tiles;
@@ -57,13 +54,12 @@ impl Products for Tiles {
         let to = worker.scores.as_mut_ptr().cast::<f32>();
         // SAFETY: the caller's promise; a block's keys are two halves of `stored` lines of 16 positions.
         unsafe {
-            configure(tile.len());
+            let _tiles = configure(tile.len());
             for (i, &keys) in blocks.iter().enumerate() {
                 let to = to.add(i * BLOCK_TOKENS);
                 let operands = Scores { queries, keys, to, rows: tile.len(), stored };
                 if tile.len() <= ROWS { operands.few() } else { operands.many() }
             }
-            release();
         }
     }
 
@@ -81,14 +77,13 @@ impl Products for Tiles {
         let part = worker.part.as_mut_ptr().cast::<f32>();
         // SAFETY: the caller's promise; a pair of value tiles begins every 32 dims.
         unsafe {
-            configure(rows);
+            let _tiles = configure(rows);
             for first in (0..dims).step_by(2 * ROWS) {
                 let offset = layout.stored_k_dim() * BLOCK_TOKENS + first * BLOCK_TOKENS;
                 let to = part.add(first);
                 let operands = Values { weights, blocks, offset, to, rows, stride: dims };
                 if rows <= ROWS { operands.few() } else { operands.many() }
             }
-            release();
         }
     }
 }
@@ -120,42 +115,14 @@ unsafe fn round_weights<L: Lanes>(worker: &mut Worker, blocks: usize, rows: usiz
     }
 }
 
-/// What `ldtilecfg` reads.
-#[repr(C, align(64))]
-struct TileConfig {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    line_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-/// Shapes the tiles for `rows` query vectors: 0 to 3 hold sums, 4 and 5 the left operand, 6 and 7 the right one.
+/// Tiles for `rows` query vectors: 0 to 3 hold sums, 4 and 5 the left operand, 6 and 7 the right one.
 ///
 /// # Safety
-/// The process may use tiles; [`release`] follows.
-unsafe fn configure(rows: usize) {
+/// The process may use tiles, and nothing on this thread does.
+unsafe fn configure(rows: usize) -> tiles::Tiles {
     let (upper, lower) = (rows.min(ROWS) as u8, rows.saturating_sub(ROWS).max(1) as u8);
-    let mut config = TileConfig {
-        palette: 1,
-        start_row: 0,
-        reserved: [0; 14],
-        line_bytes: [0; 16],
-        rows: [0; 16],
-    };
-    config.line_bytes[..8].fill(LINE as u16);
-    config.rows[..8].copy_from_slice(&[upper, upper, lower, lower, upper, lower, 16, 16]);
-    // SAFETY: a valid configuration, and the caller's promise.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
-}
-
-/// Gives the tile state back.
-///
-/// # Safety
-/// The process may use tiles.
-unsafe fn release() {
     // SAFETY: the caller's promise.
-    unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    unsafe { tiles::Tiles::configure([upper, upper, lower, lower, upper, lower, 16, 16]) }
 }
 
 /// Scores of one block.

@@ -17,6 +17,7 @@ use crate::disjoint::DisjointMut;
 use crate::gemm::{Acts, Buffer, Packed, Row, Split, kernel_for, tile_tokens};
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes};
+use crate::memory::fetch_to_write;
 
 /// Polls of an unfinished dependency before the thread sleeps, and for how long it then does. A
 /// thread that waits this long waits for one that has lost its core.
@@ -116,6 +117,7 @@ impl Output for WireRows<'_> {
         let at = row.output * self.row_bytes + first * size;
         // SAFETY: output rows are distinct (`check_outputs`), these outputs of one are the caller's.
         let out = unsafe { self.out.part(at..at + count * size) };
+        // Rows lie far apart, and a core has few stores under way: the next outputs' line is fetched now.
         fetch_to_write(out.as_ptr().wrapping_add(out.len()));
         for (sums, out) in sums.into_iter().zip(out.chunks_mut(LANES * size)) {
             // SAFETY: the caller vouches for the instruction set; the array has room for 16.
@@ -133,20 +135,6 @@ impl Output for WireRows<'_> {
             }
         }
     }
-}
-
-/// Starts fetching the line at `place`, which the next outputs of a row go to: rows lie far apart,
-/// and a core has few stores under way.
-#[inline(always)]
-fn fetch_to_write(place: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch does not fault.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_ET0>(place.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = place;
 }
 
 /// Fills `out` with the first of `bytes`; whole rows of lanes without a loop.

@@ -5,17 +5,13 @@
 //! accumulator tile over the whole inner length, whatever the number of tokens.
 
 use std::arch::asm;
-use std::marker::PhantomData;
 
 use super::order::Ahead;
 use super::{Block, LANES, STEPS_AT_ONCE};
+use crate::tiles::{self, LINE, ROWS};
 
-/// Tokens of one tile.
-const ROWS: usize = 16;
 /// Bytes of a full tile, which is also one step of one panel.
 const TILE: usize = 1024;
-/// Bytes of a tile's row.
-const LINE: usize = 64;
 /// Bytes from the line in use to the line being fetched, per stream, for up to 16 tokens.
 const AHEAD: usize = 2 * TILE;
 /// The same for more tokens where nothing was fetched before, in two stages: a few lines wake the
@@ -24,42 +20,9 @@ const AHEAD: usize = 2 * TILE;
 const NEAR: usize = TILE;
 const FAR: usize = 3 * TILE;
 
-/// What `ldtilecfg` reads.
-#[repr(C, align(64))]
-struct TileConfig {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    line_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-impl TileConfig {
-    /// Full lines in all eight tiles: tiles of tokens and of sums have `tokens` rows.
-    const fn new(tokens: u8) -> Self {
-        let mut config = Self {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            line_bytes: [0; 16],
-            rows: [0; 16],
-        };
-        let mut tile = 0;
-        while tile < 8 {
-            config.line_bytes[tile] = LINE as u16;
-            // Weights pass through the last three.
-            config.rows[tile] = if tile < 5 { tokens } else { ROWS as u8 };
-            tile += 1;
-        }
-        config
-    }
-}
-
-/// Tiles of this thread, in use until this is dropped: configuring them waits for all work on them,
-/// so it is done once for many blocks.
+/// Tiles for the blocks of one product.
 pub(super) struct Tiles {
-    /// Tiles belong to the thread.
-    here: PhantomData<*const u8>,
+    _configured: tiles::Tiles,
 }
 
 impl Tiles {
@@ -68,18 +31,12 @@ impl Tiles {
     /// # Safety
     /// The process may use tiles, and nothing on this thread does.
     pub(super) unsafe fn configure(tokens: usize) -> Self {
-        let config = TileConfig::new(tokens.min(ROWS) as u8);
-        // SAFETY: the caller's promise; the configuration is valid.
-        unsafe {
-            asm!(
-                "ldtilecfg [{config}]",
-                config = in(reg) &raw const config,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, readonly),
-            );
-        }
-        Self { here: PhantomData }
+        let tokens = tokens.min(ROWS) as u8;
+        // Tokens and sums stand in the first five, weights pass through the last three.
+        let mut rows = [ROWS as u8; 8];
+        rows[..5].fill(tokens);
+        // SAFETY: the caller's promise.
+        Self { _configured: unsafe { tiles::Tiles::configure(rows) } }
     }
 
     /// # Safety
@@ -95,13 +52,6 @@ impl Tiles {
                 tiles => unreachable!("{tiles} tiles in a block"),
             }
         }
-    }
-}
-
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        // SAFETY: tiles were configured, so the instruction is there.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 

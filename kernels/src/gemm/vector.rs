@@ -6,6 +6,7 @@
 
 use super::{Block, LANES, STEP, Storage};
 use crate::lanes::{Kernel, Lanes};
+use crate::memory::fetch_to_read;
 
 /// Bytes from the line in use to the line being fetched, per stream.
 const AHEAD: usize = 2048;
@@ -66,7 +67,7 @@ impl<'a> Product<'a> {
                         for pair in 0..LANES / 2 {
                             for p in 0..P {
                                 let line = panels[p].add((segment * LANES / 2 + pair) * 64);
-                                prefetch(line.wrapping_add(AHEAD));
+                                fetch_to_read(line.wrapping_add(AHEAD));
                                 let [even, odd] = L::load_bf16_pairs(line.cast());
                                 for t in 0..T {
                                     let x = L::splat(*x.add(t * LANES + 2 * pair));
@@ -83,7 +84,7 @@ impl<'a> Product<'a> {
                         for input in 0..LANES {
                             for p in 0..P {
                                 let line = panels[p].add((segment * LANES + input) * 64);
-                                prefetch(line.wrapping_add(AHEAD));
+                                fetch_to_read(line.wrapping_add(AHEAD));
                                 let weights = L::load(line.cast());
                                 for t in 0..T {
                                     let x = L::splat(*x.add(t * LANES + input));
@@ -124,17 +125,4 @@ impl Kernel for Product<'_> {
             }
         }
     }
-}
-
-/// Starts fetching a cache line; any address is allowed.
-#[inline(always)]
-fn prefetch(line: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint that never faults, in the baseline of the architecture.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(line.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
 }
