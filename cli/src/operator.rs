@@ -1,12 +1,14 @@
-//! How an operator's command proves who it is: by a certificate, by a key, or not at all.
+//! How an operator's command reaches the coordinator that leads, and how it proves who it is: by a
+//! certificate, by a key, or not at all.
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
+use coordinator::LEADER_METADATA;
 use proto::v1::admin_client::AdminClient;
 use tonic::{
-    Request, Status,
+    Code, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::Channel,
@@ -17,9 +19,21 @@ use trust::{Party, TlsConfig, Trust, TrustConfig};
 /// Largest message: a plan, a table of node names.
 const PLAN_BYTES_MAX: usize = 64 << 20;
 
+/// How often a coordinator that does not lead is asked for the one that does.
+const REDIRECTS_MAX: usize = 3;
+
 /// Flags of commands that talk to a coordinator.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct Credentials {
+pub(crate) struct Flags {
+    /// Where a coordinator is reached; one that does not lead says who does.
+    #[arg(
+        long,
+        global = true,
+        default_value = "127.0.0.1:7400",
+        value_name = "HOST:PORT",
+        env = "AMOE_COORDINATOR"
+    )]
+    pub(crate) coordinator: String,
     /// The operator's certificate, where the cluster speaks TLS.
     #[arg(long, global = true, value_name = "FILE", env = "AMOE_TLS_CERTIFICATE")]
     tls_certificate: Option<PathBuf>,
@@ -37,6 +51,7 @@ pub(crate) struct Credentials {
 /// An operator who has read the files.
 #[derive(Clone, Debug)]
 pub(crate) struct Operator {
+    coordinator: String,
     hub: Hub,
     bearer: Bearer,
 }
@@ -61,7 +76,7 @@ impl Interceptor for Bearer {
 
 impl Operator {
     /// Must be called within a tokio runtime.
-    pub(crate) fn new(flags: &Credentials) -> Result<Self> {
+    pub(crate) fn new(flags: &Flags) -> Result<Self> {
         let files = (&flags.tls_certificate, &flags.tls_key, &flags.tls_authority);
         let tls = match files {
             (Some(certificate), Some(key), Some(authority)) => Some(TlsConfig {
@@ -78,11 +93,36 @@ impl Operator {
         let trust = Trust::open(None, &trust, &prometheus::Registry::new())?;
         let bearer = flags.api_key.as_ref().map(|key| format!("Bearer {key}").parse());
         let bearer = bearer.transpose().context("flag `--api-key`: expected visible ASCII")?;
-        Ok(Self { hub: Hub::trusting(&trust), bearer: Bearer(bearer) })
+        let coordinator = flags.coordinator.clone();
+        Ok(Self { coordinator, hub: Hub::trusting(&trust), bearer: Bearer(bearer) })
+    }
+
+    /// Asks whoever leads, beginning at the coordinator that the flags name.
+    pub(crate) async fn ask<T>(
+        &self,
+        call: impl AsyncFn(Admin) -> Result<Response<T>, Status>,
+    ) -> Result<T> {
+        let mut address = self.coordinator.clone();
+        for _ in 0..=REDIRECTS_MAX {
+            let status = match call(self.admin(&address)?).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => status,
+            };
+            let leader = status.metadata().get(LEADER_METADATA);
+            match leader.and_then(|leader| leader.to_str().ok()) {
+                Some(leader) if status.code() == Code::Unavailable => {
+                    leader.clone_into(&mut address);
+                }
+                _ => return Err(anyhow!("the coordinator at {address}: {}", status.message())),
+            }
+        }
+        bail!(
+            "the coordinators send each other's clients round in circles; the last one was {address}"
+        )
     }
 
     /// A client of the coordinator at `address`.
-    pub(crate) fn admin(&self, address: &str) -> Result<Admin> {
+    fn admin(&self, address: &str) -> Result<Admin> {
         let (hub, keep_alive) = (&self.hub, KeepAlive::default());
         let channel = transport::channel(address, Party::Coordinator, hub, keep_alive)
             .context("flag `--coordinator`")?;

@@ -7,34 +7,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use coordinator::LEADER_METADATA;
 use proto::v1::{
     DiffPlansRequest, ExportPlanRequest, ListPlansRequest, PinPlanRequest, PlanChange, PlanTable,
     RebalanceRequest, ShowPlanRequest,
 };
-use tonic::{Code, Response, Status};
 
-use crate::operator::{self, Admin, Operator};
-
-/// How often a coordinator that does not lead is asked for the one that does.
-const REDIRECTS_MAX: usize = 3;
+use crate::operator::{self, Operator};
 
 /// Flags of `amoe plan`.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// Where a coordinator is reached; one that does not lead says who does.
-    #[arg(
-        long,
-        global = true,
-        default_value = "127.0.0.1:7400",
-        value_name = "HOST:PORT",
-        env = "AMOE_COORDINATOR"
-    )]
-    coordinator: String,
     #[command(flatten)]
-    operator: operator::Credentials,
+    operator: operator::Flags,
     #[command(subcommand)]
     wish: Wish,
 }
@@ -91,36 +77,36 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
 }
 
 async fn answer(flags: &Flags) -> Result<String> {
-    let at = (&*flags.coordinator, &Operator::new(&flags.operator)?);
+    let operator = Operator::new(&flags.operator)?;
     match &flags.wish {
         Wish::Show => {
-            let shown = ask(at, async |mut admin| admin.show_plan(ShowPlanRequest {}).await);
+            let shown = operator.ask(async |mut admin| admin.show_plan(ShowPlanRequest {}).await);
             Ok(table::show(&shown.await?))
         }
         &Wish::History { limit } => {
             let request = ListPlansRequest { limit };
-            let listed = ask(at, async |mut admin| admin.list_plans(request).await).await?;
+            let listed = operator.ask(async |mut admin| admin.list_plans(request).await).await?;
             Ok(table::history(&listed.plans))
         }
         &Wish::Diff { from, to } => {
             let request = DiffPlansRequest { from, to };
-            let diff = ask(at, async |mut admin| admin.diff_plans(request).await).await?;
-            let shown = ask(at, async |mut admin| admin.show_plan(ShowPlanRequest {}).await);
+            let diff = operator.ask(async |mut admin| admin.diff_plans(request).await).await?;
+            let shown = operator.ask(async |mut admin| admin.show_plan(ShowPlanRequest {}).await);
             Ok(table::diff(&diff, &shown.await?.nodes))
         }
         Wish::Rebalance => {
-            let change = ask(at, async |mut admin| admin.rebalance(RebalanceRequest {}).await);
+            let change = operator.ask(async |mut admin| admin.rebalance(RebalanceRequest {}).await);
             Ok(sentence(&change.await?))
         }
         &Wish::Pin { off } => {
             let request = PinPlanRequest { pinned: !off };
-            let answer = ask(at, async |mut admin| admin.pin_plan(request).await).await?;
+            let answer = operator.ask(async |mut admin| admin.pin_plan(request).await).await?;
             let state = if answer.pinned { "the plan is pinned" } else { "planning is free" };
             Ok(format!("{state}\n"))
         }
         Wish::Export { file, epoch } => {
             let request = ExportPlanRequest { epoch: *epoch };
-            let plan = ask(at, async |mut admin| admin.export_plan(request).await).await?;
+            let plan = operator.ask(async |mut admin| admin.export_plan(request).await).await?;
             let text = table::json(plan)?;
             if file == Path::new("-") {
                 return Ok(text);
@@ -131,7 +117,7 @@ async fn answer(flags: &Flags) -> Result<String> {
         }
         Wish::Import { file } => {
             let plan = read(file).with_context(|| format!("cannot import {}", file.display()))?;
-            let change = ask(at, async |mut admin| admin.import_plan(plan.clone()).await);
+            let change = operator.ask(async |mut admin| admin.import_plan(plan.clone()).await);
             Ok(sentence(&change.await?))
         }
     }
@@ -149,24 +135,4 @@ fn read(file: &Path) -> Result<PlanTable> {
 
 fn sentence(change: &PlanChange) -> String {
     format!("{}\n", change.outcome)
-}
-
-/// Asks whoever leads, beginning at `address`.
-pub(crate) async fn ask<T>(
-    (address, operator): (&str, &Operator),
-    call: impl AsyncFn(Admin) -> Result<Response<T>, Status>,
-) -> Result<T> {
-    let mut address = address.to_owned();
-    for _ in 0..=REDIRECTS_MAX {
-        let status = match call(operator.admin(&address)?).await {
-            Ok(answer) => return Ok(answer.into_inner()),
-            Err(status) => status,
-        };
-        let leader = status.metadata().get(LEADER_METADATA);
-        match leader.and_then(|leader| leader.to_str().ok()) {
-            Some(leader) if status.code() == Code::Unavailable => leader.clone_into(&mut address),
-            _ => return Err(anyhow!("the coordinator at {address}: {}", status.message())),
-        }
-    }
-    bail!("the coordinators send each other's clients round in circles; the last one was {address}")
 }

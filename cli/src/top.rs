@@ -13,10 +13,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use tokio::{sync::watch, time::sleep};
 use tonic::Streaming;
 
-use crate::{
-    operator::{self, Operator},
-    plan::ask,
-};
+use crate::operator::{self, Operator};
 use screen::Screen;
 
 /// Between two looks at the keyboard.
@@ -27,16 +24,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Flags of `amoe top`.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// Where a coordinator is reached; one that does not lead says who does.
-    #[arg(
-        long,
-        default_value = "127.0.0.1:7400",
-        value_name = "HOST:PORT",
-        env = "AMOE_COORDINATOR"
-    )]
-    coordinator: String,
     #[command(flatten)]
-    operator: operator::Credentials,
+    operator: operator::Flags,
     /// Print what is to be seen now as plain text, and end.
     #[arg(long)]
     once: bool,
@@ -63,25 +52,25 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         if flags.once || flags.json {
             return print(flags, &operator).await;
         }
-        let trouble = Some(format!("asking the coordinator at {}", flags.coordinator));
+        let trouble = Some(format!("asking the coordinator at {}", flags.operator.coordinator));
         let (seen, shown) = watch::channel(Seen { overview: None, trouble });
         let mut terminal = ratatui::try_init().context("there is no terminal; try --once")?;
         let outcome = tokio::select! {
             outcome = show(&mut terminal, shown) => outcome,
-            never = follow(&flags.coordinator, &operator, seen) => match never {},
+            never = follow(&operator, seen) => match never {},
         };
         ratatui::restore();
         outcome
     })
 }
 
-async fn open(coordinator: &str, operator: &Operator) -> Result<Streaming<Overview>> {
+async fn open(operator: &Operator) -> Result<Streaming<Overview>> {
     let request = WatchOverviewRequest {};
-    ask((coordinator, operator), async |mut admin| admin.watch_overview(request).await).await
+    operator.ask(async |mut admin| admin.watch_overview(request).await).await
 }
 
 async fn print(flags: &Flags, operator: &Operator) -> Result<()> {
-    let mut overviews = open(&flags.coordinator, operator).await?;
+    let mut overviews = open(operator).await?;
     while let Some(overview) = overviews.message().await? {
         let text = match flags.json {
             true => serde_json::to_string(&overview)? + "\n",
@@ -98,9 +87,9 @@ async fn print(flags: &Flags, operator: &Operator) -> Result<()> {
 }
 
 /// Keeps `seen` up to date, whoever leads and whatever goes away meanwhile.
-async fn follow(coordinator: &str, operator: &Operator, seen: watch::Sender<Seen>) -> Infallible {
+async fn follow(operator: &Operator, seen: watch::Sender<Seen>) -> Infallible {
     loop {
-        let trouble = match open(coordinator, operator).await {
+        let trouble = match open(operator).await {
             Ok(mut overviews) => loop {
                 match overviews.message().await {
                     Ok(Some(overview)) => {

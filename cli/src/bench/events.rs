@@ -1,6 +1,6 @@
 //! Server-sent events of an answer, as they come.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use http_body_util::BodyExt;
 use hyper::{Response, body::Incoming};
 use serde_json::Value;
@@ -33,6 +33,9 @@ impl Events {
     }
 
     /// The next event's data, or none after the last.
+    ///
+    /// # Errors
+    /// When the connection ends before the answer does, or an event says that the answer does.
     pub(crate) async fn next(&mut self) -> Result<Option<Value>> {
         loop {
             while let Some(line) = self.lines.next() {
@@ -41,7 +44,7 @@ impl Events {
                 if data == DONE {
                     return Ok(None);
                 }
-                return Ok(Some(serde_json::from_slice(data)?));
+                return event(data).map(Some);
             }
             let frame = self.body.frame().await.context("the answer ends without [DONE]")?;
             if let Ok(data) = frame?.into_data() {
@@ -49,6 +52,15 @@ impl Events {
             }
         }
     }
+}
+
+/// What an event says, unless it is that the answer is over before its end.
+fn event(data: &[u8]) -> Result<Value> {
+    let event: Value = serde_json::from_slice(data)?;
+    if !event["error"].is_null() {
+        bail!("the answer breaks off: {}", event["error"]);
+    }
+    Ok(event)
 }
 
 // === impl Lines ===
@@ -71,7 +83,17 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use super::Lines;
+    use super::{Lines, event};
+
+    #[test]
+    fn an_event_with_an_error_breaks_the_answer_off() {
+        assert_eq!(
+            event(br#"{"choices": []}"#).unwrap()["choices"].as_array().map(Vec::len),
+            Some(0)
+        );
+        let error = event(br#"{"error": {"message": "x"}}"#).unwrap_err();
+        assert!(error.to_string().contains("breaks off"), "{error}");
+    }
 
     #[test]
     fn lines_come_whole_however_the_bytes_are_cut() {
