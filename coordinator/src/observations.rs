@@ -302,7 +302,7 @@ impl Answers {
 }
 
 /// What is left at `now` of what counted in full at `at`.
-fn kept(now: Duration, at: Duration, half_life: Duration) -> f64 {
+pub(crate) fn kept(now: Duration, at: Duration, half_life: Duration) -> f64 {
     let age = now.saturating_sub(at);
     0.5_f64.powf(age.as_secs_f64() / half_life.as_secs_f64())
 }

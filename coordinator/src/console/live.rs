@@ -9,6 +9,8 @@ use std::{
 use domain::{ModelShape, NodeId};
 use proto::control::Report;
 
+use crate::observations::kept;
+
 /// Time after which what happened counts half of what it did.
 const HALF_LIFE: Duration = Duration::from_secs(2);
 /// Between two samples of the history.
@@ -129,7 +131,7 @@ impl Live {
 
     /// Lets time pass; to be called several times per second. `at` is the time of day.
     pub(crate) fn tick(&mut self, now: Duration, at: u64, totals: Totals) {
-        let kept = kept(now, self.at);
+        let kept = kept(now, self.at, HALF_LIFE);
         self.at = now;
         for (sum, step) in self.experts.iter_mut().zip(&mut self.step) {
             *sum = *sum * kept + f64::from(std::mem::take(step));
@@ -164,7 +166,7 @@ impl Live {
 
     /// Tokens of each expert per second, `[moe layer][expert]`.
     pub(crate) fn experts_per_s(&self, now: Duration) -> impl Iterator<Item = f64> + '_ {
-        let factor = kept(now, self.at) * LN_2 / HALF_LIFE.as_secs_f64();
+        let factor = kept(now, self.at, HALF_LIFE) * LN_2 / HALF_LIFE.as_secs_f64();
         self.experts.iter().map(move |sum| sum * factor)
     }
 
@@ -202,20 +204,15 @@ impl<const N: usize> Flow<N> {
     }
 
     fn add(&mut self, now: Duration, amounts: [f64; N]) {
-        let kept = kept(now, self.at);
+        let kept = kept(now, self.at, HALF_LIFE);
         self.at = now;
         self.sums.iter_mut().zip(amounts).for_each(|(sum, amount)| *sum = *sum * kept + amount);
     }
 
     fn per_second(&self, now: Duration) -> [f64; N] {
-        let factor = kept(now, self.at) * LN_2 / HALF_LIFE.as_secs_f64();
+        let factor = kept(now, self.at, HALF_LIFE) * LN_2 / HALF_LIFE.as_secs_f64();
         self.sums.map(|sum| sum * factor)
     }
-}
-
-/// What is left at `now` of what counted in full at `at`.
-fn kept(now: Duration, at: Duration) -> f64 {
-    0.5_f64.powf(now.saturating_sub(at).as_secs_f64() / HALF_LIFE.as_secs_f64())
 }
 
 /// How much of a sum falls on each of what happens so often; 0 if it does not.
