@@ -87,3 +87,15 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Flags;
+
+    #[test]
+    fn flags_of_all_commands_go_together() {
+        Flags::command().debug_assert();
+    }
+}

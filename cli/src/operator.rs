@@ -22,9 +22,9 @@ const PLAN_BYTES_MAX: usize = 64 << 20;
 /// How often a coordinator that does not lead is asked for the one that does.
 const REDIRECTS_MAX: usize = 3;
 
-/// Flags of commands that talk to a coordinator.
+/// Flags of commands that talk to a coordinator: where it is, and who asks.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct Flags {
+pub(crate) struct Access {
     /// Where a coordinator is reached; one that does not lead says who does.
     #[arg(
         long,
@@ -76,8 +76,8 @@ impl Interceptor for Bearer {
 
 impl Operator {
     /// Must be called within a tokio runtime.
-    pub(crate) fn new(flags: &Flags) -> Result<Self> {
-        let files = (&flags.tls_certificate, &flags.tls_key, &flags.tls_authority);
+    pub(crate) fn new(access: &Access) -> Result<Self> {
+        let files = (&access.tls_certificate, &access.tls_key, &access.tls_authority);
         let tls = match files {
             (Some(certificate), Some(key), Some(authority)) => Some(TlsConfig {
                 certificate: certificate.clone(),
@@ -91,9 +91,9 @@ impl Operator {
         };
         let trust = TrustConfig { tls, keys: None };
         let trust = Trust::open(None, &trust, &prometheus::Registry::new())?;
-        let bearer = flags.api_key.as_ref().map(|key| format!("Bearer {key}").parse());
+        let bearer = access.api_key.as_ref().map(|key| format!("Bearer {key}").parse());
         let bearer = bearer.transpose().context("flag `--api-key`: expected visible ASCII")?;
-        let coordinator = flags.coordinator.clone();
+        let coordinator = access.coordinator.clone();
         Ok(Self { coordinator, hub: Hub::trusting(&trust), bearer: Bearer(bearer) })
     }
 

@@ -14,13 +14,13 @@ use proto::v1::{
     RebalanceRequest, ShowPlanRequest,
 };
 
-use crate::operator::{self, Operator};
+use crate::operator::{Access, Operator};
 
 /// Flags of `amoe plan`.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
     #[command(flatten)]
-    operator: operator::Flags,
+    access: Access,
     #[command(subcommand)]
     wish: Wish,
 }
@@ -77,7 +77,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
 }
 
 async fn answer(flags: &Flags) -> Result<String> {
-    let operator = Operator::new(&flags.operator)?;
+    let operator = Operator::new(&flags.access)?;
     match &flags.wish {
         Wish::Show => {
             let shown = operator.ask(async |mut admin| admin.show_plan(ShowPlanRequest {}).await);

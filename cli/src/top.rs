@@ -13,7 +13,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use tokio::{sync::watch, time::sleep};
 use tonic::Streaming;
 
-use crate::operator::{self, Operator};
+use crate::operator::{Access, Operator};
 use screen::Screen;
 
 /// Between two looks at the keyboard.
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
     #[command(flatten)]
-    operator: operator::Flags,
+    access: Access,
     /// Print what is to be seen now as plain text, and end.
     #[arg(long)]
     once: bool,
@@ -48,11 +48,11 @@ struct Seen {
 pub(crate) fn run(flags: &Flags) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let operator = Operator::new(&flags.operator)?;
+        let operator = Operator::new(&flags.access)?;
         if flags.once || flags.json {
             return print(flags, &operator).await;
         }
-        let trouble = Some(format!("asking the coordinator at {}", flags.operator.coordinator));
+        let trouble = Some(format!("asking the coordinator at {}", flags.access.coordinator));
         let (seen, shown) = watch::channel(Seen { overview: None, trouble });
         let mut terminal = ratatui::try_init().context("there is no terminal; try --once")?;
         let outcome = tokio::select! {
