@@ -81,7 +81,7 @@ serve_vllm() {
     until_ready "http://127.0.0.1:$port/health"
 }
 
-# Attention node and expert node with one thread each, as the example configurations have it.
+# Attention node and expert node as the example configurations have them, both with all cores.
 serve_cluster() {
     local role
     start "$binaries/coordinator" --config deploy/examples/coordinator.toml
@@ -229,7 +229,7 @@ document() {
         beside_a_neighbour "$folder/m12"
     fi
     if wanted cluster; then
-        printf '\n## An attention process and an expert process\n\nOne thread each, gRPC over loopback, gateway and coordinator beside them.\n'
+        printf '\n## An attention process and an expert process\n\nBoth with all cores, gRPC over loopback, gateway and coordinator beside them.\n'
         two_processes "$folder/m12"
     fi
     printf '\n## Not measured here\n\n'
