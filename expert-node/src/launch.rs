@@ -1,6 +1,6 @@
 //! One run of the experts: takes pairs from the queues, computes them, and sorts the results by sender.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use domain::{Expert, Layer, NodeId};
 use model::{ExpertWork, FfnRow, ModelError};
 use proto::frame::{Done, Frame, Output};
@@ -62,10 +62,10 @@ impl Launch {
         publish: impl FnMut(NodeId, Frame),
     ) -> Result<(), ModelError> {
         self.place();
-        let mut out = BytesMut::zeroed(self.pairs.len() * row_bytes);
+        let mut out = Vec::new();
         let outcome = self.compute(layer, shard, &mut out);
         if outcome.is_ok() {
-            self.sort(layer, out.freeze(), row_bytes, publish);
+            self.sort(layer, out.into(), row_bytes, publish);
         }
         self.pairs.clear();
         self.experts.clear();
@@ -96,7 +96,7 @@ impl Launch {
         }
     }
 
-    fn compute(&self, layer: Layer, shard: &Shard, out: &mut [u8]) -> Result<(), ModelError> {
+    fn compute(&self, layer: Layer, shard: &Shard, out: &mut Vec<u8>) -> Result<(), ModelError> {
         let rows: Vec<FfnRow<'_>> = self
             .pairs
             .iter()

@@ -117,7 +117,6 @@ impl Bench {
             .zip(rows.chunks(tokens))
             .map(|(&expert, rows)| ExpertWork { expert, rows })
             .collect();
-        self.out.resize(rows.len() * self.row.len(), 0);
         let layer = self.layers[self.runs % self.layers.len()];
         self.runs += 1;
         let begin = Instant::now();

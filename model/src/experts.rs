@@ -124,19 +124,20 @@ impl ExpertHalf {
 
     /// Computes rows of several experts of one layer in one launch.
     ///
-    /// Each row's result, scaled by its weight, becomes wire row `output` of `out`. Wire rows are
-    /// [`Compute::row_bytes`](kernels::Compute::row_bytes) of the model's hidden width.
+    /// Each row's result, scaled by its weight, becomes wire row `output` of `out`, which gets as many rows
+    /// as there are in `work`. Wire rows are [`Compute::row_bytes`](kernels::Compute::row_bytes) of the
+    /// model's hidden width.
     ///
     /// # Errors
     /// If one of the experts is not resident; nothing is computed then.
     ///
     /// # Panics
-    /// If rows do not fit the model or `out`.
+    /// If a row does not fit the model, or outputs are not the numbers from 0 on.
     pub fn run(
         &self,
         layer: Layer,
         work: &[ExpertWork<'_>],
-        out: &mut [u8],
+        out: &mut Vec<u8>,
     ) -> Result<(), ModelError> {
         let jobs = work
             .iter()

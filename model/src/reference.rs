@@ -166,13 +166,12 @@ impl Reference {
             .filter(|(_, rows)| !rows.is_empty())
             .map(|(expert, rows)| ExpertWork { expert, rows })
             .collect();
-        self.outputs.resize(routed.rows() * top_k * row_bytes, 0);
         self.experts.run(layer, &work, &mut self.outputs)?;
         let outputs = &self.outputs;
-        self.attention.absorb_rows(
-            |row| outputs[row * top_k * row_bytes..][..top_k * row_bytes].chunks_exact(row_bytes),
-            residual,
-        );
+        self.attention.for_each_row(residual, |row, residual| {
+            let outputs = &outputs[row * top_k * row_bytes..][..top_k * row_bytes];
+            self.attention.absorb(outputs.chunks_exact(row_bytes), residual);
+        });
         Ok(())
     }
 }

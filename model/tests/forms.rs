@@ -201,7 +201,7 @@ fn experts_come_and_go() {
     let missing = half.load_expert(layer, domain::Expert(16));
     assert!(matches!(missing, Err(ModelError::NoSuchExpert { .. })));
     let work = model::ExpertWork { expert, rows: &[] };
-    let refused = half.run(layer, &[work], &mut []);
+    let refused = half.run(layer, &[work], &mut Vec::new());
     assert!(matches!(refused, Err(ModelError::NotResident { .. })));
 }
 

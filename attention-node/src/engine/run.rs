@@ -61,27 +61,38 @@ impl AttentionEngine {
     /// Brings the spans' rows side by side, with what their experts gave.
     fn gather(&mut self, picked: &[usize], residual: &mut Vec<f32>) {
         let Self { half, spans, buffers, .. } = self;
-        residual.clear();
+        let hidden = half.spec().hidden;
         buffers.rows.clear();
         for &key in picked {
             let span = &mut spans[key];
             span.under_way = true;
-            residual.extend_from_slice(&span.residual);
             buffers.rows.extend((0..span.rows).map(|row| (key, row)));
         }
-        // Spans of one stage come from one layer: all have outputs, or none has.
-        if picked.iter().any(|&key| spans[key].trip.has_outputs()) {
-            let rows = &buffers.rows;
-            half.absorb_rows(|row| spans[rows[row].0].trip.outputs(rows[row].1), residual);
-            picked.iter().for_each(|&key| spans[key].trip.end());
+        residual.resize(buffers.rows.len() * hidden, 0.0);
+        half.for_each_row(residual, |row, residual| {
+            let (key, row) = buffers.rows[row];
+            let span = &spans[key];
+            residual.copy_from_slice(&span.residual[row * hidden..][..hidden]);
+            if span.trip.has_outputs() {
+                half.absorb(span.trip.outputs(row), residual);
+            }
+        });
+        for &key in picked {
+            let trip = &mut spans[key].trip;
+            if trip.has_outputs() {
+                trip.end();
+            }
         }
     }
 
     fn scatter(&mut self, picked: &[usize], mut residual: &[f32]) {
+        let hidden = self.half.spec().hidden;
         for &key in picked {
             let span = &mut self.spans[key];
             let (mine, others) = residual.split_at(span.residual.len());
-            span.residual.copy_from_slice(mine);
+            self.half.for_each_row(&mut span.residual, |row, residual| {
+                residual.copy_from_slice(&mine[row * hidden..][..hidden]);
+            });
             residual = others;
         }
     }

@@ -6,6 +6,7 @@
 //! so that all threads have work to the end. A piece counts down what its job still waits for; the
 //! piece that needs it was put behind it, so whoever it waits for is running.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -68,30 +69,36 @@ enum Kind {
     Down,
 }
 
-/// Runs every job: output row `row.output` becomes `row.weight * down(act(gate x, up x))`, in wire
-/// form. Rows of `out` that no job names keep their contents.
+/// Runs every job: row `row.output` of `out` becomes `row.weight * down(act(gate x, up x))`, in wire form.
+/// `out` gets as many rows as all jobs together have; what it held is gone.
 ///
 /// # Panics
-/// When the experts' hidden sizes differ, an input or `out` is not whole wire rows of that size, an
-/// output index is out of range or two rows share one.
-pub fn grouped_ffn(cpu: &Cpu, jobs: &[FfnJob<'_>], out: &mut [u8]) {
+/// When the experts' hidden sizes differ, an input is not one wire row of that size, an output index is
+/// out of range or two rows share one.
+pub fn grouped_ffn(cpu: &Cpu, jobs: &[FfnJob<'_>], out: &mut Vec<u8>) {
+    out.clear();
     let Some(first) = jobs.first() else { return };
     let compute = cpu.compute();
     let hidden = first.expert.hidden();
     let row_bytes = compute.row_bytes(hidden);
-    assert_eq!(out.len() % row_bytes, 0, "the output is not whole rows of {row_bytes} bytes");
+    let rows = jobs.iter().map(|job| job.rows.len()).sum();
     let mut scratch = cpu.scratch();
     let scratch = &mut scratch.ffn;
-    scratch.check_outputs(jobs, hidden, row_bytes, out.len() / row_bytes);
-    let out = DisjointMut::new(out);
+    scratch.check_outputs(jobs, hidden, row_bytes, rows);
+    let bytes = rows * row_bytes;
+    out.reserve(bytes);
+    let unwritten = DisjointMut::new(&mut out.spare_capacity_mut()[..bytes]);
     launch(
         cpu,
         scratch,
         jobs.iter().map(|job| job.rows.len()),
         |job| jobs[job].expert,
         |job, row| Row::Wire(compute, jobs[job].rows[row].input),
-        |job| WireRows { rows: jobs[job].rows, compute, row_bytes, out: &out },
+        |job| WireRows { rows: jobs[job].rows, compute, row_bytes, out: &unwritten },
     );
+    // SAFETY: there are as many rows as outputs and each output is one row's (`check_outputs`), and a
+    // launch takes all sums of every row.
+    unsafe { out.set_len(bytes) };
 }
 
 /// Rows of a job in wire form, each scaled by its weight.
@@ -100,7 +107,7 @@ struct WireRows<'a> {
     rows: &'a [FfnRow<'a>],
     compute: Compute,
     row_bytes: usize,
-    out: &'a DisjointMut<'a, u8>,
+    out: &'a DisjointMut<'a, MaybeUninit<u8>>,
 }
 
 impl Output for WireRows<'_> {
@@ -118,7 +125,7 @@ impl Output for WireRows<'_> {
         // SAFETY: output rows are distinct (`check_outputs`), these outputs of one are the caller's.
         let out = unsafe { self.out.part(at..at + count * size) };
         // Rows lie far apart, and a core has few stores under way: the next outputs' line is fetched now.
-        fetch_to_write(out.as_ptr().wrapping_add(out.len()));
+        fetch_to_write(out.as_ptr().wrapping_add(out.len()).cast());
         for (sums, out) in sums.into_iter().zip(out.chunks_mut(LANES * size)) {
             // SAFETY: the caller vouches for the instruction set; the array has room for 16.
             unsafe {
@@ -139,14 +146,12 @@ impl Output for WireRows<'_> {
 
 /// Fills `out` with the first of `bytes`; whole rows of lanes without a loop.
 #[inline(always)]
-fn copy(bytes: &[u8; LANES * 4], out: &mut [u8]) {
-    if let Ok(out) = <&mut [u8; LANES * 2]>::try_from(&mut *out) {
-        out.copy_from_slice(&bytes[..LANES * 2]);
-    } else if let Ok(out) = <&mut [u8; LANES * 4]>::try_from(&mut *out) {
-        *out = *bytes;
-    } else {
-        out.copy_from_slice(&bytes[..out.len()]);
-    }
+fn copy(bytes: &[u8; LANES * 4], out: &mut [MaybeUninit<u8>]) {
+    match out.len() {
+        len if len == LANES * 2 => out.write_copy_of_slice(&bytes[..LANES * 2]),
+        len if len == LANES * 4 => out.write_copy_of_slice(bytes),
+        len => out.write_copy_of_slice(&bytes[..len]),
+    };
 }
 
 /// See [`super::swiglu`].

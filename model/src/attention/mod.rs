@@ -16,7 +16,7 @@ use kernels::{
 
 use self::{feed_forward::FeedForward, grouped::Grouped, latent::Latent};
 pub use self::{feed_forward::Routed, scratch::Scratch};
-use crate::{LayerKind, ModelError, ModelSpec, rows::for_each_row, weights::widen};
+use crate::{LayerKind, ModelError, ModelSpec, rows, weights::widen};
 
 /// Elements that are summed at a time when outputs of experts are absorbed; fits the first-level cache.
 const ABSORB: usize = 512;
@@ -118,7 +118,7 @@ impl AttentionHalf {
         let hidden = self.spec.hidden;
         assert_eq!(residual.len(), tokens.len() * hidden, "one row per token");
         let row_bytes = hidden * self.embedding.dtype.bytes();
-        for_each_row(&self.cpu, residual, hidden, |row, values| {
+        rows::for_each_row(&self.cpu, residual, hidden, |row, values| {
             let stored = &self.embedding.bytes[tokens[row] as usize * row_bytes..][..row_bytes];
             widen(self.embedding.dtype, stored, values);
         });
@@ -230,17 +230,10 @@ impl AttentionHalf {
         }
     }
 
-    /// The same for every row of `residual`, on all threads; `outputs` gives a row's outputs.
-    ///
-    /// # Panics
-    /// As [`absorb`](Self::absorb).
-    pub fn absorb_rows<'a, I>(&self, outputs: impl Fn(usize) -> I + Sync, residual: &mut [f32])
-    where
-        I: IntoIterator<Item = &'a [u8]> + Clone,
-    {
-        for_each_row(&self.cpu, residual, self.spec.hidden, |row, residual| {
-            self.absorb(outputs(row), residual);
-        });
+    /// Calls `f(row, elements)` for every row of `residual`, `[rows, hidden]`, on all threads: for what is done to
+    /// rows one by one, as [`absorb`](Self::absorb).
+    pub fn for_each_row(&self, residual: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+        rows::for_each_row(&self.cpu, residual, self.spec.hidden, f);
     }
 
     /// The logits of `residual`, `[rows, hidden]`, after the last layer: replaces `out` by `[rows, vocab]`.
