@@ -16,7 +16,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F/BW/DQ/VL.
     Avx512,
-    /// AVX-512 and the AMX bf16 tiles, with the kernel's leave to use them.
+    /// AVX-512 with BF16 and the AMX bf16 tiles, with the kernel's leave to use them.
     Amx,
 }
 
@@ -38,7 +38,7 @@ impl Isa {
             Self::Portable => true,
             Self::Avx2 => avx2_present(),
             Self::Avx512 => avx512_present(),
-            Self::Amx => avx512_present() && amx_permitted(),
+            Self::Amx => avx512_present() && bf16_present() && amx_permitted(),
         }
     }
 }
@@ -78,6 +78,11 @@ fn avx512_present() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
+#[cfg(target_arch = "x86_64")]
+fn bf16_present() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 fn avx2_present() -> bool {
     false
@@ -85,6 +90,11 @@ fn avx2_present() -> bool {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn avx512_present() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn bf16_present() -> bool {
     false
 }
 

@@ -1,12 +1,13 @@
 //! Sixteen lanes in one AVX-512 register.
 use std::arch::x86_64::{
-    __m512, _CMP_GE_OQ, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
+    __m256bh, __m512, _CMP_GE_OQ, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
     _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
     _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16,
-    _mm512_cvtepu16_epi32, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mask_blend_epi32, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps,
-    _mm512_mul_ps, _mm512_or_si512, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mask_blend_epi32, _mm512_mask_blend_ps, _mm512_maskz_mov_ps,
+    _mm512_max_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_roundscale_ps, _mm512_scalef_ps,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
+    _mm512_sub_ps,
 };
 
 use super::{Kernel, Lanes};
@@ -16,13 +17,22 @@ use super::{Kernel, Lanes};
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller vouches for the instruction set.
-    unsafe { kernel.run::<Avx512>() }
+    unsafe { kernel.run::<Avx512<false>>() }
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Avx512(__m512);
+/// # Safety
+/// The processor has AVX-512 F, BW, DQ, VL and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn run_with_bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe { kernel.run::<Avx512<true>>() }
+}
 
-impl Lanes for Avx512 {
+/// With `BF16` one instruction rounds to bf16, and makes zero of what is too small to be normal.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512<const BF16: bool>(__m512);
+
+impl<const BF16: bool> Lanes for Avx512<BF16> {
     // 8 rows x 2 registers of sums, 4 of widened keys or values, 1 broadcast.
     const ROWS: usize = 8;
 
@@ -64,6 +74,10 @@ impl Lanes for Avx512 {
     unsafe fn store_bf16(self, to: *mut u16) {
         // SAFETY: a value exists, so the instruction set is there; the caller vouches for 16 places.
         unsafe {
+            if BF16 {
+                to.cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(self.0));
+                return;
+            }
             let bits = _mm512_castps_si512(self.0);
             let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
             let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
