@@ -81,13 +81,14 @@ serve_vllm() {
     until_ready "http://127.0.0.1:$port/health"
 }
 
-# Attention node and expert node as the example configurations have them, both with all cores.
+# Attention node and expert node as the example configurations have them, each with so many threads.
 serve_cluster() {
-    local role
+    local role threads=$2
     start "$binaries/coordinator" --config deploy/examples/coordinator.toml
-    for role in expert-node attention-node gateway; do
-        start env AMOE_MODEL__PATH="$1" "$binaries/$role" --config "deploy/examples/$role.toml"
+    for role in expert-node attention-node; do
+        start env AMOE_MODEL__PATH="$1" AMOE_DEVICE__THREADS="$threads" "$binaries/$role" --config "deploy/examples/$role.toml"
     done
+    start env AMOE_MODEL__PATH="$1" "$binaries/gateway" --config deploy/examples/gateway.toml
     until_ready "http://127.0.0.1:8000/readyz"
 }
 
@@ -118,13 +119,18 @@ heading() {
     echo "|---|---|---|---|---|---|"
 }
 
+# From one client to many. loads NAME BASE_URL MODEL
+loads() {
+    level "$@" 1 4 128 64
+    level "$@" 4 8 128 64
+    level "$@" 16 32 128 64
+    level "$@" 64 128 128 64
+}
+
 # The levels that every server is measured at.
 levels() {
     local url=http://127.0.0.1:$port
-    level "$1" $url measured 1 4 128 64
-    level "$1" $url measured 4 8 128 64
-    level "$1" $url measured 16 32 128 64
-    level "$1" $url measured 64 128 128 64
+    loads "$1" $url measured
     level "$1" $url measured 64 128 128 48
     level "$1" $url measured 1 8 512 2
 }
@@ -172,15 +178,18 @@ beside_a_neighbour() {
     stop_all
 }
 
+# One process, then an attention and an expert process, with all cores each and with one.
 two_processes() {
-    local url=http://127.0.0.1:8000
+    local threads
     heading
-    serve_cluster "$1"
-    level "two processes" $url demo 1 4 128 64
-    level "two processes" $url demo 4 8 128 64
-    level "two processes" $url demo 16 32 128 64
-    level "two processes" $url demo 64 128 128 64
+    serve_amoe "$1"
+    loads "one process" http://127.0.0.1:$port measured
     stop_all
+    for threads in "$cores" 1; do
+        serve_cluster "$1" "$threads"
+        loads "two processes, $threads threads each" http://127.0.0.1:8000 demo
+        stop_all
+    done
 }
 
 # === the document ===
@@ -229,7 +238,7 @@ document() {
         beside_a_neighbour "$folder/m12"
     fi
     if wanted cluster; then
-        printf '\n## An attention process and an expert process\n\nBoth with all cores, gRPC over loopback, gateway and coordinator beside them.\n'
+        printf '\n## An attention process and an expert process\n\ngRPC over loopback, gateway and coordinator beside them. They mostly work by turns, so both may have all cores.\n'
         two_processes "$folder/m12"
     fi
     printf '\n## Not measured here\n\n'
