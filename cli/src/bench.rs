@@ -18,9 +18,9 @@ use self::{
     arrivals::{arrivals, prompt},
     ask::{Wish, ask},
     progress::Progress,
-    stats::{Goal, Summary, Timing},
+    stats::{Goal, Summary, Timing, Unanswered},
 };
-use crate::http::Server;
+use crate::http::{Server, was_full};
 
 /// Flags of `amoe bench`, which mean what they mean to `vllm bench serve`.
 #[derive(Debug, Args)]
@@ -112,10 +112,11 @@ async fn measure(flags: &Flags) -> Result<Summary> {
     let duration = begun.elapsed();
     shown.abort();
     progress.finish();
-    let (mut timings, mut failures) = (Vec::new(), Vec::new());
+    let (mut timings, mut failures, mut refused) = (Vec::new(), Vec::new(), 0);
     for outcome in outcomes {
         match outcome {
             Ok(timing) => timings.push(timing),
+            Err(error) if was_full(&error) => refused += 1,
             Err(error) => failures.push(error),
         }
     }
@@ -129,7 +130,8 @@ async fn measure(flags: &Flags) -> Result<Summary> {
     if timings.is_empty() {
         bail!("no request was answered");
     }
-    Ok(Summary::new(&timings, failures.len(), duration, &flags.goodput))
+    let unanswered = Unanswered { failed: failures.len(), refused };
+    Ok(Summary::new(&timings, unanswered, duration, &flags.goodput))
 }
 
 /// Sends every request when it is due; the outcomes as they come.

@@ -17,6 +17,15 @@ use serde_json::Value;
 /// The header by which a request that is sent again is known as the same.
 const REQUEST_ID: &str = "x-request-id";
 
+/// What a server answers that does not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[error("{url} answers {status}: {said}")]
+struct Refused {
+    url: String,
+    status: StatusCode,
+    said: String,
+}
+
 /// A server and the connections to it, which are kept.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -69,7 +78,8 @@ impl Server {
         let status = response.status();
         if status != StatusCode::OK {
             let bytes = response.into_body().collect().await.context(url.clone())?.to_bytes();
-            anyhow::bail!("{url} answers {status}: {}", String::from_utf8_lossy(&bytes).trim());
+            let said = String::from_utf8_lossy(&bytes).trim().to_owned();
+            return Err(Refused { url, status, said }.into());
         }
         Ok(response)
     }
@@ -81,6 +91,12 @@ pub(crate) async fn get(url: &str) -> Result<(StatusCode, Bytes)> {
         Client::builder(TokioExecutor::new()).build_http();
     let response = client.request(Request::get(url).body(Full::default())?).await?;
     Ok((response.status(), response.into_body().collect().await?.to_bytes()))
+}
+
+/// Whether the server said that it is full.
+pub(crate) fn was_full(error: &anyhow::Error) -> bool {
+    let refused = error.downcast_ref::<Refused>();
+    refused.is_some_and(|refused| refused.status == StatusCode::TOO_MANY_REQUESTS)
 }
 
 /// Whether the connection failed, and not what was asked or answered.

@@ -67,6 +67,9 @@ pub(crate) struct LocalFlags {
     /// Memory of an attention node's KV cache; it becomes resident as it is used.
     #[arg(long, default_value_t = 2 << 30, value_name = "BYTES", env = "AMOE_KV_CACHE_BYTES")]
     pub(crate) kv_cache_bytes: u64,
+    /// Time to the first token that is promised; requests that would wait longer get 429.
+    #[arg(long, default_value_t = gateway::config::BoundsConfig::default().first_token_ms, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..), env = "AMOE_FIRST_TOKEN_MS")]
+    pub(crate) first_token_ms: u64,
 }
 
 /// Precisions by their names.
@@ -140,7 +143,10 @@ impl LocalCluster {
             },
             server,
             public_tls,
-            bounds: gateway::config::BoundsConfig::default(),
+            bounds: gateway::config::BoundsConfig {
+                first_token_ms: flags.first_token_ms,
+                ..gateway::config::BoundsConfig::default()
+            },
             patience: gateway::config::PatienceConfig::default(),
         };
         let membership = Membership::join(&config, hub.clone())?;

@@ -99,13 +99,21 @@ pub struct BoundsConfig {
     pub sequences_max: u32,
     /// Sequences without a first token; further requests get 429.
     pub waiting_max: u32,
+    /// Time in which a sequence is to have its first token; requests that would by all that is known
+    /// wait longer get 429. A client may want it sooner, by the header `x-slo-ttft-ms`.
+    pub first_token_ms: u64,
     /// Tokens of a prompt; by default what the longest sequence leaves room for.
     pub prompt_tokens_max: Option<u32>,
 }
 
 impl Default for BoundsConfig {
     fn default() -> Self {
-        Self { sequences_max: 4096, waiting_max: 1024, prompt_tokens_max: None }
+        Self {
+            sequences_max: 4096,
+            waiting_max: 1024,
+            first_token_ms: 30_000,
+            prompt_tokens_max: None,
+        }
     }
 }
 
@@ -175,8 +183,10 @@ impl Config {
             ),
             (self.bounds.prompt_tokens_max != Some(0), "bounds.prompt_tokens_max", "at least 1"),
             (
-                self.bounds.sequences_max > 0 && self.bounds.waiting_max > 0,
-                "bounds.sequences_max, bounds.waiting_max",
+                self.bounds.sequences_max > 0
+                    && self.bounds.waiting_max > 0
+                    && self.bounds.first_token_ms > 0,
+                "bounds.sequences_max, bounds.waiting_max, bounds.first_token_ms",
                 "at least 1",
             ),
             (self.patience.tries_max > 0, "patience.tries_max", "at least 1"),

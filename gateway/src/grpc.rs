@@ -1,6 +1,6 @@
 //! The gRPC API, `amoe.v1.Inference`: an adapter to the same requests as HTTP.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use domain::{FinishReason, TokenOutput};
 use futures::stream::BoxStream;
@@ -14,7 +14,7 @@ use crate::{
     refusal::Refusal,
     request::{Prompt, Request, Wishes, token_ids},
     requests::{Requests, Running},
-    server::RequestId,
+    server::{FirstToken, RequestId},
 };
 
 /// The service.
@@ -38,7 +38,8 @@ impl Inference {
 
     async fn start(&self, call: tonic::Request<wire::GenerateRequest>) -> Result<Call, Status> {
         let header = call.extensions().get::<RequestId>().map(|id| id.0.clone());
-        let begun = self.begin(header, call.into_inner()).await;
+        let first_token = call.extensions().get::<FirstToken>().and_then(|wanted| wanted.0);
+        let begun = self.begin(header, first_token, call.into_inner()).await;
         begun.map_err(|refusal| {
             self.requests.metrics.refused(refusal.kind);
             refusal.into()
@@ -48,6 +49,7 @@ impl Inference {
     async fn begin(
         &self,
         header: Option<String>,
+        first_token: Option<Duration>,
         call: wire::GenerateRequest,
     ) -> Result<Call, Refusal> {
         let served = &self.requests.model;
@@ -58,7 +60,7 @@ impl Inference {
         let logprobs = wishes.logprobs.is_some();
         let sampling = wishes.check(served.vocab)?;
         let prompts = vec![self.prompt(call.prompt).await?];
-        let request = Request { id: id.clone(), prompts, sampling };
+        let request = Request { id: id.clone(), prompts, sampling, first_token };
         let running = self.requests.start(request).await?;
         Ok(Call { id, model, logprobs, running })
     }

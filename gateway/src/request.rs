@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use domain::SamplingParams;
 
 use crate::refusal::{Kind, Refusal};
@@ -93,6 +95,8 @@ pub(crate) struct Request {
     pub(crate) prompts: Vec<Prompt>,
     /// How to draw.
     pub(crate) sampling: Sampling,
+    /// When the client wants its first token.
+    pub(crate) first_token: Option<Duration>,
 }
 
 impl Request {

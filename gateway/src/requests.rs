@@ -60,6 +60,7 @@ impl Requests {
         let bounds = Bounds {
             sequences_max: config.bounds.sequences_max,
             waiting_max: config.bounds.waiting_max,
+            first_token_ms: config.bounds.first_token_ms,
         };
         Self {
             model,
@@ -74,11 +75,11 @@ impl Requests {
     /// Admits and starts a request. Resolves when attention nodes have taken all its sequences.
     pub(crate) async fn start(&self, request: Request) -> Result<Running, Refusal> {
         let arrived = Instant::now();
-        let admitted = self.door.enter(request.sequences())?;
+        let admitted = self.door.enter(request.sequences(), request.first_token)?;
         if self.nodes.standing() == Standing::Away {
             return Err(no_node());
         }
-        let Request { id, prompts, sampling } = request;
+        let Request { id, prompts, sampling, first_token: _ } = request;
         let prompts = self.tokenize(prompts).await?;
         prompts.iter().try_for_each(|tokens| self.check_length(tokens.len()))?;
         self.metrics.tokenize.observe(arrived.elapsed().as_secs_f64());

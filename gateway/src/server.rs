@@ -29,6 +29,8 @@ use crate::{
 };
 
 const REQUEST_ID: &str = "x-request-id";
+/// As clients of llm-d and of the Gateway API's inference extension say it.
+const FIRST_TOKEN: &str = "x-slo-ttft-ms";
 
 /// The name of a request: the client's, or one made here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +43,23 @@ impl RequestId {
     pub(crate) fn accept(id: &str) -> Option<Self> {
         let visible = id.bytes().all(|byte| byte.is_ascii_graphic());
         (visible && (1..=128).contains(&id.len())).then(|| Self(id.to_string()))
+    }
+}
+
+/// When the client wants its first token, if it said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FirstToken(pub(crate) Option<Duration>);
+
+impl FirstToken {
+    fn read(request: &Request) -> Result<Self, Refusal> {
+        let Some(stated) = request.headers().get(FIRST_TOKEN) else { return Ok(Self(None)) };
+        let ms = stated.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok());
+        match ms.filter(|ms| *ms >= 1.0).map(|ms| Duration::try_from_secs_f64(ms / 1e3)) {
+            Some(Ok(wanted)) => Ok(Self(Some(wanted))),
+            _ => {
+                Err(Refusal::field(FIRST_TOKEN, "milliseconds, at least 1", format!("{stated:?}")))
+            }
+        }
     }
 }
 
@@ -126,6 +145,7 @@ pub(crate) fn router(
         .fallback(async move |request: Request| nothing_here(&nothing, &request))
         .layer(DefaultBodyLimit::max(bounds.bytes_max))
         .layer(Extension(bounds))
+        .layer(middleware::from_fn(note_haste))
         .layer(middleware::from_fn(name_request))
         .layer(middleware::from_fn_with_state(metrics, count))
 }
@@ -177,6 +197,17 @@ async fn name_request(mut request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, header);
     }
     response
+}
+
+/// Notes when the client wants its first token.
+async fn note_haste(mut request: Request, next: Next) -> Response {
+    match FirstToken::read(&request) {
+        Ok(wanted) => {
+            request.extensions_mut().insert(wanted);
+            next.run(request).await
+        }
+        Err(refusal) => refuse(refusal, is_grpc(&request)),
+    }
 }
 
 /// Counts answers. Only paths with a route become labels, and only the names of known keys.

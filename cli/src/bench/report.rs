@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-use super::stats::{Spread, Summary};
+use super::stats::{Spread, Summary, Unanswered};
 
 // === impl Summary ===
 
@@ -18,13 +18,14 @@ impl Summary {
         [("ttft", self.ttft), ("tpot", self.tpot), ("itl", self.itl), ("e2el", self.e2el)]
     }
 
-    /// The keys of vLLM's result files.
+    /// The keys of vLLM's result files, and what was refused.
     pub(super) fn to_json(&self) -> Map<String, Value> {
         let mut keys = Map::new();
         let mut put = |key: &str, value: Value| drop(keys.insert(key.to_owned(), value));
         put("duration", json!(self.duration));
         put("completed", json!(self.completed));
-        put("failed", json!(self.failed));
+        put("failed", json!(self.unanswered.failed));
+        put("refused", json!(self.unanswered.refused));
         put("total_input_tokens", json!(self.input_tokens));
         put("total_output_tokens", json!(self.output_tokens));
         put("request_throughput", json!(self.rate(self.completed as f64)));
@@ -42,8 +43,10 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { completed, failed, duration, input_tokens, output_tokens, .. } = self;
-        writeln!(f, "requests    {completed} completed, {failed} failed, in {duration:.2} s")?;
+        let Self { completed, duration, input_tokens, output_tokens, .. } = self;
+        let Unanswered { failed, refused } = self.unanswered;
+        write!(f, "requests    {completed} completed, {failed} failed, ")?;
+        writeln!(f, "{refused} refused by 429, in {duration:.2} s")?;
         writeln!(f, "tokens      {input_tokens} of prompts, {output_tokens} of answers")?;
         writeln!(f, "throughput  {:.2} requests/s", self.rate(*completed as f64))?;
         if let Some(good) = self.good {
@@ -65,7 +68,7 @@ mod tests {
     use std::time::Duration;
 
     use super::Summary;
-    use crate::bench::stats::Timing;
+    use crate::bench::stats::{Timing, Unanswered};
 
     #[test]
     fn keys_are_those_of_vllm() {
@@ -76,10 +79,12 @@ mod tests {
             itl: vec![Duration::from_millis(10)],
             e2el: Duration::from_millis(50),
         };
-        let keys = Summary::new(&[timing], 0, Duration::from_millis(500), &[]).to_json();
+        let unanswered = Unanswered { failed: 0, refused: 4 };
+        let keys = Summary::new(&[timing], unanswered, Duration::from_millis(500), &[]).to_json();
         for (key, value) in [
             ("completed", 1.0),
             ("failed", 0.0),
+            ("refused", 4.0),
             ("duration", 0.5),
             ("request_throughput", 2.0),
             ("output_throughput", 4.0),
@@ -92,6 +97,6 @@ mod tests {
             assert_eq!(keys[key].as_f64(), Some(value), "{key}");
         }
         assert!(keys["request_goodput"].is_null());
-        assert_eq!(keys.len(), 9 + 4 * 4);
+        assert_eq!(keys.len(), 10 + 4 * 4);
     }
 }

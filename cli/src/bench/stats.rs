@@ -40,11 +40,19 @@ pub(super) struct Spread {
     pub(super) p99: f64,
 }
 
+/// Requests without an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unanswered {
+    pub(super) failed: usize,
+    /// Those that a full server sent away, by 429: they have not failed.
+    pub(super) refused: usize,
+}
+
 /// A whole load.
 #[derive(Clone, Debug)]
 pub(super) struct Summary {
     pub(super) completed: usize,
-    pub(super) failed: usize,
+    pub(super) unanswered: Unanswered,
     /// Seconds from the first request to the last answer.
     pub(super) duration: f64,
     pub(super) input_tokens: u64,
@@ -134,7 +142,7 @@ impl Summary {
     /// Sums up a load that took `duration` in all.
     pub(super) fn new(
         timings: &[Timing],
-        failed: usize,
+        unanswered: Unanswered,
         duration: Duration,
         goals: &[Goal],
     ) -> Self {
@@ -144,7 +152,7 @@ impl Summary {
         let good = |timing: &&Timing| goals.iter().all(|goal| timing.keeps_to(goal));
         Self {
             completed: timings.len(),
-            failed,
+            unanswered,
             duration: duration.as_secs_f64(),
             input_tokens: timings.iter().map(|timing| timing.prompt_tokens).sum(),
             output_tokens: timings.iter().map(|timing| timing.output_tokens).sum(),
@@ -168,7 +176,7 @@ impl Summary {
 mod tests {
     use std::time::Duration;
 
-    use super::{Goal, Spread, Summary, Timing};
+    use super::{Goal, Spread, Summary, Timing, Unanswered};
 
     fn timing(output_tokens: u64, ttft: u64, itl: &[u64]) -> Timing {
         let itl: Vec<_> = itl.iter().copied().map(Duration::from_millis).collect();
@@ -196,8 +204,9 @@ mod tests {
     fn a_summary_counts_tokens_and_times() {
         // Chunks may hold several tokens: 5 tokens in 3 chunks, then a single one.
         let timings = [timing(5, 100, &[20, 60]), timing(1, 300, &[])];
-        let summary = Summary::new(&timings, 1, Duration::from_secs(2), &[]);
-        assert_eq!((summary.completed, summary.failed, summary.good), (2, 1, None));
+        let unanswered = Unanswered { failed: 1, refused: 2 };
+        let summary = Summary::new(&timings, unanswered, Duration::from_secs(2), &[]);
+        assert_eq!((summary.completed, summary.unanswered, summary.good), (2, unanswered, None));
         assert_eq!((summary.input_tokens, summary.output_tokens), (20, 6));
         assert_eq!(summary.rate(6.0), 3.0);
         assert_eq!((summary.ttft.mean, summary.e2el.mean), (200.0, 240.0));
@@ -209,8 +218,10 @@ mod tests {
     #[test]
     fn good_requests_keep_to_every_goal() {
         let timings = [timing(5, 100, &[20, 60]), timing(1, 300, &[]), timing(2, 50, &[90])];
-        let good =
-            |texts: &[&str]| Summary::new(&timings, 0, Duration::from_secs(1), &goals(texts)).good;
+        let good = |texts: &[&str]| {
+            let none = Unanswered::default();
+            Summary::new(&timings, none, Duration::from_secs(1), &goals(texts)).good
+        };
         assert_eq!(good(&["ttft:100"]), Some(2));
         assert_eq!(good(&["tpot:50"]), Some(2));
         assert_eq!(good(&["ttft:100", "tpot:50"]), Some(1));

@@ -26,7 +26,7 @@ use crate::{
     refusal::Refusal,
     request::{Prompt, Request, Wishes},
     requests::{Requests, Running},
-    server::{Body, RequestId},
+    server::{Body, FirstToken, RequestId},
     tokenizer::Tokenizer,
 };
 
@@ -73,6 +73,7 @@ const CHUNK: &str = "chat.completion.chunk";
 pub(super) async fn create(
     State(requests): State<Arc<Requests>>,
     Extension(RequestId(id)): Extension<RequestId>,
+    Extension(FirstToken(first_token)): Extension<FirstToken>,
     Body(body): Body,
 ) -> Result<Response, Problem> {
     let body_bytes = body.len();
@@ -94,7 +95,7 @@ pub(super) async fn create(
     let conversation = conversation::read(&mut fields)?;
     let text = requests.render(conversation, body_bytes).await?;
     let prompts = vec![Prompt::Text { text, special }];
-    let running = requests.start(Request { id, prompts, sampling }).await?;
+    let running = requests.start(Request { id, prompts, sampling, first_token }).await?;
     match streaming {
         Streaming::On { usage } => {
             let chunks = Stream { writer, usage, begun: HashSet::new() };

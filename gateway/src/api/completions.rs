@@ -26,7 +26,7 @@ use crate::{
     refusal::Refusal,
     request::{Prompt, Request, Wishes, token_ids},
     requests::{Requests, Running},
-    server::{Body, RequestId},
+    server::{Body, FirstToken, RequestId},
     tokenizer::Tokenizer,
 };
 
@@ -56,6 +56,7 @@ struct Options {
 pub(super) async fn create(
     State(requests): State<Arc<Requests>>,
     Extension(RequestId(id)): Extension<RequestId>,
+    Extension(FirstToken(first_token)): Extension<FirstToken>,
     Body(body): Body,
 ) -> Result<Response, Problem> {
     let mut fields = Fields::read_body(body).await?;
@@ -68,7 +69,7 @@ pub(super) async fn create(
     let options = options(&mut fields, &wishes)?;
     let head = Head::new("cmpl", &id, name);
     let sampling = wishes.check(model.vocab)?;
-    let running = requests.start(Request { id, prompts, sampling }).await?;
+    let running = requests.start(Request { id, prompts, sampling, first_token }).await?;
     let writer = Writer::new(head, options, &running, Arc::clone(&model.tokenizer));
     match streaming {
         Streaming::On { usage } => {

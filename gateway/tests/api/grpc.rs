@@ -22,12 +22,12 @@ use crate::{
     node::{Act, ids, saying},
 };
 
-async fn channel(gateway: &Started) -> Channel {
+pub(crate) async fn channel(gateway: &Started) -> Channel {
     let uri = format!("http://{}", gateway.authority());
     Channel::from_shared(uri).unwrap().connect().await.unwrap()
 }
 
-fn request(prompt: Prompt) -> GenerateRequest {
+pub(crate) fn request(prompt: Prompt) -> GenerateRequest {
     GenerateRequest {
         prompt: Some(prompt),
         sampling: Some(SamplingParams { max_tokens: Some(20), ..SamplingParams::default() }),
@@ -35,7 +35,7 @@ fn request(prompt: Prompt) -> GenerateRequest {
     }
 }
 
-fn text(text: &str) -> Prompt {
+pub(crate) fn text(text: &str) -> Prompt {
     Prompt::Text(text.to_string())
 }
 

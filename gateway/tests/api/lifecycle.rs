@@ -5,12 +5,15 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
+use axum::http::Method;
 use domain::{ClusterView, SequenceRequest};
+use proto::v1::inference_client::InferenceClient;
 use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::{
     gateway::{start, start_with},
+    grpc,
     node::{Act, Script, ids, say, saying},
 };
 
@@ -169,6 +172,51 @@ async fn beyond_the_bound_requests_are_told_when_to_come_back() {
     gateway.nodes[0].holds(1).await;
     let mut stream = gateway.client.stream("/v1/completions", body()).await;
     assert!(stream.next().await.is_some(), "room again");
+}
+
+/// Somebody waits and is not served; others are, and each takes longer than a client in haste allows.
+#[tokio::test]
+async fn who_would_wait_too_long_is_told_so_at_the_door() {
+    let asked = AtomicU32::new(0);
+    let script: Script =
+        Arc::new(move |request: &SequenceRequest| match asked.fetch_add(1, Ordering::Relaxed) {
+            0 => vec![Act::Hang],
+            _ => say(request, TEXT),
+        });
+    let gateway = start_with(vec![script], |_| {}).await;
+    let waiting = gateway.client.post("/v1/completions", body());
+    let others = async {
+        gateway.nodes[0].holds(1).await;
+        let post = async |haste: &[(&str, &str)]| {
+            let body = body().to_string();
+            gateway.client.send(Method::POST, "/v1/completions", haste, body).await
+        };
+        let refused = loop {
+            let reply = post(&[("x-slo-ttft-ms", "1")]).await;
+            if reply.status != 200 {
+                break reply;
+            }
+        };
+        assert_eq!(
+            (refused.status.as_u16(), &refused.headers["retry-after"]),
+            (429, &"1".parse().unwrap())
+        );
+        let message = refused.json()["error"]["message"].as_str().unwrap().to_string();
+        assert!(message.contains("ms where 1 ms are wanted"), "{message}");
+        // A client that does not say so is not in haste, and none may wait longer than all may.
+        assert_eq!(post(&[]).await.status, 200);
+        assert_eq!(post(&[("x-slo-ttft-ms", "1e300")]).await.status, 400);
+        assert_eq!(post(&[("x-slo-ttft-ms", "600000")]).await.status, 200);
+
+        let mut client = InferenceClient::new(grpc::channel(&gateway).await);
+        let mut call = tonic::Request::new(grpc::request(grpc::text("And God")));
+        call.metadata_mut().insert("x-slo-ttft-ms", "1".parse().unwrap());
+        assert_eq!(client.generate(call).await.unwrap_err().code(), Code::ResourceExhausted);
+    };
+    tokio::select! {
+        _ = waiting => panic!("the node says nothing"),
+        () = others => {}
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

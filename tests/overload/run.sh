@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Loads one server with more than it can do and writes the section Overload of docs/reliability.md. Fails when what it answers in
+# time at three times its capacity is less than nine tenths of the most that it answers in time at any load.
+#
+#     tests/overload/run.sh [--seconds S] [--binaries FOLDER] [--checkpoint FOLDER]
+#
+# --seconds     of each load; 40 by default
+# --binaries    release binaries that are there already; by default they are built
+# --checkpoint  what is served; by default one with random weights (`amoe synth`)
+#
+# Needs curl and python3. Nothing else should run meanwhile: client and server share the machine's cores.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+seconds=40 binaries='' checkpoint=''
+while [ $# -gt 0 ]; do
+    case $1 in
+    --seconds) seconds=$2 ;;
+    --binaries) binaries=$2 ;;
+    --checkpoint) checkpoint=$2 ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0" && exit 64 ;;
+    esac
+    shift 2
+done
+load=$(cut -d' ' -f1-3 /proc/loadavg)
+if [ -z "$binaries" ]; then
+    cargo build --release --package cli
+    binaries=${CARGO_TARGET_DIR:-target}/release
+fi
+results=$(mktemp -d)
+if [ -z "$checkpoint" ]; then
+    checkpoint=$results/checkpoint
+    "$binaries/amoe" synth --out "$checkpoint"
+fi
+
+# What a good answer keeps to, and what the server is told: how many run at once sets the time between tokens.
+ttft_ms=2000 tpot_ms=200 at_once=96 prompt=128 output=48
+port=8770 url=http://127.0.0.1:8770
+
+"$binaries/amoe" serve "$checkpoint" --host 127.0.0.1 --port $port --served-model-name measured --log warn \
+    --max-num-seqs $at_once --first-token-ms $ttft_ms >"$results/server.log" 2>&1 &
+server=$!
+trap 'kill $server 2>/dev/null || true' EXIT
+for _ in $(seq 600); do
+    curl -sf -o /dev/null "$url/readyz" && break
+    kill -0 $server || { tail -5 "$results/server.log" >&2 && exit 1; }
+    sleep 0.1
+done
+
+# bench NAME REQUESTS FLAG...
+bench() {
+    local name=$1 requests=$2
+    shift 2
+    "$binaries/amoe" bench --base-url $url --model measured --num-prompts "$requests" --random-input-len $prompt \
+        --random-output-len $output --ignore-eos --goodput ttft:$ttft_ms tpot:$tpot_ms --save-result "$results/$name.json" \
+        "$@" >>"$results/bench.log" 2>&1
+}
+field() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$results/$1.json" "$2"; }
+product() { python3 -c "print($1)"; }
+
+# What it does when as many run as may, and there always is another one: the saturating rate.
+bench warm $((at_once * 2)) --max-concurrency $at_once
+bench full $((at_once * 4)) --max-concurrency $at_once
+capacity=$(field full request_throughput)
+# 1.0 comes twice: what lies between the two is what the machine does on its own.
+levels='0.5 0.75 1.0 1.5 2.0 3.0 1.0'
+place=0
+for level in $levels; do
+    rate=$(product "$capacity * $level")
+    bench "level-$place" "$(product "round($rate * $seconds)")" --request-rate "$rate" --seed "$place"
+    place=$((place + 1))
+done
+memory=$(($(sed -n 's/VmHWM:[^0-9]*\([0-9]*\).*/\1/p' /proc/$server/status) >> 10))
+
+python3 tests/overload/report.py "$results" "$capacity" "$seconds" "$load" "$memory" $levels
