@@ -48,7 +48,9 @@ pub fn init(config: &TelemetryConfig) -> Result<(), TelemetryError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_ansi(std::io::stderr().is_terminal())
+        // It would say so on standard error and, where that is what cannot be written, panic.
+        .log_internal_errors(false);
     match config.format {
         Format::Text => builder.try_init(),
         Format::Json => builder.json().try_init(),

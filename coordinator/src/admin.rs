@@ -8,7 +8,7 @@ use policy::placement::adoption::{Observed, Readiness};
 use proto::v1::{self as wire, admin_server::Admin};
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tonic::{Request, Response, Status};
 
@@ -19,6 +19,11 @@ use crate::{
     reconcile::{Made, Step},
     service::{Message, Standing},
 };
+
+/// A new plan that is not stored by then is not stored soon.
+const STORED_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks at whether it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The service; clones share it.
 #[derive(Clone, Debug)]
@@ -114,7 +119,9 @@ impl Admin for AdminService {
         let drafted = drafted.map_err(|error| Status::internal(error.to_string()))?;
         let step = change(&inbox, |cluster, now| reported(cluster.adopt(now, drafted))).await?;
         let moved_on = || Status::aborted("another plan was made meanwhile: try again");
-        outcome(step.ok_or_else(moved_on)?).map(Response::new)
+        let step = step.ok_or_else(moved_on)?;
+        stored(&inbox, &step).await?;
+        outcome(step).map(Response::new)
     }
 
     async fn pin_plan(
@@ -143,7 +150,8 @@ impl Admin for AdminService {
         request: Request<wire::PlanTable>,
     ) -> Result<Response<wire::PlanChange>, Status> {
         let table = request.into_inner();
-        let step = change(&self.inbox()?, move |cluster, now| match import(cluster, now, &table) {
+        let inbox = self.inbox()?;
+        let step = change(&inbox, move |cluster, now| match import(cluster, now, &table) {
             Ok(step) => {
                 let (step, effects) = reported(Some(step));
                 (step.ok_or_else(no_model), effects)
@@ -151,6 +159,7 @@ impl Admin for AdminService {
             Err(status) => (Err(status), Vec::new()),
         })
         .await??;
+        stored(&inbox, &step).await?;
         outcome(step).map(Response::new)
     }
 }
@@ -169,6 +178,23 @@ fn watched(console: Console) -> impl Stream<Item = Result<wire::Overview, Status
             Ok(overview) => Some((Ok((*overview).clone()), Some((console, ticks)))),
             Err(status) => Some((Err(status), None)),
         }
+    })
+}
+
+/// Waits until a new plan is stored: no node hears of it before.
+async fn stored(inbox: &mpsc::Sender<Message>, step: &Step) -> Result<(), Status> {
+    let &Step::Target { epoch, .. } = step else { return Ok(()) };
+    let published = async {
+        while !look(inbox, move |cluster, _| cluster.published().reached(epoch)).await? {
+            sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    };
+    timeout(STORED_TIMEOUT, published).await.unwrap_or_else(|_| {
+        Err(Status::unavailable(format!(
+            "the state store does not take plan {} in: no node hears of it before it is stored",
+            epoch.0
+        )))
     })
 }
 

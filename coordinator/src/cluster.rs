@@ -86,6 +86,14 @@ pub(crate) struct Published {
     pub(crate) target: Option<Arc<Plan>>,
 }
 
+impl Published {
+    /// Whether nodes may know of this plan, or of a later one.
+    pub(crate) fn reached(&self, epoch: Epoch) -> bool {
+        let plans = [&self.serving, &self.target];
+        plans.into_iter().flatten().any(|plan| plan.epoch() >= epoch)
+    }
+}
+
 /// The members, the plans, and what of them is stored.
 #[derive(Debug)]
 pub(crate) struct Cluster {

@@ -205,7 +205,7 @@ async fn register(
         Ok(Ok(Err(refusal))) => Err(refused(&refusal)),
         Ok(Err(_)) => Err(not_leading(None)),
         Err(_) => Err(Status::unavailable(
-            "the state store does not answer, so no new node can get a number",
+            "the state store does not take anything in, so no new node can get a number",
         )),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::OpenOptions,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -52,6 +53,8 @@ pub struct Processes {
     /// Where the processes listen for each other.
     ports: BTreeMap<String, SocketAddr>,
     security: Option<Security>,
+    /// Whether logs go where nothing can be written.
+    muted: bool,
 }
 
 /// A process that is made slow until [`Throttle::end`].
@@ -167,6 +170,7 @@ impl Processes {
             gateway: address(),
             ports: BTreeMap::new(),
             security: None,
+            muted: false,
         })
     }
 
@@ -218,15 +222,48 @@ impl Processes {
         all.joined(attention, experts, &[]).await
     }
 
+    /// The same without etcd: the coordinator keeps its state in a file.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn filed(attention: usize, experts: usize) -> Result<Self> {
+        let all = Self::new()?;
+        let file = all.folder.path().join("coordinator.redb").display().to_string();
+        all.led(attention, experts, &[("STORE__KIND", "embedded"), ("STORE__PATH", &file)]).await
+    }
+
+    /// The same with logs, of all there is to say, on a disk that is full.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn muted(attention: usize, experts: usize) -> Result<Self> {
+        let mut all = Self::new()?;
+        all.muted = true;
+        all.led(attention, experts, &[]).await
+    }
+
     async fn joined(
         mut self,
         attention: usize,
         experts: usize,
         coordinator: &[(&str, &str)],
     ) -> Result<Self> {
+        let etcd = self.add_etcd();
+        let endpoints = format!("[\"{etcd}\"]");
+        let mut differs = vec![("STORE__KIND", "etcd"), ("STORE__ENDPOINTS", &endpoints)];
+        differs.extend_from_slice(coordinator);
+        self.led(attention, experts, &differs).await
+    }
+
+    /// All but what the coordinator stores its state in.
+    async fn led(
+        mut self,
+        attention: usize,
+        experts: usize,
+        coordinator: &[(&str, &str)],
+    ) -> Result<Self> {
         let all = &mut self;
-        let etcd = all.add_etcd();
-        let coordinator = all.add_coordinator(&etcd, experts, coordinator)?;
+        let coordinator = all.add_coordinator(experts, coordinator)?;
         all.add_gateway(&coordinator)?;
         for (role, count) in [("attention", attention), ("expert", experts)] {
             for number in 0..count {
@@ -258,14 +295,8 @@ impl Processes {
         client
     }
 
-    fn add_coordinator(
-        &mut self,
-        etcd: &str,
-        experts: usize,
-        differs: &[(&str, &str)],
-    ) -> Result<String> {
+    fn add_coordinator(&mut self, experts: usize, differs: &[(&str, &str)]) -> Result<String> {
         let listen = self.port("coordinator").to_string();
-        let endpoints = format!("[\"{etcd}\"]");
         let experts = experts.to_string();
         let mut settings = vec![
             ("CONTROL__LISTEN", &*listen),
@@ -273,8 +304,6 @@ impl Processes {
             ("CLUSTER__EXPERT_NODES_MIN", &experts),
             ("CLUSTER__HEARTBEAT_MS", "100"),
             ("CLUSTER__LEASE_MS", "2000"),
-            ("STORE__KIND", "etcd"),
-            ("STORE__ENDPOINTS", &endpoints),
         ];
         settings.extend_from_slice(differs);
         self.add("coordinator", "coordinator", &settings)?;
@@ -293,6 +322,15 @@ impl Processes {
                 ("MODEL__PATH", &model),
             ],
         )
+    }
+
+    /// One more node of a role, `attention` or `expert`, that is not started yet.
+    ///
+    /// # Errors
+    /// When there is no coordinator.
+    pub fn add_late(&mut self, role: &str, number: usize) -> Result<()> {
+        let coordinator = self.listens("coordinator")?.to_string();
+        self.add_node(role, number, &coordinator)
     }
 
     fn add_node(&mut self, role: &str, number: usize, coordinator: &str) -> Result<()> {
@@ -316,9 +354,16 @@ impl Processes {
     fn add(&mut self, name: &str, role: &str, differs: &[(&str, &str)]) -> Result<()> {
         let (config, admin) = (example(role).display().to_string(), address());
         let probe = format!("http://{admin}/readyz");
-        let mut program = Program::new(&binary(role)?, &["--config", &config], probe);
+        // A write beyond a limit on files is to fail, and not to end the process by a signal.
+        let (shell, role_binary) = (Path::new("/bin/sh"), binary(role)?.display().to_string());
+        let args = ["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", &role_binary, "--config", &config];
+        let mut program = Program::new(shell, &args, probe);
         program.command.env("AMOE_ADMIN__ADDRESS", admin.to_string());
-        program.command.env("AMOE_TELEMETRY__LOG", "warn");
+        program.command.env("AMOE_TELEMETRY__LOG", if self.muted { "debug" } else { "warn" });
+        if self.muted {
+            let full = || OpenOptions::new().write(true).open("/dev/full");
+            program.command.stdout(full()?).stderr(full()?);
+        }
         for (key, value) in self.security.iter().flat_map(|security| security.settings(role)) {
             program.command.env(format!("AMOE_{key}"), value);
         }
@@ -437,6 +482,30 @@ impl Processes {
         let mut command = Command::new("sh");
         command.args(["-c", THROTTLE, &id.to_string()]).stderr(Stdio::null()).kill_on_drop(true);
         Ok(Throttle { id, shell: command.spawn()? })
+    }
+
+    /// Fills the disk of a process, as far as it sees: its files grow no more, and what lies beyond their first page
+    /// is written no more.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub async fn fill_disk(&mut self, name: &str) -> Result<()> {
+        self.limit_files(name, "--fsize=4096:").await
+    }
+
+    /// Makes room on it again.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub async fn free_disk(&mut self, name: &str) -> Result<()> {
+        self.limit_files(name, "--fsize=unlimited:").await
+    }
+
+    async fn limit_files(&mut self, name: &str, limit: &str) -> Result<()> {
+        let id = self.program(name)?.running()?.id().context("has ended already")?.to_string();
+        let limited = Command::new("prlimit").args(["--pid", &id, limit]).status().await?;
+        ensure!(limited.success(), "prlimit: {limited}");
+        Ok(())
     }
 
     /// The sum of a metric's samples; none while the process does not answer.

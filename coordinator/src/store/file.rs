@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -21,7 +21,17 @@ const REVISION: &str = "revision";
 #[derive(Clone)]
 pub(super) struct Journal {
     path: PathBuf,
-    database: Arc<Database>,
+    /// None after a write has failed, on a full disk say: a database that an error of the disk has struck
+    /// takes no write any more, and nobody knows what the file holds. The next write opens it anew.
+    database: Arc<Mutex<Option<Database>>>,
+}
+
+/// What one write brings into the file.
+struct Job {
+    /// Everything that was there before; none if the file is known to hold it.
+    before: Option<Vec<Entry>>,
+    changes: Vec<Change>,
+    revision: Revision,
 }
 
 impl Journal {
@@ -32,7 +42,8 @@ impl Journal {
         };
         let database = Database::create(path).map_err(|error| refused(&error))?;
         let (entries, revision) = read(&database).map_err(|error| refused(&error))?;
-        let journal = Self { path: path.to_owned(), database: Arc::new(database) };
+        let database = Arc::new(Mutex::new(Some(database)));
+        let journal = Self { path: path.to_owned(), database };
         Ok((journal, Ledger::restore(entries, revision)))
     }
 
@@ -40,23 +51,43 @@ impl Journal {
         &self.path
     }
 
-    /// Writes a change; it is on disk when this returns. Entries under a lease are left out.
-    pub(super) async fn write(&self, prepared: &Prepared) -> Result<(), StoreError> {
-        let changes: Vec<Change> = prepared
-            .changes
-            .iter()
-            .filter(|(_, lease)| lease.is_none())
-            .map(|(change, _)| change.clone())
-            .collect();
-        let (journal, revision) = (self.clone(), prepared.revision);
+    /// Writes a change to what `ledger` holds; it is on disk when this returns. Entries under a lease are left out.
+    pub(super) async fn write(
+        &self,
+        ledger: &Ledger,
+        prepared: &Prepared,
+    ) -> Result<(), StoreError> {
+        let changes = prepared.changes.iter().filter(|(_, lease)| lease.is_none());
+        let job = Job {
+            before: self.is_closed().then(|| ledger.lasting()),
+            changes: changes.map(|(change, _)| change.clone()).collect(),
+            revision: prepared.revision,
+        };
+        let journal = self.clone();
         let written = tokio::task::spawn_blocking(move || {
-            let written = write(&journal.database, &changes, revision);
-            written.map_err(|error| format!("{}: {error}", journal.path.display()))
+            let written = journal.write_now(&job);
+            written
+                .map_err(|error| format!("{} cannot be written: {error}", journal.path.display()))
         });
         match written.await {
             Ok(written) => written.map_err(StoreError::Unavailable),
             Err(stopped) => Err(StoreError::Unavailable(stopped.to_string())),
         }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    fn write_now(&self, job: &Job) -> Result<(), redb::Error> {
+        let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match held.take() {
+            Some(database) => database,
+            None => Database::create(&self.path)?,
+        };
+        write(&database, job)?;
+        *held = Some(database);
+        Ok(())
     }
 }
 
@@ -82,23 +113,32 @@ fn read(database: &Database) -> Result<(Vec<Entry>, Revision), redb::Error> {
     Ok((entries, revision.map_or(0, |revision| revision.value())))
 }
 
-fn write(database: &Database, changes: &[Change], revision: Revision) -> Result<(), redb::Error> {
+fn write(database: &Database, job: &Job) -> Result<(), redb::Error> {
     let write = database.begin_write()?;
     {
         let mut entries = write.open_table(ENTRIES)?;
-        for change in changes {
+        if let Some(before) = &job.before {
+            entries.retain(|_, _| false)?;
+            for entry in before {
+                entries.insert(entry.key.as_str(), row(entry))?;
+            }
+        }
+        for change in &job.changes {
             match change {
                 Change::Put(entry) => {
-                    let row = (entry.created, entry.modified, entry.value.as_slice());
-                    entries.insert(entry.key.as_str(), row)?;
+                    entries.insert(entry.key.as_str(), row(entry))?;
                 }
                 Change::Deleted { key, .. } => {
                     entries.remove(key.as_str())?;
                 }
             }
         }
-        write.open_table(NUMBERS)?.insert(REVISION, revision)?;
+        write.open_table(NUMBERS)?.insert(REVISION, job.revision)?;
     }
     write.commit()?;
     Ok(())
+}
+
+fn row(entry: &Entry) -> (u64, u64, &[u8]) {
+    (entry.created, entry.modified, entry.value.as_slice())
 }

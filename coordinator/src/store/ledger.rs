@@ -63,6 +63,12 @@ impl Ledger {
         Snapshot { entries: entries.collect(), revision: self.revision }
     }
 
+    /// Entries that no lease can end.
+    pub(super) fn lasting(&self) -> Vec<Entry> {
+        let rows = self.entries.values().filter(|row| row.lease.is_none());
+        rows.map(|row| row.entry.clone()).collect()
+    }
+
     /// The changes a commit makes, or none if a condition does not hold.
     pub(super) fn prepare(&self, commit: Commit) -> Result<Option<Prepared>, StoreError> {
         let modified = |key: &str| self.entries.get(key).map_or(0, |row| row.entry.modified);

@@ -91,7 +91,7 @@ impl Shared {
             return Ok(());
         }
         if let Some(journal) = &self.journal {
-            journal.write(&prepared).await?;
+            journal.write(&state.ledger, &prepared).await?;
         }
         let changes: Vec<Change> =
             prepared.changes.iter().map(|(change, _)| change.clone()).collect();

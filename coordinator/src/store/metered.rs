@@ -13,17 +13,22 @@ use futures::future::{BoxFuture, FutureExt};
 use super::{Commit, LeaseId, Outcome, Revision, Snapshot, Store, StoreError, Watch};
 use crate::metrics::Metrics;
 
+/// The call that writes.
+const COMMIT: &str = "commit";
+
 /// A store whose calls are counted.
 #[derive(Debug)]
 pub(crate) struct Metered {
     store: Arc<dyn Store>,
     metrics: Metrics,
     up: AtomicBool,
+    /// The last commit failed: a disk that is full can be read.
+    unwritable: AtomicBool,
 }
 
 impl Metered {
     pub(crate) fn new(store: Arc<dyn Store>, metrics: Metrics) -> Self {
-        Self { store, metrics, up: AtomicBool::new(true) }
+        Self { store, metrics, up: AtomicBool::new(true), unwritable: AtomicBool::new(false) }
     }
 
     async fn timed<T>(
@@ -38,15 +43,21 @@ impl Metered {
             Err(StoreError::Unavailable(why)) => Some(why),
             _ => None,
         };
-        self.metrics.store_up(away.is_none());
-        let was_up = self.up.swap(away.is_none(), Ordering::Relaxed);
+        if name == COMMIT {
+            self.unwritable.store(away.is_some(), Ordering::Relaxed);
+        }
+        let up = away.is_none() && !self.unwritable.load(Ordering::Relaxed);
+        self.metrics.store_up(up);
+        let was_up = self.up.swap(up, Ordering::Relaxed);
         match (was_up, away) {
             (true, Some(why)) => tracing::warn!(
                 store = self.store.place(),
                 why,
-                "the state store does not answer; the last stored plan goes on serving"
+                "the state store fails; the last stored plan goes on serving"
             ),
-            (false, None) => tracing::info!(store = self.store.place(), "the state store is back"),
+            (false, None) if up => {
+                tracing::info!(store = self.store.place(), "the state store is back");
+            }
             _ => {}
         }
         result
@@ -63,7 +74,7 @@ impl Store for Metered {
     }
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Outcome, StoreError>> {
-        self.timed("commit", self.store.commit(commit)).boxed()
+        self.timed(COMMIT, self.store.commit(commit)).boxed()
     }
 
     fn watch<'a>(
