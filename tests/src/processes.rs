@@ -1,8 +1,9 @@
 //! Roles as processes of their own: started as the examples say, on addresses that nobody else has, over etcd.
 
+mod faults;
+
 use std::{
     collections::BTreeMap,
-    fs::OpenOptions,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -24,6 +25,8 @@ use crate::{
     client::{Client, get},
     security::Security,
 };
+
+pub use faults::Throttle;
 
 /// Nothing in a test takes this long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -55,17 +58,9 @@ pub struct Processes {
     security: Option<Security>,
     /// Whether logs go where nothing can be written.
     muted: bool,
+    /// Whether the wall clock of all roles can be stepped.
+    stepped: bool,
 }
-
-/// A process that is made slow until [`Throttle::end`].
-#[derive(Debug)]
-pub struct Throttle {
-    id: u32,
-    shell: Child,
-}
-
-/// Stops and continues the process that is its argument.
-const THROTTLE: &str = "while kill -STOP $0; do sleep 0.04; kill -CONT $0; sleep 0.01; done";
 
 /// An address that no other test and no other program uses: each test process has an address of the
 /// loopback network to itself, and ports below those that the system hands out.
@@ -107,22 +102,6 @@ fn chatty_checkpoint(folder: &Path) -> Result<PathBuf> {
     }
     std::fs::write(chatty.join("chat_template.jinja"), TEMPLATE)?;
     Ok(chatty)
-}
-
-// === impl Throttle ===
-
-impl Throttle {
-    /// Lets the process run as before.
-    ///
-    /// # Errors
-    /// When the signal cannot be sent.
-    pub async fn end(mut self) -> Result<()> {
-        self.shell.kill().await?;
-        let go_on = format!("kill -CONT {}", self.id);
-        let sent = Command::new("sh").args(["-c", &go_on]).status().await?;
-        ensure!(sent.success(), "cannot be sent SIGCONT: {sent}");
-        Ok(())
-    }
 }
 
 // === impl Program ===
@@ -171,6 +150,7 @@ impl Processes {
             ports: BTreeMap::new(),
             security: None,
             muted: false,
+            stepped: false,
         })
     }
 
@@ -230,16 +210,6 @@ impl Processes {
         let all = Self::new()?;
         let file = all.folder.path().join("coordinator.redb").display().to_string();
         all.led(attention, experts, &[("STORE__KIND", "embedded"), ("STORE__PATH", &file)]).await
-    }
-
-    /// The same with logs, of all there is to say, on a disk that is full.
-    ///
-    /// # Errors
-    /// When something does not start.
-    pub async fn muted(attention: usize, experts: usize) -> Result<Self> {
-        let mut all = Self::new()?;
-        all.muted = true;
-        all.led(attention, experts, &[]).await
     }
 
     async fn joined(
@@ -360,10 +330,7 @@ impl Processes {
         let mut program = Program::new(shell, &args, probe);
         program.command.env("AMOE_ADMIN__ADDRESS", admin.to_string());
         program.command.env("AMOE_TELEMETRY__LOG", if self.muted { "debug" } else { "warn" });
-        if self.muted {
-            let full = || OpenOptions::new().write(true).open("/dev/full");
-            program.command.stdout(full()?).stderr(full()?);
-        }
+        self.disturb(&mut program.command)?;
         for (key, value) in self.security.iter().flat_map(|security| security.settings(role)) {
             program.command.env(format!("AMOE_{key}"), value);
         }
@@ -470,41 +437,6 @@ impl Processes {
         let program = self.program(name)?;
         program.running()?.kill().await?;
         program.child = None;
-        Ok(())
-    }
-
-    /// Lets a process run for a fifth of the time only, as if its device had become slow.
-    ///
-    /// # Errors
-    /// When it is not running.
-    pub fn throttle(&mut self, name: &str) -> Result<Throttle> {
-        let id = self.program(name)?.running()?.id().context("has ended already")?;
-        let mut command = Command::new("sh");
-        command.args(["-c", THROTTLE, &id.to_string()]).stderr(Stdio::null()).kill_on_drop(true);
-        Ok(Throttle { id, shell: command.spawn()? })
-    }
-
-    /// Fills the disk of a process, as far as it sees: its files grow no more, and what lies beyond their first page
-    /// is written no more.
-    ///
-    /// # Errors
-    /// When it is not running.
-    pub async fn fill_disk(&mut self, name: &str) -> Result<()> {
-        self.limit_files(name, "--fsize=4096:").await
-    }
-
-    /// Makes room on it again.
-    ///
-    /// # Errors
-    /// When it is not running.
-    pub async fn free_disk(&mut self, name: &str) -> Result<()> {
-        self.limit_files(name, "--fsize=unlimited:").await
-    }
-
-    async fn limit_files(&mut self, name: &str, limit: &str) -> Result<()> {
-        let id = self.program(name)?.running()?.id().context("has ended already")?.to_string();
-        let limited = Command::new("prlimit").args(["--pid", &id, limit]).status().await?;
-        ensure!(limited.success(), "prlimit: {limited}");
         Ok(())
     }
 

