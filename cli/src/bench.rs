@@ -20,7 +20,10 @@ use self::{
     progress::Progress,
     stats::{Goal, Summary, Timing, Unanswered},
 };
-use crate::http::{Server, was_full};
+use crate::{
+    http::{Server, was_full},
+    stdout,
+};
 
 /// Flags of `amoe bench`, which mean what they mean to `vllm bench serve`.
 #[derive(Debug, Args)]
@@ -84,10 +87,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     // One thread: the cores are the server's, if it is on this machine.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let summary = runtime.block_on(measure(flags))?;
-    #[expect(clippy::print_stdout, reason = "what the person asked for")]
-    {
-        println!("{summary}");
-    }
+    stdout::print(format_args!("{summary}\n"))?;
     if let Some(file) = &flags.save_result {
         let text = format!("{:#}\n", Value::Object(results(flags, &summary)));
         fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;

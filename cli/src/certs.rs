@@ -1,10 +1,12 @@
 //! `amoe certs`: the certificates of a cluster that nobody else makes any for.
 
-use std::{io::Write, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 use trust::{Party, authority::Authority};
+
+use crate::stdout;
 
 /// Flags of `amoe certs`.
 #[derive(Debug, Args)]
@@ -47,6 +49,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     authority.certify_public(hosts, *days)?;
     let names: Vec<_> = Party::ALL.iter().map(|party| party.name()).collect();
     let (names, folder) = (names.join(", "), folder.display());
-    let mut out = std::io::stdout().lock();
-    Ok(writeln!(out, "{folder} holds certificates of {names} and public, and of their authority")?)
+    stdout::print(format_args!(
+        "{folder} holds certificates of {names} and public, and of their authority\n"
+    ))
 }

@@ -24,7 +24,7 @@ use self::{
     load::Load,
     report::{Outcome, Setup, load_average},
 };
-use crate::local::DEMO;
+use crate::{local::DEMO, stdout};
 
 /// Undisturbed time before the first fault, and at least that much between two.
 const CALM: Duration = Duration::from_secs(2);
@@ -86,12 +86,8 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
             false => foreign(flags).await,
         }
     })?;
-    #[expect(clippy::print_stdout, reason = "what the person asked for")]
-    if flags.json {
-        println!("{}", outcome.to_json());
-    } else {
-        print!("{outcome}");
-    }
+    let json = flags.json.then(|| format!("{}\n", outcome.to_json()));
+    stdout::print(json.unwrap_or_else(|| outcome.to_string()))?;
     if let Some(document) = &flags.report {
         outcome.write(document)?;
     }

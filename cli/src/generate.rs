@@ -1,8 +1,8 @@
 //! `amoe generate`: a cluster in this process for one prompt, asked over its own gRPC API.
 
-use std::{io::Write, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use chassis::{
     role::Process,
     shutdown::ShutdownConfig,
@@ -22,7 +22,7 @@ use trust::TrustConfig;
 use crate::{
     http::Server,
     local::{LocalCluster, LocalFlags},
-    logits,
+    logits, stdout,
 };
 
 /// Pause between looks whether the cluster is ready.
@@ -113,11 +113,8 @@ async fn ask_cluster(flags: &Flags) -> Result<Option<Vec<u32>>> {
 /// Prints the answer; the prompt's token ids.
 async fn ask(address: SocketAddr, flags: &Flags) -> Result<Vec<u32>> {
     let generated = generate(address, request(flags), !flags.json).await?;
-    let mut out = std::io::stdout();
-    if flags.json {
-        serde_json::to_writer(&out, &generated)?;
-    }
-    out.write_all(b"\n").context("printing")?;
+    let json = if flags.json { serde_json::to_string(&generated)? } else { String::new() };
+    stdout::print(json + "\n")?;
     match (&flags.prompt.prompt, &flags.prompt.ids) {
         (Some(text), _) => tokenize(address, text).await,
         (None, ids) => Ok(ids.iter().flat_map(|ids| &ids.0).copied().collect()),
@@ -153,12 +150,12 @@ async fn generate(address: SocketAddr, request: GenerateRequest, print: bool) ->
             Err(status) => return Err(anyhow!("{}", status.message())),
         }
     };
-    let (mut generated, mut out) = (Generated::default(), std::io::stdout());
+    let mut generated = Generated::default();
     while let Some(part) =
         stream.message().await.map_err(|status| anyhow!("{}", status.message()))?
     {
         if print {
-            out.write_all(part.text.as_bytes()).and_then(|()| out.flush()).context("printing")?;
+            stdout::print(&part.text)?;
         }
         generated.token_ids.extend(part.token_ids);
         generated.text += &part.text;

@@ -1,10 +1,10 @@
 //! `amoe keys`: API keys, made once and kept by their owners only.
 
-use std::io::Write;
-
 use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use trust::new_key;
+
+use crate::stdout;
 
 /// Flags of `amoe keys`.
 #[derive(Debug, Args)]
@@ -54,5 +54,5 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     let scopes: Vec<_> = scope.iter().map(|&scope| scope.into()).collect();
     let key = new_key(name, &scopes).map_err(|reason| anyhow!(reason))?;
     eprintln!("{}", key.secret);
-    Ok(writeln!(std::io::stdout().lock(), "{}", key.entry)?)
+    stdout::print(key.entry + "\n")
 }

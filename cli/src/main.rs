@@ -15,6 +15,7 @@ mod profile;
 mod route;
 mod serve;
 mod simulate;
+mod stdout;
 mod synth;
 mod top;
 

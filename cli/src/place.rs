@@ -6,7 +6,6 @@ mod trace;
 
 use std::{
     fs,
-    io::{self, Write},
     num::{NonZeroU16, NonZeroU32},
     path::{Path, PathBuf},
 };
@@ -18,7 +17,7 @@ use policy::placement::{
     Facts, Grouping, Host, Input, Limits, Policy, Proposal, Spare, check, place,
 };
 
-use crate::{plan::table, route};
+use crate::{plan::table, route, stdout};
 use answer::Answer;
 
 /// What the plan is compared with.
@@ -112,8 +111,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         fs::write(file, picture).with_context(|| format!("cannot write {}", file.display()))?;
     }
     let text = if flags.json { serde_json::to_string(&answer)? + "\n" } else { answer.to_string() };
-    // Long enough that a reader may have left: that is an error to report, not a panic.
-    io::stdout().write_all(text.as_bytes()).context("cannot write the answer")
+    stdout::print(text)
 }
 
 fn propose(policy: Policy, input: &Input<'_>) -> Result<Proposal> {

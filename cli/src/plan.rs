@@ -3,7 +3,7 @@
 pub(crate) mod table;
 
 use std::{
-    io::{Read, Write},
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,10 @@ use proto::v1::{
     RebalanceRequest, ShowPlanRequest,
 };
 
-use crate::operator::{Access, Operator};
+use crate::{
+    operator::{Access, Operator},
+    stdout,
+};
 
 /// Flags of `amoe plan`.
 #[derive(Debug, Args)]
@@ -72,8 +75,7 @@ enum Wish {
 pub(crate) fn run(flags: &Flags) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(answer(flags))?;
-    let mut out = std::io::stdout().lock();
-    Ok(out.write_all(answer.as_bytes())?)
+    stdout::print(answer)
 }
 
 async fn answer(flags: &Flags) -> Result<String> {

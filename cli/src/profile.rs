@@ -7,7 +7,10 @@ use clap::{Args, ValueEnum};
 use domain::{CostCurve, Curves, NodeProfile, Profile};
 use model::{Checkpoint, Cpu, CpuOptions, Isa};
 
-use crate::local::{ComputeName, DEMO};
+use crate::{
+    local::{ComputeName, DEMO},
+    stdout,
+};
 
 /// Flags of `amoe profile`.
 #[derive(Debug, Args)]
@@ -59,18 +62,10 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     let text =
         serde_json::to_string(&Profile { nodes: vec![NodeProfile { name, layer, expert }] })?;
     let Some(file) = &flags.out else {
-        #[expect(clippy::print_stdout, reason = "what the person asked for")]
-        {
-            println!("{text}");
-        }
-        return Ok(());
+        return stdout::print(text + "\n");
     };
     fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))?;
-    #[expect(clippy::print_stdout, reason = "what the person asked for")]
-    {
-        print!("{table}");
-    }
-    Ok(())
+    stdout::print(table)
 }
 
 /// Both curves for people.

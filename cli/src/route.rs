@@ -8,6 +8,8 @@ use domain::CostCurve;
 use policy::routing::{Assignment, Hosts, Instance, Policy, Router};
 use serde::{Deserialize, Serialize};
 
+use crate::stdout;
+
 /// Flags of `amoe route`.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
@@ -55,11 +57,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     let name = file.map_or("standard input".to_owned(), |file| file.display().to_string());
     let question = read(file).with_context(|| format!("cannot read {name}"))?;
     let answer = answer(&question, flags.policy).with_context(|| format!("cannot route {name}"))?;
-    #[expect(clippy::print_stdout, reason = "what the person asked for")]
-    {
-        println!("{answer}");
-    }
-    Ok(())
+    stdout::print(answer + "\n")
 }
 
 /// Reads a file, or standard input.

@@ -6,6 +6,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use simulator::{results::Results, scenario::Scenario};
 
+use crate::stdout;
+
 /// Flags of `amoe simulate`.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
@@ -46,11 +48,8 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
-    #[expect(clippy::print_stdout, reason = "what the person asked for")]
-    if flags.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
-    } else {
-        print!("{results}");
-    }
-    Ok(())
+    stdout::print(match flags.json {
+        true => serde_json::to_string_pretty(&results)? + "\n",
+        false => results.to_string(),
+    })
 }

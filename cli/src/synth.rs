@@ -6,6 +6,8 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use model::{SynthSpec, synth};
 
+use crate::stdout;
+
 /// Flags of `amoe synth`. The defaults make a model of 701 million parameters, 1.4 GB.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
@@ -77,14 +79,6 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let report = synth(&spec, &flags.out, threads)?;
-    #[expect(clippy::print_stdout, reason = "what the person asked for")]
-    {
-        println!(
-            "{}: {} parameters, {} bytes",
-            flags.out.display(),
-            report.parameters,
-            report.bytes
-        );
-    }
-    Ok(())
+    let (folder, parameters, bytes) = (flags.out.display(), report.parameters, report.bytes);
+    stdout::print(format_args!("{folder}: {parameters} parameters, {bytes} bytes\n"))
 }

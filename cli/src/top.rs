@@ -4,7 +4,7 @@ mod map;
 mod screen;
 mod words;
 
-use std::{convert::Infallible, io::Write, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -13,7 +13,10 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use tokio::{sync::watch, time::sleep};
 use tonic::Streaming;
 
-use crate::operator::{Access, Operator};
+use crate::{
+    operator::{Access, Operator},
+    stdout,
+};
 use screen::Screen;
 
 /// Between two looks at the keyboard.
@@ -76,9 +79,7 @@ async fn print(flags: &Flags, operator: &Operator) -> Result<()> {
             true => serde_json::to_string(&overview)? + "\n",
             false => Screen::new(&overview, None).text(flags.width),
         };
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        out.flush()?;
+        stdout::print(text)?;
         if flags.once {
             break;
         }
