@@ -5,6 +5,7 @@ use node::config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule};
 use policy::{batching::Tuning, routing};
 use serde::Deserialize;
 
+pub use crate::pulse::CanaryConfig;
 use crate::span::{SPAN_ROWS_MAX, SPANS_MAX};
 
 /// Everything but the sections that every process has: `[admin]`, `[telemetry]`, `[shutdown]`, `[tls]`, `[keys]`.
@@ -32,6 +33,9 @@ pub struct Config {
     /// `[links]`.
     #[serde(default)]
     pub links: LinksConfig,
+    /// `[canary]`.
+    #[serde(default)]
+    pub canary: CanaryConfig,
 }
 
 /// Section `[node]`.
@@ -106,7 +110,8 @@ impl chassis::role::RoleConfig for Config {
         let BoundsConfig { sequences_max, chunk_tokens_max, rows_max, .. } = self.bounds;
         within("bounds.sequences_max", sequences_max, 1, SPANS_MAX)?;
         within("bounds.chunk_tokens_max", chunk_tokens_max, 1, SPAN_ROWS_MAX)?;
-        within("bounds.rows_max", rows_max, chunk_tokens_max, usize::MAX)
+        within("bounds.rows_max", rows_max, chunk_tokens_max, usize::MAX)?;
+        self.canary.check()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The attention node's loop: receive → admit → pick → run → publish, one stage of one batch per turn.
 
 mod admit;
+mod canary;
 mod run;
 
 use std::{
@@ -29,8 +30,10 @@ use transport::{
 };
 
 use crate::{
+    config::CanaryConfig,
     experts::Experts,
     metrics::Metrics,
+    pulse::Pulse,
     ready::{Ready, Turn},
     sequence::Sequence,
     span::{Merge, Span, TicketParts},
@@ -54,11 +57,18 @@ pub(crate) struct Bounds {
     pub(crate) positions_max: usize,
     /// Rows of one LM head run.
     pub(crate) head_rows_max: usize,
+    /// How long nothing may come back.
+    pub(crate) canary: CanaryConfig,
 }
 
 /// Names a submitted sequence until it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SubmissionId(pub(crate) u64);
+
+impl SubmissionId {
+    /// Nobody submits canaries; the door counts up from 0.
+    const CANARY: Self = Self(u64::MAX);
+}
 
 /// What the door asks of the engine.
 #[derive(Debug)]
@@ -128,6 +138,10 @@ pub(crate) struct AttentionEngine {
     retry_at: Option<Instant>,
     /// Trips begun so far: their serials.
     trips: u32,
+    pulse: Pulse,
+    canary: Option<canary::Canary>,
+    /// Canaries sent so far.
+    canaries: u64,
     buffers: Buffers,
     /// Runs of layers and tokens drawn since the last report.
     work: Work,
@@ -167,8 +181,10 @@ impl Engine for AttentionEngine {
         let received = self.receive();
         self.experts.empty_outboxes();
         self.retry_stalled();
+        self.tend_canary();
         self.admit();
         let turn = self.run();
+        self.feel_pulse();
         self.report();
         let (ran, held) = match turn {
             Turn::Run(_) | Turn::Empty(_) => (true, None),
@@ -180,7 +196,8 @@ impl Engine for AttentionEngine {
         } else if self.joints.shutdown.is_requested() && self.sequences.is_empty() {
             Step::Finished
         } else {
-            Step::Idle { wake_at: [self.retry_at, held].into_iter().flatten().min() }
+            let pulse = Some(self.pulse.wake_at());
+            Step::Idle { wake_at: [self.retry_at, held, pulse].into_iter().flatten().min() }
         }
     }
 }
@@ -215,6 +232,9 @@ impl AttentionEngine {
             stalled: BTreeSet::new(),
             retry_at: None,
             trips: 0,
+            pulse: Pulse::new(bounds.canary, Instant::now()),
+            canary: None,
+            canaries: 0,
             buffers: Buffers::default(),
             work: Work::default(),
             drawn: Drawn::default(),
@@ -361,8 +381,9 @@ impl AttentionEngine {
     /// Adds what is unsent of these spans to the next frames; what finds no node waits.
     fn add(&mut self, keys: impl Iterator<Item = usize>) {
         for key in keys {
+            let counted = !self.is_canary(self.spans[key].sequence);
             let span = &mut self.spans[key];
-            self.experts.add(key, span);
+            self.experts.add(key, span, counted);
             if span.trip.has_unsent() {
                 self.stalled.insert(key);
                 self.retry_at.get_or_insert_with(|| Instant::now() + STALLED_PAUSE);
@@ -382,15 +403,15 @@ impl AttentionEngine {
         let reachable = self.experts.all_reachable();
         let health = if self.joints.shutdown.is_requested() {
             Health::Draining
-        } else if reachable {
+        } else if reachable && self.pulse.is_well() {
             Health::Ready
         } else {
             Health::Joining
         };
-        self.joints.readiness.set(crate::EXPERTS_LINKED, health == Health::Ready);
+        self.joints.readiness.set(crate::EXPERTS_LINKED, reachable);
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let load = Load {
-            running: count(self.sequences.len() - self.waiting.len()),
+            running: count(self.running()),
             waiting: count(self.waiting.len()),
             kv_blocks_free: count(self.blocks.free_count()),
             kv_blocks: self.blocks.total(),

@@ -267,8 +267,9 @@ impl Experts {
         plan.table().all(|replicas| replicas.iter().any(linked))
     }
 
-    /// Adds a span's unsent choices to the dispatches of the nodes that lease their experts.
-    pub(crate) fn add(&mut self, key: usize, span: &mut Span) {
+    /// Adds a span's unsent choices to the dispatches of the nodes that lease their experts; the next report tells
+    /// of them if they are `counted`.
+    pub(crate) fn add(&mut self, key: usize, span: &mut Span, counted: bool) {
         let Some(lease) = &mut self.lease else { return };
         span.trip.note_sent(Instant::now());
         let (layer, serial) = (span.trip.layer, span.trip.serial());
@@ -279,7 +280,7 @@ impl Experts {
             let decided = batch.as_mut().and_then(|batch| batch.next(expert));
             let node = decided.or_else(|| lease.next(layer, expert))?;
             let outgoing = &mut nodes.get_mut(&node)?.outgoing;
-            routed[row + unsent.choice.expert.index()] += 1;
+            routed[row + unsent.choice.expert.index()] += u32::from(counted);
             let row = outgoing.row(key, unsent.row, unsent.bytes);
             #[expect(clippy::cast_possible_truncation, reason = "top-k is a u8")]
             outgoing.pairs.push(Pair {

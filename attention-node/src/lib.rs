@@ -5,6 +5,7 @@ pub mod config;
 mod engine;
 mod experts;
 mod metrics;
+mod pulse;
 mod ready;
 mod sequence;
 mod server;
@@ -181,6 +182,7 @@ fn bounds(config: &Config, half: &AttentionHalf, blocks: usize) -> Bounds {
         rows_max: config.bounds.rows_max,
         positions_max: positions_max(config, half).min(blocks * BLOCK_TOKENS),
         head_rows_max: HEAD_ROWS_MAX,
+        canary: config.canary,
     }
 }
 

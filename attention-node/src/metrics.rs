@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chassis::metrics::registered;
 use domain::{Epoch, Load};
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 
 /// Metrics of one attention node.
 #[derive(Clone, Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     layer_seconds: Histogram,
     head_seconds: Histogram,
     plan_epoch: IntGauge,
+    pub(crate) last_token: Gauge,
     pub(crate) tokens: IntCounter,
     pub(crate) preemptions: IntCounter,
     pub(crate) cancelled: IntCounter,
@@ -55,6 +56,16 @@ impl Metrics {
             plan_epoch: gauge(
                 "amoe_attention_plan_epoch",
                 "Newest plan all of whose expert nodes are linked.",
+            )?,
+            last_token: registered(
+                registry,
+                Gauge::with_opts(
+                    Opts::new(
+                        "amoe_attention_last_token_seconds",
+                        "When a token, a canary's too, was last through all layers, in seconds since 1970.",
+                    )
+                    .const_label("node", node),
+                ),
             )?,
             tokens: counter("amoe_attention_tokens_total", "Tokens drawn.")?,
             preemptions: counter(

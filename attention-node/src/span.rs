@@ -53,6 +53,8 @@ pub(crate) struct Trip {
     left: usize,
     /// Choices nobody was sent.
     unsent: usize,
+    /// When it began.
+    began: Option<Instant>,
     /// When choices were last sent.
     sent: Option<Instant>,
 }
@@ -139,12 +141,14 @@ impl Trip {
     /// Begins a trip: nothing was sent yet. `rows` are the span's rows in wire form.
     pub(crate) fn begin(
         &mut self,
+        now: Instant,
         serial: u32,
         layer: Layer,
         top_k: usize,
         rows: &[u8],
         choices: impl Iterator<Item = (Expert, f32)>,
     ) {
+        self.began = Some(now);
         self.serial = serial;
         self.layer = layer;
         self.top_k = top_k;
@@ -170,6 +174,11 @@ impl Trip {
     /// Its choices are being sent.
     pub(crate) fn note_sent(&mut self, now: Instant) {
         self.sent = Some(now);
+    }
+
+    /// Since when it has been under way, if an output is missing.
+    pub(crate) fn away_since(&self) -> Option<Instant> {
+        self.began.filter(|_| self.left > 0)
     }
 
     /// When this ticket's choices were sent, if it is one of this trip.
@@ -261,7 +270,7 @@ mod tests {
         let mut trip = Trip::default();
         let choices = [(0, 0.5), (1, 0.25), (1, 1.0), (3, 2.0)];
         let choices = choices.map(|(expert, weight)| (Expert(expert), weight));
-        trip.begin(7, Layer(3), 2, b"row0row1", choices.into_iter());
+        trip.begin(Instant::now(), 7, Layer(3), 2, b"row0row1", choices.into_iter());
         trip
     }
 

@@ -138,7 +138,7 @@ impl Drop for Admin {
 ///
 /// `/livez` says that the process runs, `/readyz` and `/health` that it can take work: 503 with the unmet
 /// conditions while it starts, has lost something it needs, or drains. These three are for everybody, because
-/// kubelets and load balancers have no keys, and say no more than that.
+/// kubelets and load balancers have no keys, and say no more than that and what is waited for.
 pub fn routes(registry: Registry, readiness: Readiness, shutdown: Shutdown) -> Routes {
     let health = get(move || health(readiness.clone(), shutdown.clone()));
     let metrics = get(move || exposition(registry.clone()));

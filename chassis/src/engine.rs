@@ -4,6 +4,10 @@ use std::{
     any::Any,
     fmt, io,
     panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -48,10 +52,40 @@ pub trait Wait: Send {
     fn wait(&self, until: Option<Instant>);
 }
 
+/// Counts a device thread's turns, for whoever wants to see that it still turns: one more when it begins to step its
+/// engines, one more when it is through.
+#[derive(Clone, Debug, Default)]
+pub struct Turns(Arc<AtomicU64>);
+
+/// The turns at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnCount(u64);
+
+impl Turns {
+    /// The turns so far.
+    #[must_use]
+    pub fn count(&self) -> TurnCount {
+        TurnCount(self.0.load(Ordering::Relaxed))
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl TurnCount {
+    /// Whether the thread was stepping its engines, not asleep.
+    #[must_use]
+    pub fn is_working(self) -> bool {
+        !self.0.is_multiple_of(2)
+    }
+}
+
 /// The thread that owns a device.
 #[derive(Debug)]
 pub struct DeviceThread {
     name: String,
+    turns: Turns,
     finished: oneshot::Receiver<Result<(), String>>,
 }
 
@@ -79,12 +113,22 @@ impl DeviceThread {
     ) -> io::Result<Self> {
         let name = name.into();
         let (report, finished) = oneshot::channel();
+        let turns = Turns::default();
+        let counted = turns.clone();
         thread::Builder::new().name(name.clone()).spawn(move || {
-            let driven = panic::catch_unwind(AssertUnwindSafe(|| drive(&doorbell, engines)));
+            let driven = panic::catch_unwind(AssertUnwindSafe(|| {
+                drive(&doorbell, engines, &counted);
+            }));
             // Nobody listens when the process is on its way out already.
             let _ = report.send(driven.map_err(|payload| text_of(&*payload)));
         })?;
-        Ok(Self { name, finished })
+        Ok(Self { name, turns, finished })
+    }
+
+    /// The thread's turns.
+    #[must_use]
+    pub fn turns(&self) -> Turns {
+        self.turns.clone()
     }
 
     /// Waits until every engine has finished, or one has panicked.
@@ -95,10 +139,12 @@ impl DeviceThread {
 }
 
 /// One step of each engine in turn, so that none starves; sleeps only when a whole round found nothing to do.
-fn drive(doorbell: &impl Wait, mut engines: Vec<Box<dyn Engine + Send>>) {
+fn drive(doorbell: &impl Wait, mut engines: Vec<Box<dyn Engine + Send>>, turns: &Turns) {
     let mut worked_at = Instant::now();
     loop {
+        turns.add();
         let round = step_all(&mut engines);
+        turns.add();
         if engines.is_empty() {
             return;
         }

@@ -16,7 +16,15 @@ pub struct Readiness {
 }
 
 /// (part of the process, condition) → whether it is met.
-type Conditions = BTreeMap<(Arc<str>, &'static str), bool>;
+type Conditions = BTreeMap<(Arc<str>, &'static str), Condition>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Condition {
+    Met,
+    Unmet,
+    /// Unmet, and why.
+    Lacks(Box<str>),
+}
 
 impl Default for Readiness {
     fn default() -> Self {
@@ -34,8 +42,22 @@ impl Readiness {
 
     /// States whether `condition` (for example `"weights"`, `"plan"`) is met.
     pub fn set(&self, condition: &'static str, met: bool) {
+        self.state(condition, &if met { Condition::Met } else { Condition::Unmet });
+    }
+
+    /// States that `condition` is not met and why: `reason` follows it in brackets where it is shown.
+    pub fn lack(&self, condition: &'static str, reason: &str) {
+        self.state(condition, &Condition::Lacks(reason.into()));
+    }
+
+    fn state(&self, condition: &'static str, state: &Condition) {
         let key = (Arc::clone(&self.part), condition);
-        self.conditions.send_if_modified(|conditions| conditions.insert(key, met) != Some(met));
+        self.conditions.send_if_modified(|conditions| {
+            match conditions.insert(key, state.clone()) {
+                Some(before) => before != *state,
+                None => true,
+            }
+        });
     }
 
     /// Whether every condition of every part is met.
@@ -44,17 +66,20 @@ impl Readiness {
         all_met(&self.conditions.borrow())
     }
 
-    /// What is not met, in alphabetical order: `"plan"`, or `"expert-1: plan"` for a part of the process.
+    /// What is not met, in alphabetical order: `"plan"`, or `"expert-1: plan (no coordinator)"` for a part of the
+    /// process that said why.
     #[must_use]
     pub fn unmet(&self) -> Vec<String> {
         let conditions = self.conditions.borrow();
-        let unmet = conditions.iter().filter(|(_, met)| !**met);
-        unmet
-            .map(|((part, condition), _)| match &**part {
-                "" => (*condition).to_owned(),
-                part => format!("{part}: {condition}"),
-            })
-            .collect()
+        let sentence = |((part, condition), state): (&(Arc<str>, &str), &Condition)| {
+            let part = if part.is_empty() { String::new() } else { format!("{part}: ") };
+            match state {
+                Condition::Met => None,
+                Condition::Unmet => Some(format!("{part}{condition}")),
+                Condition::Lacks(reason) => Some(format!("{part}{condition} ({reason})")),
+            }
+        };
+        conditions.iter().filter_map(sentence).collect()
     }
 
     /// Waits until the process is ready.
@@ -80,7 +105,7 @@ impl Readiness {
 }
 
 fn all_met(conditions: &Conditions) -> bool {
-    !conditions.is_empty() && conditions.values().all(|met| *met)
+    !conditions.is_empty() && conditions.values().all(|state| *state == Condition::Met)
 }
 
 #[cfg(test)]
@@ -116,6 +141,9 @@ mod tests {
         first.set("plan", false);
         second.set("plan", true);
         assert_eq!(readiness.unmet(), ["expert-0: plan"]);
+        first.lack("plan", "no coordinator");
+        assert_eq!(readiness.unmet(), ["expert-0: plan (no coordinator)"]);
+        assert!(!readiness.is_ready());
         first.set("plan", true);
         assert!(readiness.is_ready());
     }

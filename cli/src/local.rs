@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use attention_node::{
     AttentionNode,
-    config::{BoundsConfig, RoutingConfig},
+    config::{BoundsConfig, CanaryConfig, RoutingConfig},
 };
 use chassis::role::Process;
 use clap::{Args, ValueEnum};
@@ -250,6 +250,7 @@ fn attention_config(flags: &LocalFlags, number: u16) -> attention_node::Config {
         routing: RoutingConfig::default(),
         bounds: bounds(flags),
         links: LinksConfig::default(),
+        canary: CanaryConfig::default(),
     }
 }
 

@@ -197,20 +197,26 @@ async fn report(requests: &Requests, process: &Process, health: &HealthReporter)
         let kv = requests.nodes.kv_cache();
         // Held requests are as good as taken: were all gateways to leave their service at once, because
         // they all wait for the same nodes, clients would be refused.
-        let (ready, held) = match requests.nodes.standing() {
-            Standing::Ready => (true, None),
-            Standing::Holding(left) => (true, Some(left)),
-            Standing::Away => (false, None),
+        let (takes, answers, held) = match requests.nodes.standing() {
+            Standing::Ready => (true, true, None),
+            Standing::Holding(left) => (true, false, Some(left)),
+            Standing::Away => (false, false, None),
         };
-        process.readiness.set(NODES_READY, ready);
+        process.readiness.set(NODES_READY, takes);
         let used = 1.0 - kv.blocks_free as f64 / kv.blocks.max(1) as f64;
         requests.metrics.kv_cache_used.set(if kv.blocks == 0 { 0.0 } else { used });
         requests.metrics.nodes_ready.set(i64::try_from(kv.nodes).unwrap_or(i64::MAX));
         let draining = process.shutdown.is_requested();
-        let status =
-            if ready && !draining { ServingStatus::Serving } else { ServingStatus::NotServing };
-        health.set_service_status("", status).await;
-        health.set_service_status(SERVICE_NAME, status).await;
+        let status = |good: bool| match good && !draining {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        health.set_service_status("", status(takes)).await;
+        health.set_service_status(SERVICE_NAME, status(takes)).await;
+        // A model is well only while a node says that its tokens come back.
+        for model in requests.model.names() {
+            health.set_service_status(model, status(answers)).await;
+        }
         let changed = async {
             // Without a sender the view stays as it is.
             if view.changed().await.is_err() {

@@ -9,6 +9,7 @@ mod plans;
 mod progress;
 mod reports;
 mod site;
+mod stall;
 
 pub use membership::{Membership, Newcomer, link_settings};
 pub use outbox::Outbox;

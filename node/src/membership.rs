@@ -15,7 +15,7 @@ use transport::{
     link::{Identity, LinkSettings},
 };
 
-use crate::{Reports, Site, config::LinksConfig, reports};
+use crate::{Reports, Site, config::LinksConfig, reports, stall};
 
 /// What a node says of itself when it joins.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ pub struct Membership {
     /// What it reports in between.
     pub reports: Reports,
     _control: ControlClient,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 impl Membership {
@@ -94,6 +94,7 @@ impl Membership {
         let views = control.view();
         let tasks = [
             tokio::spawn(site.clone().wake_on_news(views.clone())),
+            tokio::spawn(stall::confess(beats.clone(), site.stalled.subscribe())),
             tokio::spawn(reports.clone().ask(control.welcome(), site.bell.clone())),
         ];
         let identity = Identity { node, model_fingerprint };

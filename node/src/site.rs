@@ -12,6 +12,8 @@ use model::{Cpu, CpuOptions};
 use tokio::sync::watch;
 use transport::{Doorbell, Hub};
 
+use crate::stall;
+
 /// One device with the thread that will drive it, in one process.
 ///
 /// Nodes that share a site take turns on its thread, so what one hands to the other is picked up
@@ -26,6 +28,8 @@ pub struct Site {
     pub cpu: Arc<Cpu>,
     /// Wakes the device's thread.
     pub bell: Doorbell,
+    /// Whether the device's thread stands still.
+    pub(crate) stalled: watch::Sender<bool>,
 }
 
 // === impl Site ===
@@ -37,7 +41,7 @@ impl Site {
     /// The options do not fit the machine.
     pub fn open(device: &CpuOptions, hub: Hub, process: Process) -> Result<Self> {
         let cpu = Arc::new(Cpu::new(device).context("section `device`")?);
-        Ok(Self { hub, process, cpu, bell: Doorbell::new() })
+        Ok(Self { hub, process, cpu, bell: Doorbell::new(), stalled: watch::Sender::new(false) })
     }
 
     /// Drives engines on this site's thread until all have finished.
@@ -47,7 +51,12 @@ impl Site {
     pub async fn drive(&self, engines: Vec<Box<dyn Engine + Send>>) -> Result<()> {
         let bell = Bell(self.bell.clone());
         let thread = DeviceThread::spawn("device", bell, engines).context("starting a thread")?;
-        Ok(thread.finished().await?)
+        let (readiness, stalled) = (self.process.readiness.clone(), self.stalled.clone());
+        let noticing = stall::notice(thread.turns(), stall::LOOK, readiness, stalled);
+        tokio::select! {
+            finished = thread.finished() => Ok(finished?),
+            () = noticing => Ok(()),
+        }
     }
 
     /// Rings the bell for what comes to engines without a mailbox: views and the stop.

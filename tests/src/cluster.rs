@@ -320,5 +320,6 @@ fn attention_config(checkpoint: &Path, layout: &Layout, number: usize) -> attent
             ..attention_node::config::BoundsConfig::default()
         },
         links: LinksConfig::default(),
+        canary: attention_node::config::CanaryConfig::default(),
     }
 }

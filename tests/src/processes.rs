@@ -130,11 +130,12 @@ impl Program {
         }
     }
 
-    /// Sends SIGTERM. By the shell, which has it built in: the call itself would be unsafe code.
-    async fn terminate(&mut self) -> Result<()> {
+    /// Sends a signal. By the shell, which has it built in: the call itself would be unsafe code.
+    async fn signal(&mut self, signal: &str) -> Result<()> {
         let id = self.running()?.id().context("has ended already")?;
-        let sent = Command::new("sh").args(["-c", &format!("kill -TERM {id}")]).status().await?;
-        ensure!(sent.success(), "cannot be sent SIGTERM: {sent}");
+        let kill = format!("kill -{signal} {id}");
+        let sent = Command::new("sh").args(["-c", &kill]).status().await?;
+        ensure!(sent.success(), "cannot be sent SIG{signal}: {sent}");
         Ok(())
     }
 }
@@ -440,6 +441,15 @@ impl Processes {
         Ok(())
     }
 
+    /// A page of a process's admin door.
+    ///
+    /// # Errors
+    /// When there is no such program, or it does not answer.
+    pub async fn page(&self, name: &str, path: &str) -> Result<(StatusCode, String)> {
+        let program = self.programs.get(name).with_context(|| unknown(name))?;
+        get(&program.probe.replace("/readyz", path), None).await
+    }
+
     /// The sum of a metric's samples; none while the process does not answer.
     ///
     /// # Errors
@@ -482,7 +492,7 @@ impl Processes {
         let names: Vec<String> =
             order.iter().map(|&name| name.to_owned()).chain(others.cloned()).collect();
         for name in names {
-            self.program(&name)?.terminate().await.context(name)?;
+            self.program(&name)?.signal("TERM").await.context(name)?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Which sequences run: submission, admission by KV blocks, giving way, and the end.
 
+use std::time::Instant;
+
 use domain::Layer;
 
 use super::{AttentionEngine, Refusal, Submission, SubmissionId};
@@ -123,6 +125,9 @@ impl AttentionEngine {
 
     /// Ends a sequence: everything it holds is free, and what it has in expert queues is cancelled.
     pub(super) fn finish(&mut self, key: usize) {
+        if self.is_canary(key) {
+            self.canary = None;
+        }
         self.stop_span(key);
         self.waiting.retain(|&waiting| waiting != key);
         let mut sequence = self.sequences.remove(key);
@@ -167,6 +172,7 @@ impl AttentionEngine {
 
     /// Counts a span's tokens as cached; it is not under way any more.
     pub(super) fn note_cached(&mut self, key: usize) {
+        self.pulse.pass(Instant::now());
         let span = &mut self.spans[key];
         span.trip.end();
         span.under_way = false;

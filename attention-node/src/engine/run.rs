@@ -117,7 +117,7 @@ impl AttentionEngine {
         let mut routed = std::mem::take(&mut self.buffers.routed);
         self.half.route(layer, residual, &mut routed, &mut self.buffers.scratch);
         let (top_k, row_bytes) = (routed.top_k(), routed.row_bytes());
-        let mut begin = 0;
+        let (mut begin, now) = (0, Instant::now());
         for &key in picked {
             let span = &mut self.spans[key];
             let rows = begin..begin + span.rows;
@@ -125,7 +125,7 @@ impl AttentionEngine {
             self.trips = self.trips.wrapping_add(1);
             let wire = &routed.wire()[rows.start * row_bytes..rows.end * row_bytes];
             let choices = rows.flat_map(|row| routed.choices(row));
-            span.trip.begin(self.trips, layer, top_k, wire, choices);
+            span.trip.begin(now, self.trips, layer, top_k, wire, choices);
         }
         self.buffers.routed = routed;
     }
@@ -208,8 +208,10 @@ impl AttentionEngine {
         let sequence = &mut self.sequences[sequence_key];
         let (first, time) = sequence.drew(Instant::now());
         let next = sequence.append(sampled, self.bounds.positions_max);
-        self.drawn.add(first, time);
-        self.joints.metrics.tokens.inc();
+        if !self.is_canary(sequence_key) {
+            self.drawn.add(first, time);
+            self.joints.metrics.tokens.inc();
+        }
         match next {
             Next::Token => {
                 if self.make_room(sequence_key) {

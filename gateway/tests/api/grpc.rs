@@ -145,7 +145,7 @@ async fn health_and_reflection_answer() {
     let gateway = start(saying("x")).await;
     let channel = channel(&gateway).await;
     let mut health = HealthClient::new(channel.clone());
-    for service in ["", "amoe.v1.Inference"] {
+    for service in ["", "amoe.v1.Inference", "demo"] {
         let asked = HealthCheckRequest { service: service.into() };
         // The status follows the view, in a task of its own.
         loop {

@@ -97,6 +97,22 @@ impl Processes {
         Ok(())
     }
 
+    /// Stops a process where it is; it is still there, and does nothing.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub async fn freeze(&mut self, name: &str) -> Result<()> {
+        self.program(name)?.signal("STOP").await
+    }
+
+    /// Lets a frozen process go on.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub async fn thaw(&mut self, name: &str) -> Result<()> {
+        self.program(name)?.signal("CONT").await
+    }
+
     /// Lets a process run for a fifth of the time only, as if its device had become slow.
     ///
     /// # Errors
