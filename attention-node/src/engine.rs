@@ -3,6 +3,7 @@
 mod admit;
 mod canary;
 mod run;
+mod traced;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -37,6 +38,7 @@ use crate::{
     ready::{Ready, Turn},
     sequence::Sequence,
     span::{Merge, Span, TicketParts},
+    trace::Trace,
 };
 
 /// Pause before choices that no node could take are offered again.
@@ -87,6 +89,8 @@ pub(crate) struct Submission {
     /// Has room for all tokens the sequence may get.
     pub(crate) outputs: mpsc::Sender<TokenOutput>,
     pub(crate) answer: oneshot::Sender<Result<(), Refusal>>,
+    /// Its trace, if it is sampled.
+    pub(crate) trace: Option<Box<Trace>>,
 }
 
 /// Why a sequence was not taken.
@@ -345,6 +349,9 @@ impl AttentionEngine {
         let sent = first.and_then(|parts| self.spans.get(parts.span)?.trip.sent(parts));
         if let Some(sent) = sent {
             self.experts.answered(node, sent.elapsed());
+        }
+        if !output.timings.is_empty() {
+            self.trace_answers(node, &output);
         }
         for done in output.results {
             let parts = TicketParts::of(done.ticket);

@@ -275,6 +275,8 @@ impl Experts {
         let (layer, serial) = (span.trip.layer, span.trip.serial());
         let (nodes, routed, batch) = (&mut self.nodes, &mut self.routed, &mut self.batch);
         let row = layer.index() * self.experts;
+        // The last row stands for all.
+        let traced = span.traced.then(|| span.rows - 1);
         span.trip.send_unsent(|unsent| {
             let expert = unsent.choice.expert;
             let decided = batch.as_mut().and_then(|batch| batch.next(expert));
@@ -289,6 +291,7 @@ impl Experts {
                 weight: unsent.choice.weight,
                 expert: unsent.choice.expert,
                 rank: unsent.rank as u8,
+                traced: traced == Some(unsent.row),
             });
             Some(node)
         });

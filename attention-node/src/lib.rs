@@ -10,6 +10,7 @@ mod ready;
 mod sequence;
 mod server;
 mod span;
+mod trace;
 
 use std::sync::Arc;
 
@@ -148,7 +149,8 @@ fn assemble(
         readiness: site.process.readiness.part(&config.node.name),
         metrics: Metrics::register(registry, &config.node.name)?,
     };
-    let door = Door::new(commands, shape.vocab, bounds.positions_max);
+    let tracer = site.process.tracer.clone();
+    let door = Door::new(commands, shape.vocab, bounds.positions_max, tracer);
     let by_batch = config.routing.by_batch;
     let experts = Experts::new(links, Handle::current(), &shape, by_batch);
     let pace = Pace::open(&config.node.device, &config.node.name)?;

@@ -6,7 +6,7 @@ use domain::{FinishReason, SamplingParams, SequenceRequest, TokenLogprobs, Token
 use model::{ModelSpec, Sampled, SamplingSpec, TokenCounts};
 use tokio::sync::mpsc;
 
-use crate::engine::SubmissionId;
+use crate::{engine::SubmissionId, trace::Trace};
 
 /// One sequence, waiting or running.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(crate) struct Sequence {
     pub(crate) span: Option<usize>,
     /// When it was admitted last; the youngest gives way first.
     pub(crate) admitted: u64,
+    /// Its trace, if it is sampled.
+    pub(crate) trace: Option<Box<Trace>>,
     params: SamplingParams,
     prompt_len: usize,
     spec: SamplingSpec,
@@ -74,6 +76,7 @@ impl Sequence {
             blocks: Vec::new(),
             span: None,
             admitted: 0,
+            trace: None,
             spec: sampling_spec(&params),
             params,
             prompt_len,
@@ -128,7 +131,13 @@ impl Sequence {
         (before.is_none(), now.saturating_duration_since(before.unwrap_or(self.arrived)))
     }
 
-    fn generated(&self) -> usize {
+    /// Whether the next token's position is one that was generated, not given.
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.cached >= self.prompt_len
+    }
+
+    /// Tokens generated so far, here and elsewhere.
+    pub(crate) fn generated(&self) -> usize {
         self.tokens.len() - self.prompt_len
     }
 }

@@ -4,8 +4,10 @@ use std::{
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
+    time::Instant,
 };
 
+use chassis::traces::{TRACEPARENT, Tracer};
 use domain::{SequenceRequest, TokenOutput};
 use futures::Stream;
 use proto::{
@@ -16,7 +18,10 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 use transport::mailbox::{Rejected, Sender};
 
-use crate::engine::{Command, Refusal, Submission, SubmissionId};
+use crate::{
+    engine::{Command, Refusal, Submission, SubmissionId},
+    trace::Trace,
+};
 
 /// Tokens that one answer message carries at most.
 const TOKENS_PER_MESSAGE: usize = 64;
@@ -28,6 +33,7 @@ pub(crate) struct Door {
     next: AtomicU64,
     vocab: u32,
     positions_max: usize,
+    tracer: Tracer,
 }
 
 /// The tokens of one sequence; dropping it cancels the sequence.
@@ -45,8 +51,13 @@ pub(crate) struct Tokens {
 impl Door {
     /// A door to the engine behind `commands`, for prompts of tokens below `vocab` and sequences of
     /// at most `positions_max` tokens.
-    pub(crate) fn new(commands: Sender<Command>, vocab: u32, positions_max: usize) -> Self {
-        Self { commands, next: AtomicU64::new(0), vocab, positions_max }
+    pub(crate) fn new(
+        commands: Sender<Command>,
+        vocab: u32,
+        positions_max: usize,
+        tracer: Tracer,
+    ) -> Self {
+        Self { commands, next: AtomicU64::new(0), vocab, positions_max, tracer }
     }
 
     fn check(&self, request: &SequenceRequest) -> Result<(), Invalid> {
@@ -77,12 +88,15 @@ impl Sequences for Door {
         &self,
         request: Request<wire::SequenceRequest>,
     ) -> Result<Response<Tokens>, Status> {
+        let parent = request.metadata().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+        let trace = self.tracer.follow(parent);
+        let trace = trace.map(|parent| Box::new(Trace::new(&self.tracer, parent, Instant::now())));
         let request = SequenceRequest::try_from(request.into_inner())?;
         self.check(&request)?;
         let (sender, outputs) = mpsc::channel(self.outputs_max(&request));
         let (answer, answered) = oneshot::channel();
         let id = SubmissionId(self.next.fetch_add(1, Ordering::Relaxed));
-        let submission = Box::new(Submission { id, request, outputs: sender, answer });
+        let submission = Box::new(Submission { id, request, outputs: sender, answer, trace });
         self.commands.try_send(Command::Submit(submission)).map_err(|rejected| match rejected {
             Rejected::Full(_) => Status::resource_exhausted("the node's mailbox is full"),
             Rejected::Closed(_) => Status::unavailable("the node has stopped"),

@@ -27,6 +27,8 @@ pub(crate) struct Span {
     pub(crate) stage: usize,
     /// Whether it has begun its way through the layers.
     pub(crate) under_way: bool,
+    /// Whether its sequence's trace tells of its layers.
+    pub(crate) traced: bool,
     /// `[rows, hidden]`, without the expert outputs that `trip` collects.
     pub(crate) residual: Vec<f32>,
     /// The way to the experts and back that it is on, or has just come back from.
@@ -289,8 +291,9 @@ mod tests {
     #[test]
     fn a_token_keeps_no_memory_of_the_chunk_before_it() {
         let (sequence, first_position, rows, stage) = (0, 0, 0, 0);
-        let (residual, trip, under_way) = (Vec::new(), trip(), false);
-        let mut span = Span { sequence, first_position, rows, stage, under_way, residual, trip };
+        let (residual, trip, under_way, traced) = (Vec::new(), trip(), false, false);
+        let mut span =
+            Span { sequence, first_position, rows, stage, under_way, traced, residual, trip };
         span.resize(128, 16);
         assert_eq!((span.rows, span.residual.len()), (128, 128 * 16));
         span.resize(1, 16);

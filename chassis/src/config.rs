@@ -19,6 +19,8 @@ mod tests;
 
 const PREFIX: &str = "AMOE_";
 const SEPARATOR: &str = "__";
+/// What other programs call `tracing.otlp_endpoint`; counts where that is not set.
+const COLLECTOR: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Why a configuration was refused; each message is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +76,18 @@ impl Layers {
         if let Some(path) = path {
             layers.table = read_file(path)?;
         }
+        let mut collector = None;
         for (name, text) in environment {
             if let Some(keys) = keys_of(&name) {
                 layers.set(name, text, &keys)?;
+            } else if name == COLLECTOR {
+                collector = Some(text);
             }
+        }
+        let keys = ["tracing", "otlp_endpoint"];
+        let named = layers.table.get(keys[0]).is_some_and(|section| section.get(keys[1]).is_some());
+        if let Some(text) = collector.filter(|text| !text.is_empty() && !named) {
+            layers.set(COLLECTOR.to_owned(), text, &keys.map(str::to_owned))?;
         }
         Ok(layers)
     }

@@ -10,6 +10,7 @@ pub mod role;
 pub mod routes;
 pub mod shutdown;
 pub mod telemetry;
+pub mod traces;
 
 pub use readiness::Readiness;
 pub use shutdown::Shutdown;

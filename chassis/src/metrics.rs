@@ -6,7 +6,8 @@
 //! component that can live twice in one process tells its copies apart by a constant label `node`.
 
 use prometheus::{
-    IntGauge, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+    IntCounter, IntGauge, Opts, Registry, TextEncoder, core::Collector,
+    process_collector::ProcessCollector,
 };
 
 use crate::VERSION;
@@ -33,6 +34,26 @@ pub fn registered<M: Collector + Clone + 'static>(
     Ok(metric)
 }
 
+/// What became of spans.
+#[derive(Clone, Debug)]
+pub(crate) struct TraceMetrics {
+    pub(crate) sent: IntCounter,
+    pub(crate) dropped: IntCounter,
+}
+
+impl TraceMetrics {
+    pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name, help| registered(registry, IntCounter::new(name, help));
+        Ok(Self {
+            sent: counter("amoe_trace_spans_sent_total", "Spans that the collector took.")?,
+            dropped: counter(
+                "amoe_trace_spans_dropped_total",
+                "Spans that the collector did not take, or not fast enough.",
+            )?,
+        })
+    }
+}
+
 /// Everything in `registry` as Prometheus text, format 0.0.4.
 pub fn encode(registry: &Registry) -> Result<String, prometheus::Error> {
     TextEncoder::new().encode_to_string(&registry.gather())
@@ -40,9 +61,7 @@ pub fn encode(registry: &Registry) -> Result<String, prometheus::Error> {
 
 #[cfg(test)]
 mod tests {
-    use prometheus::{IntCounter, Opts};
-
-    use super::{encode, registered, registry};
+    use super::*;
 
     #[test]
     fn the_text_holds_what_was_registered() {

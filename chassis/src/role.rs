@@ -23,6 +23,7 @@ use crate::{
     routes::Routes,
     shutdown::ShutdownConfig,
     telemetry::{self, TelemetryConfig},
+    traces::{Tracer, TracingConfig, TracingError},
 };
 
 #[cfg(test)]
@@ -45,6 +46,8 @@ pub struct Process {
     pub pages: Pages,
     /// Whom it trusts.
     pub trust: Trust,
+    /// Takes spans of requests that are traced.
+    pub tracer: Tracer,
 }
 
 impl Process {
@@ -66,6 +69,7 @@ impl Process {
             shutdown: Shutdown::on_signals(shutdown)?,
             pages: Pages::new(&trust),
             trust,
+            tracer: Tracer::default(),
         };
         process.pages.add(process.routes());
         Ok(process)
@@ -81,6 +85,16 @@ impl Process {
         self
     }
 
+    /// The same process, with traces of its requests as `config` says. Must be called inside a tokio runtime.
+    pub fn with_tracing(
+        mut self,
+        role: &str,
+        config: &TracingConfig,
+    ) -> Result<Self, TracingError> {
+        self.tracer = Tracer::start(role, config, &self.registry)?;
+        Ok(self)
+    }
+
     /// `/metrics`, `/health`, `/livez` and `/readyz` of this process.
     pub fn routes(&self) -> Routes {
         admin::routes(self.registry.clone(), self.readiness.clone(), self.shutdown.clone())
@@ -92,12 +106,13 @@ impl Process {
     }
 }
 
-/// The sections of a configuration file that every role has: `[admin]`, `[telemetry]`, `[shutdown]`, and `[tls]`
-/// and `[keys]` if it wants to.
+/// The sections of a configuration file that every role has: `[admin]`, `[telemetry]`, `[tracing]`, `[shutdown]`, and
+/// `[tls]` and `[keys]` if it wants to.
 #[derive(Clone, Debug, Default)]
 pub struct ProcessConfig {
     pub admin: AdminConfig,
     pub telemetry: TelemetryConfig,
+    pub tracing: TracingConfig,
     pub shutdown: ShutdownConfig,
     pub trust: TrustConfig,
 }
@@ -119,13 +134,15 @@ pub fn load<C: RoleConfig>(path: Option<&Path>) -> Result<(ProcessConfig, C), Co
     let process = ProcessConfig {
         admin: layers.take("admin")?,
         telemetry: layers.take("telemetry")?,
+        tracing: layers.take("tracing")?,
         shutdown: layers.take("shutdown")?,
         trust: TrustConfig { tls: layers.take("tls")?, keys: layers.take("keys")? },
     };
     let origin = layers.origin();
     let config: C = layers.decode()?;
     let checked = config.check().and_then(|()| {
-        telemetry::filter(&process.telemetry).map(drop).map_err(|error| error.to_string())
+        telemetry::filter(&process.telemetry).map(drop).map_err(|error| error.to_string())?;
+        process.tracing.check().map_err(|error| error.to_string())
     });
     checked.map_err(|reason| ConfigError::Nonsense { origin, reason })?;
     Ok((process, config))
@@ -237,8 +254,10 @@ where
         .map_err(Exit::failure)?;
     let outcome = runtime.block_on(async {
         let process = Process::new(role, &config.shutdown, &config.trust).map_err(Exit::failure)?;
+        let process = process.with_tracing(role, &config.tracing).map_err(Exit::failure)?;
         let _admin = process.open_admin(&config.admin).await.map_err(Exit::failure)?;
         let served = process.shutdown.guard(run(process.clone())).await;
+        process.tracer.flush().await;
         served.map_err(Exit::failure)?.map_err(Exit::failure)
     });
     runtime.shutdown_timeout(ABANDON);

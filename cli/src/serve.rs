@@ -11,6 +11,7 @@ use chassis::{
     role::Process,
     shutdown::ShutdownConfig,
     telemetry::{self, TelemetryConfig},
+    traces::TracingConfig,
 };
 use clap::Args;
 use gateway::config::ServerConfig;
@@ -51,6 +52,9 @@ pub(crate) struct Flags {
     /// What is logged: `info`, `warn,gateway=debug`.
     #[arg(long, default_value = "info", env = "AMOE_LOG")]
     log: String,
+    /// Send traces of requests to this collector, by OTLP over gRPC: `http://HOST:PORT`.
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_traces_endpoint: Option<String>,
     /// How long work in progress may take to finish after a stop.
     #[arg(long, default_value_t = 45_000, value_name = "MS", env = "AMOE_DRAIN_MS")]
     drain_ms: u64,
@@ -74,6 +78,9 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
         if !flags.api_key.is_empty() {
             process = process.with_keys(Keys::plain(&flags.api_key));
         }
+        let tracing =
+            TracingConfig { otlp_endpoint: flags.otlp_traces_endpoint, ..TracingConfig::default() };
+        let process = process.with_tracing("serve", &tracing)?;
         let admin = flags.admin.map(|address| AdminConfig { address, ..AdminConfig::default() });
         let _door = match &admin {
             Some(admin) => Some(process.open_admin(admin).await?),
@@ -81,6 +88,8 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
         };
         let (names, all) = (flags.served_model_name, flags.cluster);
         let cluster = LocalCluster::open(all, server, public_tls, names, process.clone()).await?;
-        process.shutdown.guard(cluster.serve()).await?
+        let served = process.shutdown.guard(cluster.serve()).await;
+        process.tracer.flush().await;
+        served?
     })
 }

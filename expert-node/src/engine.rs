@@ -327,7 +327,7 @@ impl ExpertEngine {
         if pairs > 0 {
             let predicted_ns = self.predict();
             let due = began + self.joints.pace.launch(self.launch.tokens());
-            self.compute(layer, due);
+            self.compute(layer, began, due);
             let took = began.elapsed();
             if let Schedule::Async(batcher) = &mut self.schedule {
                 batcher.ran(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
@@ -361,18 +361,22 @@ impl ExpertEngine {
         }
     }
 
-    /// Computes the run and sends the results, not before `due`.
-    fn compute(&mut self, layer: Layer, due: Instant) {
+    /// Computes the run that began at `began` and sends the results, not before `due`.
+    fn compute(&mut self, layer: Layer, began: Instant, due: Instant) {
         let mut frames = Vec::with_capacity(self.peers.len());
-        let publish = |peer, frame| frames.push((peer, frame));
-        let outcome = self.launch.run(layer, &self.shard, self.row_bytes, publish);
+        let publish = |peer, output| frames.push((peer, output));
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let began_ns = ns(began.saturating_duration_since(self.began));
+        let outcome = self.launch.run(layer, &self.shard, self.row_bytes, began_ns, publish);
         if let Err(error) = outcome {
             // Pairs are checked when they arrive and experts leave only after their epoch is over.
             tracing::error!(%error, %layer, "a run was dropped");
         }
         Pace::hold(due);
-        for (peer, frame) in frames {
-            self.send(peer, frame);
+        let ran_ns = ns(began.elapsed());
+        for (peer, mut output) in frames {
+            output.timings.iter_mut().for_each(|timing| timing.ran_ns = ran_ns);
+            self.send(peer, Frame::Output(output));
         }
     }
 

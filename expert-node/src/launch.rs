@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use domain::{Expert, Layer, NodeId};
 use model::{ExpertWork, FfnRow, ModelError};
-use proto::frame::{Done, Frame, Output};
+use proto::frame::{Done, Output, Timing};
 
 use crate::{queues::Taken, shard::Shard};
 
@@ -50,7 +50,8 @@ impl Launch {
         self.experts.iter().zip(begins).map(|(&(_, end), begin)| end - begin)
     }
 
-    /// Computes the run and gives one frame per sender to `publish`. The launch is empty afterwards.
+    /// Computes the run, which began at `now_ns`, and gives one frame per sender to `publish`. The launch is empty
+    /// afterwards. Timings of traced pairs say how long they were queued.
     ///
     /// # Errors
     /// An expert is not resident; nothing was computed.
@@ -59,13 +60,14 @@ impl Launch {
         layer: Layer,
         shard: &Shard,
         row_bytes: usize,
-        publish: impl FnMut(NodeId, Frame),
+        now_ns: u64,
+        publish: impl FnMut(NodeId, Output),
     ) -> Result<(), ModelError> {
         self.place();
         let mut out = Vec::new();
         let outcome = self.compute(layer, shard, &mut out);
         if outcome.is_ok() {
-            self.sort(layer, out.into(), row_bytes, publish);
+            self.sort(layer, out.into(), now_ns, publish);
         }
         self.pairs.clear();
         self.experts.clear();
@@ -116,9 +118,10 @@ impl Launch {
         &self,
         layer: Layer,
         mut rows: Bytes,
-        row_bytes: usize,
-        mut publish: impl FnMut(NodeId, Frame),
+        now_ns: u64,
+        mut publish: impl FnMut(NodeId, Output),
     ) {
+        let Some(row_bytes) = rows.len().checked_div(self.pairs.len()) else { return };
         let mut order: Vec<usize> = vec![0; self.pairs.len()];
         for (pair, &output) in self.outputs.iter().enumerate() {
             order[output] = pair;
@@ -133,9 +136,19 @@ impl Launch {
                 layer,
                 results: results.collect(),
                 rows: rows.split_to((end - begin) * row_bytes),
+                timings: self.timings(&order[begin..end], now_ns),
             };
-            publish(peer, Frame::Output(output));
+            publish(peer, output);
             begin = end;
         }
+    }
+
+    /// How long the traced ones of a frame's pairs were queued.
+    fn timings(&self, pairs: &[usize], now_ns: u64) -> Vec<Timing> {
+        let traced = (0..).zip(pairs).filter_map(|(result, &pair)| {
+            let queued_ns = now_ns.saturating_sub(self.pairs[pair].traced?);
+            Some(Timing { result, queued_ns, ran_ns: 0 })
+        });
+        traced.collect()
     }
 }

@@ -39,6 +39,7 @@ struct Queued {
     ticket: Ticket,
     weight: f32,
     rank: u8,
+    traced: bool,
 }
 
 /// One pair that was taken out to run.
@@ -56,6 +57,8 @@ pub(crate) struct Taken {
     pub(crate) ticket: Ticket,
     /// Rank of the expert within the row.
     pub(crate) rank: u8,
+    /// When it came, if its sender wants to be told how long it took.
+    pub(crate) traced: Option<u64>,
 }
 
 // === impl MicroQueues ===
@@ -136,6 +139,7 @@ impl MicroQueues {
                 ticket: pair.ticket,
                 weight: pair.weight,
                 rank: pair.rank,
+                traced: pair.traced,
             });
         }
     }
@@ -178,6 +182,7 @@ impl MicroQueues {
             weight: pair.weight,
             ticket: pair.ticket,
             rank: pair.rank,
+            traced: pair.traced.then_some(held.arrived_ns),
         };
         self.let_go(pair.frame);
         Some(taken)

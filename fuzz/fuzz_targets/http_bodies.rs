@@ -41,6 +41,7 @@ static GATEWAY: LazyLock<(Runtime, Router)> = LazyLock::new(|| {
         shutdown: Shutdown::new(Duration::from_secs(1)),
         pages: Pages::default(),
         trust: Trust::default(),
+        tracer: chassis::traces::Tracer::default(),
     };
     let (_, view) = watch::channel(std::sync::Arc::default());
     let sequences = Sequences::new(Hub::new(), KeepAlive::default());

@@ -15,6 +15,7 @@ use crate::{
     request::{Prompt, Request, Wishes, token_ids},
     requests::{Requests, Running},
     server::{FirstToken, RequestId},
+    trace::Traceparent,
 };
 
 /// The service.
@@ -39,7 +40,8 @@ impl Inference {
     async fn start(&self, call: tonic::Request<wire::GenerateRequest>) -> Result<Call, Status> {
         let header = call.extensions().get::<RequestId>().map(|id| id.0.clone());
         let first_token = call.extensions().get::<FirstToken>().and_then(|wanted| wanted.0);
-        let begun = self.begin(header, first_token, call.into_inner()).await;
+        let traceparent = call.extensions().get::<Traceparent>().cloned().unwrap_or_default();
+        let begun = self.begin(header, first_token, traceparent, call.into_inner()).await;
         begun.map_err(|refusal| {
             self.requests.metrics.refused(refusal.kind);
             refusal.into()
@@ -50,6 +52,7 @@ impl Inference {
         &self,
         header: Option<String>,
         first_token: Option<Duration>,
+        traceparent: Traceparent,
         call: wire::GenerateRequest,
     ) -> Result<Call, Refusal> {
         let served = &self.requests.model;
@@ -60,7 +63,7 @@ impl Inference {
         let logprobs = wishes.logprobs.is_some();
         let sampling = wishes.check(served.vocab)?;
         let prompts = vec![self.prompt(call.prompt).await?];
-        let request = Request { id: id.clone(), prompts, sampling, first_token };
+        let request = Request { id: id.clone(), prompts, sampling, first_token, traceparent };
         let running = self.requests.start(request).await?;
         Ok(Call { id, model, logprobs, running })
     }

@@ -22,6 +22,7 @@ mod sequence;
 mod server;
 mod stop;
 mod tokenizer;
+mod trace;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -112,6 +113,7 @@ impl Gateway {
             Arc::clone(&model),
             Nodes::new(cluster, Duration::from_secs(config.patience.node_s)),
             Arc::clone(&metrics),
+            process.tracer.clone(),
             &config,
         ));
         let (health, health_service) = tonic_health::server::health_reporter();

@@ -79,10 +79,15 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// Runs a sequence at this place; resolves when the node has taken it or refused it.
-    pub(crate) async fn run(&self, request: SequenceRequest) -> Result<Tokens, SequenceError> {
+    /// Runs a sequence at this place, below a span if it is traced; resolves when the node has taken it or
+    /// refused it.
+    pub(crate) async fn run(
+        &self,
+        request: SequenceRequest,
+        traceparent: Option<&str>,
+    ) -> Result<Tokens, SequenceError> {
         let sequences = &self.nodes.cluster.sequences;
-        sequences.run(&self.node.address, request).await
+        sequences.run_traced(&self.node.address, request, traceparent).await
     }
 }
 

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use domain::SamplingParams;
 
-use crate::refusal::{Kind, Refusal};
+use crate::{
+    refusal::{Kind, Refusal},
+    trace::Traceparent,
+};
 
 /// Choices that one request may ask for per prompt.
 pub(crate) const CHOICES_MAX: u32 = 128;
@@ -87,7 +90,7 @@ pub(crate) enum Prompt {
 }
 
 /// A request that keeps every rule which can be checked without its tokens.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     /// Names it in logs, traces and the answer.
     pub(crate) id: String,
@@ -97,6 +100,8 @@ pub(crate) struct Request {
     pub(crate) sampling: Sampling,
     /// When the client wants its first token.
     pub(crate) first_token: Option<Duration>,
+    /// What the client said of its trace.
+    pub(crate) traceparent: Traceparent,
 }
 
 impl Request {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use chassis::traces::Tracer;
 use domain::{SamplingParams, SequenceRequest};
 use policy::admission::Bounds;
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +18,7 @@ use crate::{
     refusal::{Kind, Refusal},
     request::{Prompt, Request},
     sequence::{Clock, Event, Sequence, no_node},
+    trace::RequestTrace,
 };
 
 /// Pieces of a request that wait for a slow client; when it is reached, its nodes wait too.
@@ -33,6 +35,7 @@ pub(crate) struct Requests {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) nodes: Arc<Nodes>,
     door: Arc<Door>,
+    tracer: Tracer,
     patience: PatienceConfig,
     prompt_tokens_max: Option<u32>,
 }
@@ -48,6 +51,8 @@ pub(crate) struct Running {
     tokens: Vec<usize>,
     open: usize,
     metrics: Arc<Metrics>,
+    /// Its trace ends with it.
+    _trace: Option<RequestTrace>,
 }
 
 impl Requests {
@@ -55,6 +60,7 @@ impl Requests {
         model: Arc<ServedModel>,
         nodes: Arc<Nodes>,
         metrics: Arc<Metrics>,
+        tracer: Tracer,
         config: &Config,
     ) -> Self {
         let bounds = Bounds {
@@ -67,6 +73,7 @@ impl Requests {
             nodes,
             door: Door::new(bounds, Arc::clone(&metrics)),
             metrics,
+            tracer,
             patience: config.patience,
             prompt_tokens_max: config.bounds.prompt_tokens_max,
         }
@@ -75,14 +82,19 @@ impl Requests {
     /// Admits and starts a request. Resolves when attention nodes have taken all its sequences.
     pub(crate) async fn start(&self, request: Request) -> Result<Running, Refusal> {
         let arrived = Instant::now();
+        let Request { traceparent, id, .. } = &request;
+        let trace = RequestTrace::begin(&self.tracer, traceparent, id, arrived);
         let admitted = self.door.enter(request.sequences(), request.first_token)?;
         if self.nodes.standing() == Standing::Away {
             return Err(no_node());
         }
-        let Request { id, prompts, sampling, first_token: _ } = request;
+        let Request { id, prompts, sampling, .. } = request;
         let prompts = self.tokenize(prompts).await?;
         prompts.iter().try_for_each(|tokens| self.check_length(tokens.len()))?;
         self.metrics.tokenize.observe(arrived.elapsed().as_secs_f64());
+        if let Some(trace) = &trace {
+            trace.tokenized(prompts.iter().map(Vec::len).sum());
+        }
 
         let settle = |tokens: &Vec<u32>| sampling.settle(tokens.len(), self.model.positions_max);
         let params = prompts.iter().map(settle).collect::<Result<Vec<_>, _>>()?;
@@ -104,6 +116,7 @@ impl Requests {
                 metrics: Arc::clone(&self.metrics),
                 patience: self.patience,
                 clock: Clock::new(arrived),
+                trace: trace.as_ref().map(|trace| trace.choice(choice)),
             };
             tokio::spawn(sequence.drive());
         }
@@ -114,6 +127,7 @@ impl Requests {
             tokens: vec![0; accepted.len()],
             open: accepted.len(),
             metrics: Arc::clone(&self.metrics),
+            _trace: trace,
         };
         // Dropping `running` on an early return cancels all sequences.
         for answer in accepted {

@@ -23,6 +23,7 @@ use crate::{
     nodes::{Nodes, Place, Standing},
     output::{Output, Piece},
     refusal::{Kind, Refusal},
+    trace::{Attempt, ChoiceTrace},
 };
 
 /// First pause when no node is left to try; each further one is twice as long.
@@ -49,6 +50,8 @@ pub(crate) struct Sequence {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) patience: PatienceConfig,
     pub(crate) clock: Clock,
+    /// Its request's trace, if that is sampled.
+    pub(crate) trace: Option<ChoiceTrace>,
 }
 
 impl fmt::Debug for Sequence {
@@ -153,6 +156,9 @@ impl Sequence {
 
     fn ended(&self, outcome: Outcome) {
         let decode = self.clock.first.zip(self.clock.last);
+        if let Some(trace) = &self.trace {
+            trace.ended(self.clock.arrived, decode, self.generated());
+        }
         let decode = decode.map_or(Duration::ZERO, |(first, last)| last - first);
         self.metrics.ended(outcome, self.generated(), self.clock.arrived.elapsed(), decode);
     }
@@ -234,6 +240,8 @@ impl Sequence {
 
     /// Runs on one node until the end or until the node fails.
     async fn attempt(&mut self, place: Place) -> Result<Last, Miss> {
+        let span = self.trace.as_ref().map(|trace| trace.attempt(&place.node.name));
+        let parent = span.as_ref().map(Attempt::traceparent);
         let silent = |waited: Duration| {
             Miss::Lost(format!("no word from the node for {} s", waited.as_secs()))
         };
@@ -247,7 +255,7 @@ impl Sequence {
         };
         let mut waited = Duration::from_secs(self.patience.first_token_s);
         let mut stream = tokio::select! {
-            ran = timeout(waited, place.run(self.request.clone())) => ran.map_err(|_| silent(waited))??,
+            ran = timeout(waited, place.run(self.request.clone(), parent.as_deref())) => ran.map_err(|_| silent(waited))??,
             () = silence => return Err(silent(SILENCE)),
         };
         if let Some(accepted) = self.accepted.take() {

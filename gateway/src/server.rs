@@ -14,6 +14,7 @@ use bytes::Bytes;
 use chassis::{
     http::Limits,
     routes::{Audience, Guard, KeyName, Routes},
+    traces::TRACEPARENT,
 };
 use tokio::time::timeout;
 use tonic::Status;
@@ -26,6 +27,7 @@ use crate::{
     deadline::Deadlined,
     metrics::Metrics,
     refusal::{Kind, Refusal},
+    trace::Traceparent,
 };
 
 const REQUEST_ID: &str = "x-request-id";
@@ -184,13 +186,16 @@ fn nothing_here(guard: &Guard, request: &Request) -> Response {
     }
 }
 
-/// Gives every request a name and sends it back.
+/// Gives every request a name and sends it back; keeps what it says of its trace.
 async fn name_request(mut request: Request, next: Next) -> Response {
     let stated = request.headers().get(REQUEST_ID);
     let stated = stated.and_then(|id| RequestId::accept(id.to_str().ok()?));
     let id = stated.unwrap_or_else(|| RequestId(crate::random::request_id()));
     let header = HeaderValue::from_str(&id.0);
     tracing::debug!(id = id.0, method = %request.method(), path = request.uri().path(), "request");
+    let stated = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let traceparent = Traceparent(stated.map(str::to_owned));
+    request.extensions_mut().insert(traceparent);
     request.extensions_mut().insert(id);
     let mut response = next.run(request).await;
     if let Ok(header) = header {

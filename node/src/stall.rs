@@ -99,7 +99,12 @@ mod tests {
         let beat = Beat { health: Health::Ready, load: Load::default(), epoch_ready: Epoch(1) };
         let beats = watch::Sender::new(beat);
         let tasks = [
-            tokio::spawn(notice(turns, Duration::from_millis(5), readiness.clone(), stalled.clone())),
+            tokio::spawn(notice(
+                turns,
+                Duration::from_millis(5),
+                readiness.clone(),
+                stalled.clone(),
+            )),
             tokio::spawn(confess(beats.clone(), stalled.subscribe())),
         ];
         let mut heard = beats.subscribe();

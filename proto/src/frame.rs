@@ -9,7 +9,8 @@ use domain::{Epoch, Expert, Layer, NodeId};
 
 use crate::{Invalid, internal as wire};
 
-/// Bytes of one packed [`Pair`]: ticket u64, row u32, weight f32, expert u16, rank u8, zero u8.
+/// Bytes of one packed [`Pair`]: ticket u64, row u32, weight f32, expert u16, rank u8, flags u8 (1: traced; receivers
+/// ignore flags that they do not know).
 pub const PAIR_BYTES: usize = 20;
 /// Bytes of one packed [`Done`]: ticket u64, rank u8, three zeros.
 pub const DONE_BYTES: usize = 12;
@@ -32,6 +33,8 @@ pub struct Pair {
     pub expert: Expert,
     /// Position of this expert among the row's chosen ones, ascending by expert id.
     pub rank: u8,
+    /// Whether the sender wants to be told its [`Timing`].
+    pub traced: bool,
 }
 
 /// One finished pair.
@@ -41,6 +44,17 @@ pub struct Done {
     pub ticket: Ticket,
     /// The pair's rank within the row.
     pub rank: u8,
+}
+
+/// The time of one traced pair on its expert node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Index among the output's results.
+    pub result: u32,
+    /// In its μ-queue.
+    pub queued_ns: u64,
+    /// In the run that computed it.
+    pub ran_ns: u64,
 }
 
 /// Rows to run through experts of one layer.
@@ -72,6 +86,8 @@ pub struct Output {
     pub results: Vec<Done>,
     /// One row per result, in the same order.
     pub rows: Bytes,
+    /// Of the pairs that were traced; usually none.
+    pub timings: Vec<Timing>,
 }
 
 /// Lockstep mode: tokens per expert that one batch chose in one layer, of one attention node on the
@@ -175,6 +191,7 @@ impl Frame {
                 layer: u32::from(output.layer.0),
                 results: pack_results(&output.results),
                 rows: output.rows,
+                timings: output.timings.into_iter().map(Timing::encode).collect(),
             }),
             Self::Cancel(tickets) => Kind::Cancel(wire::Cancel {
                 tickets: tickets.into_iter().map(|ticket| ticket.0).collect(),
@@ -215,6 +232,20 @@ impl Frame {
             Kind::Barrier(barrier) => Ok(Self::Barrier { step: barrier.step }),
             Kind::Tally(tally) => decode_tally(tally, limits).map(Self::Tally),
         }
+    }
+}
+
+// === impl Timing ===
+
+impl Timing {
+    fn encode(self) -> wire::Timing {
+        let Self { result, queued_ns, ran_ns } = self;
+        wire::Timing { result, queued_ns, ran_ns }
+    }
+
+    fn decode(timing: wire::Timing) -> Self {
+        let wire::Timing { result, queued_ns, ran_ns } = timing;
+        Self { result, queued_ns, ran_ns }
     }
 }
 
@@ -282,7 +313,12 @@ fn decode_output(output: wire::Output, limits: &Limits) -> Result<Output, Invali
             format!("has {rows} rows for {} results, expected one each", results.len()),
         ));
     }
-    Ok(Output { step: output.step, layer, results, rows: output.rows })
+    let timing = |timing: wire::Timing| match timing.result as usize {
+        result if result < rows => Ok(Timing::decode(timing)),
+        result => Err(Invalid::new("output.timings", format!("name result {result} of {rows}"))),
+    };
+    let timings = output.timings.into_iter().map(timing).collect::<Result<_, _>>()?;
+    Ok(Output { step: output.step, layer, results, rows: output.rows, timings })
 }
 
 fn decode_tally(tally: wire::Tally, limits: &Limits) -> Result<Tally, Invalid> {
@@ -307,7 +343,7 @@ fn pack_pairs(pairs: &[Pair]) -> Bytes {
         packed.put_f32_le(pair.weight);
         packed.put_u16_le(pair.expert.0);
         packed.put_u8(pair.rank);
-        packed.put_u8(0);
+        packed.put_u8(u8::from(pair.traced));
     }
     packed.freeze()
 }
@@ -353,6 +389,7 @@ fn unpack_pair(record: &[u8; PAIR_BYTES], rows: usize, limits: &Limits) -> Resul
         weight,
         expert: Expert(expert),
         rank: limits.rank("dispatch.pairs", record[18])?,
+        traced: record[19] & 1 == 1,
     })
 }
 
@@ -385,6 +422,7 @@ mod tests {
             weight: 0.25,
             expert: Expert(expert),
             rank,
+            traced: row == 1,
         };
         Dispatch {
             epoch: Epoch(3),
@@ -403,6 +441,7 @@ mod tests {
             layer: Layer(0),
             results: vec![Done { ticket: Ticket(u64::MAX), rank: 1 }],
             rows: Bytes::from_static(b"01234567"),
+            timings: vec![Timing { result: 0, queued_ns: 7, ran_ns: u64::MAX }],
         };
         let hello =
             Hello { node: NodeId(4), model_fingerprint: "abc".into(), credit_bytes: 1 << 40 };
@@ -433,6 +472,12 @@ mod tests {
         check(&|d| d.pairs[0].expert = Expert(16), "dispatch.pairs: name expert 16 of 16");
         check(&|d| d.pairs[0].rank = 2, "dispatch.pairs: has rank 2, top-k is 2");
         check(&|d| d.pairs[0].weight = f32::NAN, "dispatch.pairs: have the gate weight NaN");
+        let timings = vec![Timing { result: 1, queued_ns: 0, ran_ns: 0 }];
+        let (results, rows) =
+            (vec![Done { ticket: Ticket(1), rank: 0 }], Bytes::from_static(&[0; 8]));
+        let output = Output { step: 0, layer: Layer(0), results, rows, timings };
+        let error = Frame::decode(Frame::Output(output).encode(), &LIMITS).unwrap_err();
+        assert_eq!(error.to_string(), "output.timings: name result 1 of 1");
         let short = Tally { step: 1, layer: Layer(0), tokens: vec![1] };
         let error = Frame::decode(Frame::Tally(short).encode(), &LIMITS).unwrap_err();
         assert_eq!(error.to_string(), "tally.tokens: has 1 counts, expected 16");
@@ -449,7 +494,9 @@ mod tests {
                 epoch: 0, step: 0, layer, pairs: pairs.into(), rows: rows.clone().into(),
                 behind: Vec::new(),
             };
-            let output = wire::Output { layer, results: results.into(), rows: rows.into(), step: 0 };
+            let output = wire::Output {
+                layer, results: results.into(), rows: rows.into(), step: 0, timings: Vec::new(),
+            };
             for kind in [wire::frame::Kind::Dispatch(dispatch), wire::frame::Kind::Output(output)] {
                 let _ = Frame::decode(wire::Frame { kind: Some(kind) }, &LIMITS);
             }

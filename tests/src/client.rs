@@ -67,6 +67,8 @@ pub struct Client {
     grpc: InferenceClient<Channel>,
     /// The value of `authorization`.
     bearer: Option<String>,
+    /// The value of `traceparent`.
+    parent: Option<String>,
     answered: watch::Sender<usize>,
 }
 
@@ -91,8 +93,16 @@ impl Client {
             grpc: InferenceClient::new(endpoint.connect_with_connector_lazy(dial.clone())),
             dial,
             bearer: key.map(|key| format!("Bearer {key}")),
+            parent: None,
             answered: watch::Sender::default(),
         })
+    }
+
+    /// A client whose requests belong to a span, as W3C writes it.
+    #[must_use]
+    pub fn below(mut self, traceparent: &str) -> Self {
+        self.parent = Some(traceparent.to_owned());
+        self
     }
 
     /// Where the gateway listens.
@@ -176,6 +186,9 @@ impl Client {
         if let Some(bearer) = &self.bearer {
             request = request.header("authorization", bearer);
         }
+        if let Some(parent) = &self.parent {
+            request = request.header("traceparent", parent);
+        }
         Ok(self.http.request(request.body(Full::new(Bytes::from(body)))?).await?)
     }
 
@@ -187,6 +200,9 @@ impl Client {
         let mut request = tonic::Request::new(request);
         if let Some(bearer) = &self.bearer {
             request.metadata_mut().insert("authorization", bearer.parse()?);
+        }
+        if let Some(parent) = &self.parent {
+            request.metadata_mut().insert("traceparent", parent.parse()?);
         }
         let mut stream = self.grpc.clone().generate_stream(request).await?.into_inner();
         let mut reply = Reply::default();

@@ -108,6 +108,7 @@ impl Cluster {
             shutdown: Shutdown::new(PATIENCE),
             pages: chassis::admin::Pages::default(),
             trust: trust::Trust::default(),
+            tracer: chassis::traces::Tracer::default(),
         };
         let hub = Hub::new();
         let mut config = coordinator::Config::default();

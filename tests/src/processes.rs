@@ -60,6 +60,8 @@ pub struct Processes {
     muted: bool,
     /// Whether the wall clock of all roles can be stepped.
     stepped: bool,
+    /// Where their traces go.
+    collector: Option<String>,
 }
 
 /// An address that no other test and no other program uses: each test process has an address of the
@@ -152,6 +154,7 @@ impl Processes {
             security: None,
             muted: false,
             stepped: false,
+            collector: None,
         })
     }
 
@@ -211,6 +214,16 @@ impl Processes {
         let all = Self::new()?;
         let file = all.folder.path().join("coordinator.redb").display().to_string();
         all.led(attention, experts, &[("STORE__KIND", "embedded"), ("STORE__PATH", &file)]).await
+    }
+
+    /// The same with traces of those requests that ask for them, sent to a collector.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn traced(attention: usize, experts: usize, collector: &str) -> Result<Self> {
+        let mut all = Self::new()?;
+        all.collector = Some(collector.to_owned());
+        all.joined(attention, experts, &[]).await
     }
 
     async fn joined(
@@ -334,6 +347,10 @@ impl Processes {
         self.disturb(&mut program.command)?;
         for (key, value) in self.security.iter().flat_map(|security| security.settings(role)) {
             program.command.env(format!("AMOE_{key}"), value);
+        }
+        if let Some(collector) = &self.collector {
+            program.command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector);
+            program.command.env("AMOE_TRACING__RATIO", "0");
         }
         for (key, value) in differs {
             program.command.env(format!("AMOE_{key}"), value);

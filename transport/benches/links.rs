@@ -100,8 +100,14 @@ impl End {
 }
 
 fn dispatch(rows: &Bytes) -> Frame {
-    let pair =
-        |row| Pair { ticket: Ticket(u64::from(row)), row, weight: 0.5, expert: Expert(3), rank: 0 };
+    let pair = |row| Pair {
+        ticket: Ticket(u64::from(row)),
+        row,
+        weight: 0.5,
+        expert: Expert(3),
+        rank: 0,
+        traced: false,
+    };
     let count = u32::try_from(rows.len() / ROW_BYTES).expect("few rows");
     Frame::Dispatch(Dispatch {
         epoch: Epoch(1),
@@ -120,6 +126,7 @@ fn output(dispatch: &Dispatch) -> Frame {
         layer: dispatch.layer,
         results: dispatch.pairs.iter().map(done).collect(),
         rows: dispatch.rows.clone(),
+        timings: Vec::new(),
     })
 }
 

@@ -23,6 +23,8 @@ mod tests;
 
 /// Nodes a pool keeps a connection to; the one not used for longest makes room.
 const NODES_MAX: usize = 256;
+/// W3C's key for the span that a call belongs to.
+const TRACEPARENT: &str = "traceparent";
 /// Largest request: the longest prompts, five bytes a token at most.
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 
@@ -78,10 +80,27 @@ impl Sequences {
         address: &str,
         request: SequenceRequest,
     ) -> Result<Tokens, SequenceError> {
+        self.run_traced(address, request, None).await
+    }
+
+    /// The same below a span of a trace, in W3C's form.
+    ///
+    /// # Errors
+    /// When the node did not take it.
+    pub async fn run_traced(
+        &self,
+        address: &str,
+        request: SequenceRequest,
+        traceparent: Option<&str>,
+    ) -> Result<Tokens, SequenceError> {
         let channel =
             self.channel(address).map_err(|error| SequenceError::Invalid(error.to_string()))?;
         let mut client = SequencesClient::new(channel).max_encoding_message_size(REQUEST_BYTES_MAX);
-        let outputs = client.run(proto::internal::SequenceRequest::from(request)).await;
+        let mut call = tonic::Request::new(proto::internal::SequenceRequest::from(request));
+        if let Some(parent) = traceparent.and_then(|parent| parent.parse().ok()) {
+            call.metadata_mut().insert(TRACEPARENT, parent);
+        }
+        let outputs = client.run(call).await;
         let outputs = outputs.map_err(|status| SequenceError::from(&status))?.into_inner();
         Ok(Tokens { outputs, ended: false })
     }

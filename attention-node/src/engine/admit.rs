@@ -12,7 +12,7 @@ use crate::{
 
 impl AttentionEngine {
     pub(super) fn submit(&mut self, submission: Submission) {
-        let Submission { id, request, outputs, answer } = submission;
+        let Submission { id, request, outputs, answer, trace } = submission;
         let refusal = if self.joints.shutdown.is_requested() {
             Some(Refusal::Draining)
         } else if self.waiting.len() >= self.bounds.waiting_max {
@@ -29,7 +29,8 @@ impl AttentionEngine {
         if answer.send(Ok(())).is_err() {
             return;
         }
-        let sequence = Sequence::new(id, request, self.half.spec(), outputs);
+        let mut sequence = Sequence::new(id, request, self.half.spec(), outputs);
+        sequence.trace = trace;
         let key = self.sequences.insert(sequence);
         self.submissions.insert(id, key);
         self.waiting.push_back(key);
@@ -76,6 +77,7 @@ impl AttentionEngine {
                 rows,
                 stage: 0,
                 under_way: false,
+                traced: false,
                 residual: Vec::new(),
                 trip: Trip::default(),
             }),
@@ -84,6 +86,9 @@ impl AttentionEngine {
         let state = &mut self.spans[span];
         state.first_position = first_position;
         state.stage = 0;
+        let name = if sequence.is_decoding() { "decode" } else { "prefill" };
+        let trace = sequence.trace.as_mut();
+        state.traced = trace.is_some_and(|trace| trace.begin_pass(name, rows, Instant::now()));
         state.resize(rows, self.half.spec().hidden);
         let tokens = &sequence.tokens[first_position..first_position + rows];
         self.half.embed(tokens, &mut state.residual);
@@ -132,6 +137,10 @@ impl AttentionEngine {
         self.waiting.retain(|&waiting| waiting != key);
         let mut sequence = self.sequences.remove(key);
         self.blocks.release(&mut sequence.blocks);
+        let tokens = sequence.generated();
+        if let Some(trace) = sequence.trace.take() {
+            trace.end(tokens);
+        }
         self.submissions.remove(&sequence.id);
     }
 
@@ -151,6 +160,9 @@ impl AttentionEngine {
     /// A span's layer is complete: it is ready for the next one, or has come to its end.
     pub(super) fn advance(&mut self, key: usize, now_ns: u64) {
         let head = self.head();
+        if self.spans[key].traced {
+            self.trace_passed(key);
+        }
         let span = &mut self.spans[key];
         span.stage += 1;
         let sequence = &self.sequences[span.sequence];
@@ -172,8 +184,15 @@ impl AttentionEngine {
 
     /// Counts a span's tokens as cached; it is not under way any more.
     pub(super) fn note_cached(&mut self, key: usize) {
-        self.pulse.pass(Instant::now());
+        let (now, head) = (Instant::now(), self.head());
+        self.pulse.pass(now);
         let span = &mut self.spans[key];
+        let drawn = span.stage == head;
+        if std::mem::take(&mut span.traced)
+            && let Some(trace) = &mut self.sequences[span.sequence].trace
+        {
+            trace.end_pass(drawn, now);
+        }
         span.trip.end();
         span.under_way = false;
         self.ready.left_batch();

@@ -43,6 +43,7 @@ impl AttentionEngine {
             self.ready.leave(stage, self.buffers.rows.len());
             self.send(layer, picked);
         }
+        self.trace_attended(picked, began);
         // The experts are at work meanwhile.
         self.half.local_mlp(layer, &mut residual, &mut self.buffers.scratch);
         self.scatter(picked, &residual);

@@ -175,3 +175,21 @@ fn a_missing_file_is_named() {
         "/no/such/node.toml: cannot be read: No such file or directory (os error 2)"
     );
 }
+
+#[test]
+fn other_programs_name_of_the_collector_counts_where_ours_is_not_set() {
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    struct Traced {
+        tracing: BTreeMap<String, String>,
+    }
+    let read = |environment: &[(&str, &str)]| {
+        let own = |&(name, text): &(&str, &str)| (name.to_owned(), text.to_owned());
+        let layers = Layers::merge(None, environment.iter().map(own)).unwrap();
+        layers.decode::<Traced>().map(|mut all| all.tracing.remove("otlp_endpoint")).ok().flatten()
+    };
+    let theirs = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://theirs:4317");
+    let ours = ("AMOE_TRACING__OTLP_ENDPOINT", "http://ours:4317");
+    assert_eq!(read(&[theirs]).as_deref(), Some("http://theirs:4317"));
+    assert_eq!(read(&[theirs, ours]).as_deref(), Some("http://ours:4317"));
+    assert_eq!(read(&[(theirs.0, "")]), None);
+}

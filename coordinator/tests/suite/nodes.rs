@@ -71,6 +71,7 @@ impl Running {
             shutdown: Shutdown::new(PATIENCE),
             pages: chassis::admin::Pages::default(),
             trust: trust::Trust::default(),
+            tracer: chassis::traces::Tracer::default(),
         };
         let coordinator = Coordinator::bind(config, hub, process.clone()).await.unwrap();
         let address = coordinator.address().to_owned();

@@ -28,6 +28,7 @@ use crate::{
     requests::{Requests, Running},
     server::{Body, FirstToken, RequestId},
     tokenizer::Tokenizer,
+    trace::Traceparent,
 };
 
 #[derive(Debug, Serialize)]
@@ -74,6 +75,7 @@ pub(super) async fn create(
     State(requests): State<Arc<Requests>>,
     Extension(RequestId(id)): Extension<RequestId>,
     Extension(FirstToken(first_token)): Extension<FirstToken>,
+    Extension(traceparent): Extension<Traceparent>,
     Body(body): Body,
 ) -> Result<Response, Problem> {
     let body_bytes = body.len();
@@ -95,7 +97,8 @@ pub(super) async fn create(
     let conversation = conversation::read(&mut fields)?;
     let text = requests.render(conversation, body_bytes).await?;
     let prompts = vec![Prompt::Text { text, special }];
-    let running = requests.start(Request { id, prompts, sampling, first_token }).await?;
+    let running =
+        requests.start(Request { id, prompts, sampling, first_token, traceparent }).await?;
     match streaming {
         Streaming::On { usage } => {
             let chunks = Stream { writer, usage, begun: HashSet::new() };

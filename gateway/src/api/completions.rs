@@ -28,6 +28,7 @@ use crate::{
     requests::{Requests, Running},
     server::{Body, FirstToken, RequestId},
     tokenizer::Tokenizer,
+    trace::Traceparent,
 };
 
 /// What OpenAI's API generates when nothing is said.
@@ -57,6 +58,7 @@ pub(super) async fn create(
     State(requests): State<Arc<Requests>>,
     Extension(RequestId(id)): Extension<RequestId>,
     Extension(FirstToken(first_token)): Extension<FirstToken>,
+    Extension(traceparent): Extension<Traceparent>,
     Body(body): Body,
 ) -> Result<Response, Problem> {
     let mut fields = Fields::read_body(body).await?;
@@ -69,7 +71,8 @@ pub(super) async fn create(
     let options = options(&mut fields, &wishes)?;
     let head = Head::new("cmpl", &id, name);
     let sampling = wishes.check(model.vocab)?;
-    let running = requests.start(Request { id, prompts, sampling, first_token }).await?;
+    let running =
+        requests.start(Request { id, prompts, sampling, first_token, traceparent }).await?;
     let writer = Writer::new(head, options, &running, Arc::clone(&model.tokenizer));
     match streaming {
         Streaming::On { usage } => {

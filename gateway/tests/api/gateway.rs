@@ -57,6 +57,7 @@ pub(crate) async fn start_trusting(
         shutdown: Shutdown::new(Duration::from_secs(30)),
         pages: chassis::admin::Pages::default(),
         trust,
+        tracer: chassis::traces::Tracer::default(),
     };
     let sequences = Sequences::new(Hub::new(), KeepAlive::default());
     let cluster = Cluster { view: views, sequences };

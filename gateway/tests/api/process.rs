@@ -95,6 +95,7 @@ async fn a_start_that_cannot_be_is_one_sentence() {
             shutdown: Shutdown::new(std::time::Duration::from_secs(1)),
             pages: chassis::admin::Pages::default(),
             trust: trust::Trust::default(),
+            tracer: chassis::traces::Tracer::default(),
         };
         let sequences = Sequences::new(Hub::new(), KeepAlive::default());
         let opened = Gateway::open(config, Cluster { view, sequences }, process).await;

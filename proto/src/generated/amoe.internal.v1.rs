@@ -645,14 +645,14 @@ pub mod control_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Frame {
     #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: ::core::option::Option<frame::Kind>,
 }
 /// Nested message and enum types in `Frame`.
 pub mod frame {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "1")]
         Hello(super::Hello),
@@ -705,7 +705,7 @@ pub struct Dispatch {
     pub behind: ::prost::alloc::vec::Vec<u32>,
 }
 /// Expert → attention: finished (row, expert) results, already scaled by their gate weight.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Output {
     #[prost(uint32, tag = "1")]
     pub layer: u32,
@@ -717,6 +717,22 @@ pub struct Output {
     /// Lockstep mode's step; 0 in asynchronous mode.
     #[prost(uint64, tag = "4")]
     pub step: u64,
+    /// What became here of the pairs that were marked as traced.
+    #[prost(message, repeated, tag = "5")]
+    pub timings: ::prost::alloc::vec::Vec<Timing>,
+}
+/// The time of one traced pair on its expert node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Timing {
+    /// Index among the results.
+    #[prost(uint32, tag = "1")]
+    pub result: u32,
+    /// In its μ-queue.
+    #[prost(uint64, tag = "2")]
+    pub queued_ns: u64,
+    /// In the run that computed it.
+    #[prost(uint64, tag = "3")]
+    pub ran_ns: u64,
 }
 /// Attention → expert: drop what is queued for these tickets.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -173,6 +173,7 @@ fn output(step: u64, rows: usize) -> Frame {
         layer: Layer(3),
         results: vec![done; rows],
         rows: Bytes::from(vec![9; rows * ROW_BYTES]),
+        timings: Vec::new(),
     })
 }
 
