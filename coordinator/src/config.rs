@@ -113,6 +113,9 @@ impl Default for RoutingConfig {
     }
 }
 
+/// What an endpoint with TLS begins with.
+const HTTPS: &str = "https://";
+
 /// Section `[store]`, told apart by `kind`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
@@ -135,7 +138,22 @@ pub enum StoreConfig {
         /// A call that is not answered for this long has failed.
         #[serde(default = "default_timeout_ms")]
         timeout_ms: u64,
+        /// For endpoints that begin with `https`.
+        #[serde(default)]
+        tls: Option<EtcdTls>,
     },
+}
+
+/// Section `[store.tls]`: who etcd has to be, and who this coordinator is to it. The files are read at start.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EtcdTls {
+    /// Certificates of the authorities of etcd's certificates, as PEM.
+    pub authority: PathBuf,
+    /// The certificate that is shown to etcd, as PEM; none is by default.
+    pub certificate: Option<PathBuf>,
+    /// Its key, as PEM.
+    pub key: Option<PathBuf>,
 }
 
 fn default_prefix() -> String {
@@ -159,6 +177,7 @@ impl Config {
     pub(crate) fn rules(&self) -> Result<Rules, ConfigError> {
         let ClusterConfig { expert_nodes_min, heartbeat_ms, lease_ms, members_max } = self.cluster;
         self.can_be_found()?;
+        self.store.check()?;
         at_least("cluster.expert_nodes_min", expert_nodes_min as u64, 1)?;
         at_least("cluster.heartbeat_ms", heartbeat_ms, 10)?;
         at_least("cluster.members_max", members_max as u64, 1)?;
@@ -219,6 +238,39 @@ impl Config {
     }
 }
 
+impl StoreConfig {
+    /// Half of what TLS needs would be none of it, without a word.
+    fn check(&self) -> Result<(), ConfigError> {
+        let Self::Etcd { endpoints, tls, .. } = self else { return Ok(()) };
+        let wrong = |key, found: &str, expected: &str| {
+            Err(ConfigError { key, found: found.to_owned(), expected: expected.to_owned() })
+        };
+        let plain = endpoints.iter().find(|endpoint| !endpoint.starts_with(HTTPS));
+        match tls {
+            None if endpoints.iter().any(|endpoint| endpoint.starts_with(HTTPS)) => wrong(
+                "store.tls",
+                "missing",
+                "the authority of etcd's certificates, because endpoints begin with https",
+            ),
+            None => Ok(()),
+            Some(EtcdTls { certificate: Some(_), key: None, .. }) => {
+                wrong("store.tls.key", "missing", "the key of `store.tls.certificate`")
+            }
+            Some(EtcdTls { certificate: None, key: Some(_), .. }) => {
+                wrong("store.tls.certificate", "missing", "the certificate of `store.tls.key`")
+            }
+            Some(_) => match plain {
+                Some(plain) => wrong(
+                    "store.endpoints",
+                    plain,
+                    "only such that begin with https, because there is `store.tls`",
+                ),
+                None => Ok(()),
+            },
+        }
+    }
+}
+
 impl chassis::role::RoleConfig for Config {
     fn check(&self) -> Result<(), String> {
         self.rules().map(drop).map_err(|error| error.to_string())
@@ -269,6 +321,7 @@ mod tests {
             endpoints: vec!["http://h:1".to_owned()],
             prefix: "amoe/".to_owned(),
             timeout_ms: 2_000,
+            tls: None,
         };
         assert_eq!(etcd, expected);
         for wrong in [
@@ -279,6 +332,48 @@ mod tests {
         ] {
             read(wrong).unwrap_err();
         }
+    }
+
+    #[test]
+    fn tls_to_etcd_is_whole_or_refused() {
+        let store = |scheme: &str, tls: &str| {
+            let store = format!("[store]\nkind = \"etcd\"\nendpoints = [\"{scheme}://h:1\"]\n");
+            read(&format!("{store}{tls}"))
+        };
+        let tls = |keys: &str| format!("[store.tls]\nauthority = \"ca.pem\"\n{keys}");
+        for keys in ["", "certificate = \"c.pem\"\nkey = \"c.key\""] {
+            store("https", &tls(keys)).unwrap();
+        }
+        for (scheme, tls, expected) in [
+            (
+                "https",
+                String::new(),
+                "key `store.tls` is missing, expected the authority of etcd's \
+              certificates, because endpoints begin with https",
+            ),
+            (
+                "http",
+                tls(""),
+                "key `store.endpoints` is http://h:1, expected only such that begin with https, \
+              because there is `store.tls`",
+            ),
+            (
+                "https",
+                tls("certificate = \"c.pem\""),
+                "key `store.tls.key` is missing, expected the key of \
+              `store.tls.certificate`",
+            ),
+            (
+                "https",
+                tls("key = \"c.key\""),
+                "key `store.tls.certificate` is missing, expected the \
+              certificate of `store.tls.key`",
+            ),
+        ] {
+            let error = store(scheme, &tls).unwrap_err();
+            assert!(error.ends_with(expected), "{error}");
+        }
+        store("https", "[store.tls]\ncertificate = \"c.pem\"").unwrap_err();
     }
 
     #[test]

@@ -33,7 +33,8 @@ use transport::{Hub, KeepAlive, ListenError, Listener, Services};
 use trust::{Callers, Party};
 
 pub use config::{
-    ClusterConfig, Config, ConfigError, ControlConfig, PlacementConfig, RoutingConfig, StoreConfig,
+    ClusterConfig, Config, ConfigError, ControlConfig, EtcdTls, PlacementConfig, RoutingConfig,
+    StoreConfig,
 };
 pub use service::LEADER_METADATA;
 

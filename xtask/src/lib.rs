@@ -4,6 +4,7 @@ pub mod gate;
 pub mod kernels;
 pub mod proto;
 pub mod protoc;
+pub mod sbom;
 pub mod tools;
 
 use std::path::{Path, PathBuf};

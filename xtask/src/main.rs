@@ -1,5 +1,5 @@
 //! Chores of the repository: `cargo xtask gate` checks a change, `cargo xtask kernels` compiles
-//! the CUDA kernels, `cargo xtask proto` writes generated code.
+//! the CUDA kernels, `cargo xtask proto` writes generated code, `cargo xtask sbom` prints the bill of materials.
 
 use std::process::ExitCode;
 
@@ -28,9 +28,10 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
         },
         Some("proto") => xtask::proto::write(),
         Some("protoc") => xtask::protoc::run(arguments),
+        Some("sbom") => xtask::sbom::run(),
         Some(other) => {
-            bail!("no chore is called {other:?}; there are: gate, kernels, proto, protoc")
+            bail!("no chore is called {other:?}; there are: gate, kernels, proto, protoc, sbom")
         }
-        None => bail!("name a chore: gate, kernels, proto, protoc"),
+        None => bail!("name a chore: gate, kernels, proto, protoc, sbom"),
     }
 }

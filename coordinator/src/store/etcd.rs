@@ -1,13 +1,15 @@
 //! The store in an etcd cluster. Uses calls of etcd 3.4 only.
 
-use std::{fmt, time::Duration};
+use std::{fmt, fs, path::Path, time::Duration};
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue, PutOptions,
-    Txn, TxnOp, WatchOptions, WatchStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions,
+    Identity, KeyValue, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
 };
 use futures::future::{BoxFuture, FutureExt};
 use tokio::sync::mpsc;
+
+use crate::config::EtcdTls;
 
 use super::{
     Change, Commit, Entry, Expect, LeaseId, Outcome, Revision, Snapshot, Store, StoreError,
@@ -30,16 +32,20 @@ impl EtcdStore {
     /// has to; each call fails after `timeout`.
     ///
     /// # Errors
-    /// An endpoint is no URL.
+    /// An endpoint is no URL, or a file of `tls` cannot be used.
     pub async fn new(
         endpoints: Vec<String>,
         prefix: String,
         timeout: Duration,
+        tls: Option<&EtcdTls>,
     ) -> Result<Self, StoreError> {
-        let options = ConnectOptions::new()
+        let mut options = ConnectOptions::new()
             .with_connect_timeout(timeout)
             .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
             .with_keep_alive_while_idle(true);
+        if let Some(tls) = tls {
+            options = options.with_tls(identified(tls)?);
+        }
         let client = Client::connect(&endpoints, Some(options)).await.map_err(|error| {
             StoreError::Refused(format!("etcd at {}: {error}", endpoints.join(", ")))
         })?;
@@ -77,6 +83,26 @@ impl EtcdStore {
             Write::Delete { key } => TxnOp::delete(self.key(&key), None),
         }
     }
+}
+
+/// The files of `[store.tls]`.
+fn identified(tls: &EtcdTls) -> Result<TlsOptions, StoreError> {
+    let read = |path: &Path| {
+        let refused =
+            |why: &dyn fmt::Display| StoreError::Refused(format!("{}: {why}", path.display()));
+        let text = fs::read_to_string(path).map_err(|error| refused(&error))?;
+        // Anything else would be taken for no certificate at all, and be told by a failed handshake.
+        match text.contains("-----BEGIN ") {
+            true => Ok(text),
+            false => Err(refused(&"found no PEM, expected a certificate or a key")),
+        }
+    };
+    let mut options =
+        TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.authority)?));
+    if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
+        options = options.identity(Identity::from_pem(read(certificate)?, read(key)?));
+    }
+    Ok(options)
 }
 
 impl Store for EtcdStore {

@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::StoreConfig;
+use crate::config::{EtcdTls, StoreConfig};
 
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdStore;
@@ -117,8 +117,8 @@ pub enum Change {
 /// Why the store did not do what it was asked.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// It does not answer, or not in time. Trying again later may help.
-    #[error("the state store does not answer: {0}")]
+    /// It does not answer, or not in time, or its disk is full. Trying again later may help.
+    #[error("the state store fails: {0}")]
     Unavailable(String),
     /// The lease has ended.
     #[error("the lease has ended")]
@@ -192,8 +192,8 @@ pub(crate) async fn open(config: StoreConfig) -> Result<Arc<dyn Store>, StoreErr
     match config {
         StoreConfig::Memory => Ok(Arc::new(LocalStore::in_memory())),
         StoreConfig::Embedded { path } => Ok(Arc::new(LocalStore::in_file(&path)?)),
-        StoreConfig::Etcd { endpoints, prefix, timeout_ms } => {
-            open_etcd(endpoints, prefix, Duration::from_millis(timeout_ms)).await
+        StoreConfig::Etcd { endpoints, prefix, timeout_ms, tls } => {
+            open_etcd(endpoints, prefix, Duration::from_millis(timeout_ms), tls).await
         }
     }
 }
@@ -203,12 +203,18 @@ async fn open_etcd(
     endpoints: Vec<String>,
     prefix: String,
     timeout: Duration,
+    tls: Option<EtcdTls>,
 ) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(Arc::new(EtcdStore::new(endpoints, prefix, timeout).await?))
+    Ok(Arc::new(EtcdStore::new(endpoints, prefix, timeout, tls.as_ref()).await?))
 }
 
 #[cfg(not(feature = "etcd"))]
-async fn open_etcd(_: Vec<String>, _: String, _: Duration) -> Result<Arc<dyn Store>, StoreError> {
+async fn open_etcd(
+    _: Vec<String>,
+    _: String,
+    _: Duration,
+    _: Option<EtcdTls>,
+) -> Result<Arc<dyn Store>, StoreError> {
     let missing = "this build has no etcd in it: build the coordinator with `--features etcd`";
     Err(StoreError::Refused(missing.to_owned()))
 }

@@ -15,6 +15,7 @@ async fn start_coordinator(etcd: &Etcd, expert_nodes_min: usize) -> Running {
         endpoints: vec![etcd.endpoint()],
         prefix: "amoe/".to_owned(),
         timeout_ms: 1_000,
+        tls: None,
     };
     Running::start(config).await
 }

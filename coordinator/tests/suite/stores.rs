@@ -4,6 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 #[cfg(feature = "etcd")]
 use crate::etcd::Etcd;
+#[cfg(feature = "etcd")]
+use coordinator::EtcdTls;
 use coordinator::store::{
     Change, Commit, Entry, Expect, LeaseId, LocalStore, Outcome, Revision, Store, StoreError,
     Watch, Write, get,
@@ -250,4 +252,30 @@ async fn an_etcd_that_is_away_is_unavailable_and_comes_back() {
     assert!(matches!(watch.next().await, Err(StoreError::Unavailable(_))));
     server.start_again().await;
     assert_eq!(text(&store, "a").await.as_deref(), Some("1"));
+}
+
+/// etcd sees a certificate of its authority and shows one; everybody else gets nothing.
+#[cfg(feature = "etcd")]
+#[tokio::test]
+async fn an_etcd_with_certificates_is_spoken_to_by_tls() {
+    let server = Etcd::start_secured().await;
+    keeps_its_promises(Arc::new(server.store("one/").await)).await;
+
+    let whole = server.tls().unwrap();
+    let nameless = EtcdTls { certificate: None, key: None, ..whole.clone() };
+    let nameless = server.store_by("one/", Some(nameless)).await.unwrap();
+    assert!(matches!(get(&nameless, "a").await, Err(StoreError::Unavailable(_))));
+    let other = Etcd::start_secured().await;
+    let stranger = EtcdTls { authority: other.tls().unwrap().authority, ..whole.clone() };
+    let stranger = server.store_by("one/", Some(stranger)).await.unwrap();
+    assert!(matches!(get(&stranger, "a").await, Err(StoreError::Unavailable(_))));
+
+    let notes = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(notes.path(), "hello").unwrap();
+    let empty = EtcdTls { authority: notes.path().to_owned(), ..whole.clone() };
+    let gone = EtcdTls { key: Some("/nowhere/key.pem".into()), ..whole };
+    for (tls, part) in [(empty, "found no PEM"), (gone, "/nowhere/key.pem: No such file")] {
+        let error = server.store_by("one/", Some(tls)).await.unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
 }
