@@ -367,7 +367,7 @@ impl ExpertEngine {
         let publish = |peer, output| frames.push((peer, output));
         let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let began_ns = ns(began.saturating_duration_since(self.began));
-        let outcome = self.launch.run(layer, &self.shard, self.row_bytes, began_ns, publish);
+        let outcome = self.launch.run(layer, &self.shard, began_ns, publish);
         if let Err(error) = outcome {
             // Pairs are checked when they arrive and experts leave only after their epoch is over.
             tracing::error!(%error, %layer, "a run was dropped");

@@ -59,7 +59,6 @@ impl Launch {
         &mut self,
         layer: Layer,
         shard: &Shard,
-        row_bytes: usize,
         now_ns: u64,
         publish: impl FnMut(NodeId, Output),
     ) -> Result<(), ModelError> {
