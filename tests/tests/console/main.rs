@@ -133,8 +133,9 @@ async fn answers_to_the_pointer(browser: &Browser) -> Result<()> {
              clientY: r.top + 8, bubbles: true}})); return true; }})()"
         )
     };
-    browser.until(&point("mousemove")).await?;
-    browser.until(&shows("#tip", "tokens/s")).await?;
+    // Again and again, as a hand does: the page may just have been given another width.
+    let tip = shows("#tip", "tokens/s");
+    browser.until(&format!("{} && {tip}", point("mousemove"))).await?;
     browser.until(&point("click")).await?;
     let first = browser.value("document.querySelector('#holders-title').innerText").await?;
     let down = "(() => document.getElementById('layers').dispatchEvent(\
