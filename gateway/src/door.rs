@@ -35,7 +35,7 @@ struct Inside {
     pace: Pace,
     /// Until when `pace` knows what happened.
     paced_until: Instant,
-    /// How long a sequence lately took.
+    /// How long a sequence lately took from its first token to its end.
     sequence_s: Option<f64>,
 }
 
@@ -44,6 +44,7 @@ struct Inside {
 pub(crate) struct Admitted {
     door: Arc<Door>,
     number: u64,
+    /// When it came or, once it runs, had its first token.
     since: Instant,
     running: bool,
 }
@@ -149,7 +150,8 @@ impl Admitted {
     pub(crate) fn started(&mut self) {
         if !std::mem::replace(&mut self.running, true) {
             let mut inside = self.door.inside();
-            inside.pass(Instant::now(), 1);
+            self.since = Instant::now();
+            inside.pass(self.since, 1);
             inside.waiting.remove(&self.number);
             inside.running += 1;
             self.door.publish(&inside);

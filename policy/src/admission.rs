@@ -25,7 +25,8 @@ pub struct Traffic {
     pub oldest_s: f64,
     /// How fast waiting sequences lately got their first token.
     pub pace: Pace,
-    /// How long a sequence lately took from start to end, in seconds; none before the first ended.
+    /// How long a sequence lately took from its first token to its end, in seconds; none before the first
+    /// ended.
     pub sequence_s: Option<f64>,
 }
 
@@ -155,7 +156,7 @@ pub fn admit(bounds: Bounds, traffic: Traffic, wanted: u32) -> Verdict {
         return later(bound, until_gone_s(traffic, all - sequences_max));
     }
     let within_s = first_token_ms as f64 / 1e3;
-    let expected_s = traffic.pace.start_s().map_or(0.0, |start_s| f64::from(waiting) * start_s);
+    let expected_s = expected_s(traffic, waiting);
     if expected_s > EXPECTED_SHARE * within_s && traffic.oldest_s >= PROVEN_SHARE * within_s {
         // Rounded to whole milliseconds; what is too large becomes the largest.
         let expected_ms = (expected_s * 1e3) as u64;
@@ -163,6 +164,14 @@ pub fn admit(bounds: Bounds, traffic: Traffic, wanted: u32) -> Verdict {
         return later(bound, expected_s - EXPECTED_SHARE * within_s);
     }
     Verdict::Admit
+}
+
+/// Time until `waiting` sequences have their first token: as one after the other lately had it, or as those that run make
+/// room, whichever is slower. While nodes fill up first tokens come fast, which is over when they are full.
+fn expected_s(traffic: Traffic, waiting: u32) -> f64 {
+    let Some(start_s) = traffic.pace.start_s() else { return 0.0 };
+    let room_s = traffic.sequence_s.map_or(0.0, |_| until_gone_s(traffic, waiting));
+    (f64::from(waiting) * start_s).max(room_s)
 }
 
 /// Time until `excess` sequences have left, by Little's law: the sequences that run leave at a
@@ -263,6 +272,22 @@ mod tests {
         assert!(matches!(admit(bounds, queue(500, 1.0), 1), Verdict::Later { .. }));
         let unknown = Traffic { pace: Pace::default(), ..queue(500, 9.0) };
         assert_eq!(admit(bounds, unknown, 1), Verdict::Admit, "nothing has started yet");
+    }
+
+    /// 200 run for 10 s each: one leaves every 50 ms, however fast first tokens came while there was room.
+    #[test]
+    fn a_full_node_takes_sequences_in_as_others_leave() {
+        let bounds = Bounds { sequences_max: 1000, waiting_max: 1000, first_token_ms: 2000 };
+        let mut pace = Pace::default();
+        (0..100).for_each(|_| pace.pass(0.01, 1));
+        let full = |waiting, running| {
+            let sequence_s = Some(10.0);
+            Traffic { waiting, running, oldest_s: 1.0, pace, sequence_s }
+        };
+        assert_eq!(admit(bounds, full(29, 200), 1), Verdict::Admit);
+        assert!(matches!(admit(bounds, full(30, 200), 1), Verdict::Later { .. }));
+        let fresh = Traffic { sequence_s: None, ..full(30, 200) };
+        assert_eq!(admit(bounds, fresh, 1), Verdict::Admit, "nobody has left yet");
     }
 
     #[test]

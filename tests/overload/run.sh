@@ -23,6 +23,8 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 load=$(cut -d' ' -f1-3 /proc/loadavg)
+priority=$(sed -n 's/.* nice //p' /proc/self/autogroup 2>/dev/null || true)
+[ "${priority:-0}" -eq 0 ] || load="$load, share of the cores raised by autogroup priority $priority"
 if [ -z "$binaries" ]; then
     cargo build --release --package cli
     binaries=${CARGO_TARGET_DIR:-target}/release
@@ -34,7 +36,7 @@ if [ -z "$checkpoint" ]; then
 fi
 
 # What a good answer keeps to, and what the server is told: how many run at once sets the time between tokens.
-ttft_ms=2000 tpot_ms=200 at_once=96 prompt=128 output=48
+ttft_ms=2000 tpot_ms=200 at_once=96 prompt=128
 port=8770 url=http://127.0.0.1:8770
 
 "$binaries/amoe" serve "$checkpoint" --host 127.0.0.1 --port $port --served-model-name measured --log warn \
@@ -47,27 +49,32 @@ for _ in $(seq 600); do
     sleep 0.1
 done
 
-# bench NAME REQUESTS FLAG...
+# One client for each length of answers: answers that are all as long would end all at once, again and again.
+# bench NAME REQUESTS-OF-EACH FLAG...
 bench() {
-    local name=$1 requests=$2
+    local name=$1 requests=$2 output clients=()
     shift 2
-    "$binaries/amoe" bench --base-url $url --model measured --num-prompts "$requests" --random-input-len $prompt \
-        --random-output-len $output --ignore-eos --goodput ttft:$ttft_ms tpot:$tpot_ms --save-result "$results/$name.json" \
-        "$@" >>"$results/bench.log" 2>&1
+    for output in 16 48 80; do
+        "$binaries/amoe" bench --base-url $url --model measured --num-prompts "$requests" --random-input-len $prompt \
+            --random-output-len $output --ignore-eos --goodput ttft:$ttft_ms tpot:$tpot_ms --seed $output \
+            --save-result "$results/$name-$output.json" "$@" >>"$results/bench.log" 2>&1 &
+        clients+=($!)
+    done
+    wait "${clients[@]}"
 }
-field() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$results/$1.json" "$2"; }
 product() { python3 -c "print($1)"; }
 
 # What it does when as many run as may, and there always is another one: the saturating rate.
-bench warm $((at_once * 2)) --max-concurrency $at_once
-bench full $((at_once * 4)) --max-concurrency $at_once
-capacity=$(field full request_throughput)
-# 1.0 comes twice: what lies between the two is what the machine does on its own.
-levels='0.5 0.75 1.0 1.5 2.0 3.0 1.0'
+bench warm $at_once --max-concurrency $((at_once / 3))
+begun=$(date +%s.%N)
+bench full $((at_once * 2)) --max-concurrency $((at_once / 3))
+capacity=$(product "3 * $at_once * 2 / ($(date +%s.%N) - $begun)")
+# Some come twice: what lies between the two is what the machine does on its own.
+levels='0.5 1.0 2.0 3.0 1.0 3.0'
 place=0
 for level in $levels; do
-    rate=$(product "$capacity * $level")
-    bench "level-$place" "$(product "round($rate * $seconds)")" --request-rate "$rate" --seed "$place"
+    rate=$(product "$capacity * $level / 3")
+    bench "level-$place" "$(product "round($rate * $seconds)")" --request-rate "$rate"
     place=$((place + 1))
 done
 memory=$(($(sed -n 's/VmHWM:[^0-9]*\([0-9]*\).*/\1/p' /proc/$server/status) >> 10))
