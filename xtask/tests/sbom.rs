@@ -10,10 +10,12 @@ fn built_from() -> BTreeSet<String> {
     let mut tree = Command::new(env!("CARGO"));
     tree.args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}"]);
     tree.args(["--features", FEATURES]).current_dir(xtask::root());
-    PROGRAMS.iter().for_each(|program| drop(tree.args(["--package", program])));
-    let output = tree.output().unwrap();
+    for program in PROGRAMS {
+        tree.args(["--package", program]);
+    }
+    let output = tree.output().expect("cargo starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines = String::from_utf8(output.stdout).expect("cargo writes text");
     let words = |line: &str| {
         let mut words = line.split_whitespace();
         let (name, version) = (words.next()?, words.next()?);
