@@ -187,7 +187,7 @@ two_processes() {
     stop_all
     for threads in "$cores" 1; do
         serve_cluster "$1" "$threads"
-        loads "two processes, $threads threads each" http://127.0.0.1:8000 demo
+        loads "two processes, device.threads = $threads" http://127.0.0.1:8000 demo
         stop_all
     done
 }
