@@ -57,7 +57,7 @@ impl Trace {
     /// Rows begin their way through the layers; whether these layers are told of.
     pub(crate) fn begin_pass(&mut self, name: &'static str, rows: usize, now: Instant) -> bool {
         if self.passes == 0 {
-            self.emit(self.own, "queue", [self.arrived, now], Vec::new());
+            self.tracer.tell(self.own, "queue", [self.arrived, now], Vec::new());
         }
         if self.passes >= PASSES_MAX {
             return false;
@@ -95,20 +95,20 @@ impl Trace {
         let (attended, answers) = (pass.attended.take(), std::mem::take(&mut pass.answers));
         let of_layer = vec![("amoe.layer", Value::Number(layer.0.into()))];
         let parent = pass.own;
-        let own = self.emit(parent, "layer", [ready, now], of_layer);
+        let own = self.tracer.tell(parent, "layer", [ready, now], of_layer);
         if let Some((began, sent)) = attended {
-            self.emit(own, "attention", [began, sent], Vec::new());
+            self.tracer.tell(own, "attention", [began, sent], Vec::new());
         }
         for answer in answers {
             let name = view.member(answer.node).map(|member| member.name.clone());
             let name = name.unwrap_or_else(|| format!("node {}", answer.node));
-            self.tell(own, answer, &name);
+            self.trip(own, answer, &name);
         }
     }
 
     /// The way to an expert node and back. Clocks of two machines are not compared: the node says how long the row was
     /// queued and computed there, and what is left of the time is taken to be one half each way.
-    fn tell(&self, parent: SpanRef, answer: Answer, node: &str) {
+    fn trip(&self, parent: SpanRef, answer: Answer, node: &str) {
         let away = answer.back.saturating_duration_since(answer.sent);
         let link = away.saturating_sub(answer.queued + answer.ran) / 2;
         let queue = answer.sent + link;
@@ -120,7 +120,7 @@ impl Trace {
             ("link back", back, answer.back.max(back)),
         ];
         for (name, began, ended) in parts {
-            self.emit(parent, name, [began, ended], vec![("amoe.node", node.into())]);
+            self.tracer.tell(parent, name, [began, ended], vec![("amoe.node", node.into())]);
         }
     }
 
@@ -128,7 +128,7 @@ impl Trace {
     pub(crate) fn end_pass(&mut self, drawn: bool, now: Instant) {
         let Some(pass) = self.pass.take() else { return };
         if drawn {
-            self.emit(pass.own, "head", [pass.ready, now], Vec::new());
+            self.tracer.tell(pass.own, "head", [pass.ready, now], Vec::new());
         }
         let attributes = vec![("amoe.rows", pass.rows.into())];
         let span = Span {
@@ -154,18 +154,5 @@ impl Trace {
             ended: Instant::now(),
             attributes: vec![("amoe.tokens", tokens.into())],
         });
-    }
-
-    fn emit(
-        &self,
-        parent: SpanRef,
-        name: &'static str,
-        [began, ended]: [Instant; 2],
-        attributes: Vec<(&'static str, Value)>,
-    ) -> SpanRef {
-        let own = self.tracer.child(parent);
-        let (name, kind) = (name.into(), Kind::Internal);
-        self.tracer.emit(Span { own, parent: Some(parent), name, kind, began, ended, attributes });
-        own
     }
 }

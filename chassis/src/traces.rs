@@ -246,6 +246,20 @@ impl Tracer {
         }
     }
 
+    /// Tells of something within a span of this process; its own span.
+    pub fn tell(
+        &self,
+        parent: SpanRef,
+        name: &'static str,
+        [began, ended]: [Instant; 2],
+        attributes: Vec<(&'static str, Value)>,
+    ) -> SpanRef {
+        let own = self.child(parent);
+        let (parent, name, kind) = (Some(parent), name.into(), Kind::Internal);
+        self.emit(Span { own, parent, name, kind, began, ended, attributes });
+        own
+    }
+
     /// Waits until the spans so far are sent, but not for long.
     pub async fn flush(&self) {
         let Some(shared) = &self.shared else { return };

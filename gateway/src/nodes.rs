@@ -87,7 +87,7 @@ impl Place {
         traceparent: Option<&str>,
     ) -> Result<Tokens, SequenceError> {
         let sequences = &self.nodes.cluster.sequences;
-        sequences.run_traced(&self.node.address, request, traceparent).await
+        sequences.run(&self.node.address, request, traceparent).await
     }
 }
 

@@ -147,7 +147,7 @@ pub(crate) fn router(
         .fallback(async move |request: Request| nothing_here(&nothing, &request))
         .layer(DefaultBodyLimit::max(bounds.bytes_max))
         .layer(Extension(bounds))
-        .layer(middleware::from_fn(note_haste))
+        .layer(middleware::from_fn(note_headers))
         .layer(middleware::from_fn(name_request))
         .layer(middleware::from_fn_with_state(metrics, count))
 }
@@ -186,16 +186,13 @@ fn nothing_here(guard: &Guard, request: &Request) -> Response {
     }
 }
 
-/// Gives every request a name and sends it back; keeps what it says of its trace.
+/// Gives every request a name and sends it back.
 async fn name_request(mut request: Request, next: Next) -> Response {
     let stated = request.headers().get(REQUEST_ID);
     let stated = stated.and_then(|id| RequestId::accept(id.to_str().ok()?));
     let id = stated.unwrap_or_else(|| RequestId(crate::random::request_id()));
     let header = HeaderValue::from_str(&id.0);
     tracing::debug!(id = id.0, method = %request.method(), path = request.uri().path(), "request");
-    let stated = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
-    let traceparent = Traceparent(stated.map(str::to_owned));
-    request.extensions_mut().insert(traceparent);
     request.extensions_mut().insert(id);
     let mut response = next.run(request).await;
     if let Ok(header) = header {
@@ -204,15 +201,17 @@ async fn name_request(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Notes when the client wants its first token.
-async fn note_haste(mut request: Request, next: Next) -> Response {
-    match FirstToken::read(&request) {
-        Ok(wanted) => {
-            request.extensions_mut().insert(wanted);
-            next.run(request).await
-        }
-        Err(refusal) => refuse(refusal, is_grpc(&request)),
-    }
+/// Notes what the client says beside the request itself: its trace, and when it wants its first token.
+async fn note_headers(mut request: Request, next: Next) -> Response {
+    let first_token = match FirstToken::read(&request) {
+        Ok(wanted) => wanted,
+        Err(refusal) => return refuse(refusal, is_grpc(&request)),
+    };
+    let stated = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let traceparent = Traceparent(stated.map(str::to_owned));
+    request.extensions_mut().insert(traceparent);
+    request.extensions_mut().insert(first_token);
+    next.run(request).await
 }
 
 /// Counts answers. Only paths with a route become labels, and only the names of known keys.

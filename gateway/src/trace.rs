@@ -51,9 +51,8 @@ impl RequestTrace {
 
     /// The prompts were tokenized.
     pub(crate) fn tokenized(&self, tokens: usize) {
-        let choice = self.choice(0);
         let attributes = vec![("gen_ai.usage.prompt_tokens", tokens.into())];
-        choice.emit("tokenize", [self.began, Instant::now()], attributes);
+        self.tracer.tell(self.own, "tokenize", [self.began, Instant::now()], attributes);
     }
 
     /// What a choice needs to tell of itself.
@@ -94,27 +93,11 @@ impl ChoiceTrace {
     ) {
         let choice = ("amoe.choice", Value::Number(self.choice.into()));
         let waited = stream.map_or_else(Instant::now, |(first, _)| first);
-        self.emit("queue", [arrived, waited], vec![choice.clone()]);
+        self.tracer.tell(self.request, "queue", [arrived, waited], vec![choice.clone()]);
         if let Some((first, last)) = stream {
             let attributes = vec![choice, ("gen_ai.usage.completion_tokens", tokens.into())];
-            self.emit("stream", [first, last], attributes);
+            self.tracer.tell(self.request, "stream", [first, last], attributes);
         }
-    }
-
-    fn emit(&self, name: &'static str, time: [Instant; 2], attributes: Vec<(&'static str, Value)>) {
-        self.span(self.tracer.child(self.request), name, Kind::Internal, time, attributes);
-    }
-
-    fn span(
-        &self,
-        own: SpanRef,
-        name: &'static str,
-        kind: Kind,
-        [began, ended]: [Instant; 2],
-        attributes: Vec<(&'static str, Value)>,
-    ) {
-        let (parent, name) = (Some(self.request), name.into());
-        self.tracer.emit(Span { own, parent, name, kind, began, ended, attributes });
     }
 }
 
@@ -130,8 +113,14 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         let choice = Value::Number(self.trace.choice.into());
-        let attributes = vec![("amoe.node", (&*self.node).into()), ("amoe.choice", choice)];
-        let time = [self.began, Instant::now()];
-        self.trace.span(self.own, "attention node", Kind::Client, time, attributes);
+        self.trace.tracer.emit(Span {
+            own: self.own,
+            parent: Some(self.trace.request),
+            name: "attention node".into(),
+            kind: Kind::Client,
+            began: self.began,
+            ended: Instant::now(),
+            attributes: vec![("amoe.node", (&*self.node).into()), ("amoe.choice", choice)],
+        });
     }
 }

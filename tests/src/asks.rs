@@ -1,5 +1,7 @@
 //! A fixed mix of requests: both APIs, whole and streamed, greedy and drawn, short and long.
 
+use std::ops::Range;
+
 use proto::v1::{GenerateRequest, SamplingParams, generate_request::Prompt};
 use serde_json::{Value, json};
 
@@ -22,6 +24,12 @@ pub fn ask(number: u32) -> Ask {
         2 | 3 => Ask::Http { path: "/v1/chat/completions", body: chat(number) },
         _ => Ask::Grpc(generate(number)),
     }
+}
+
+/// The requests of these numbers.
+#[must_use]
+pub fn asks(numbers: Range<u32>) -> Vec<Ask> {
+    numbers.map(ask).collect()
 }
 
 /// A request that runs for a while, to be disturbed.

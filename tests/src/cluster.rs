@@ -209,7 +209,7 @@ impl Cluster {
         let id = request.id.clone();
         let run = async {
             let address = format!("inproc:attention-{attention}");
-            let mut tokens = self.sequences.run(&address, request).await?;
+            let mut tokens = self.sequences.run(&address, request, None).await?;
             let mut answer = Answer::default();
             while let Some(outputs) = tokens.next().await {
                 answer.extend(outputs?);
@@ -229,7 +229,7 @@ impl Cluster {
         request: SequenceRequest,
     ) -> Result<transport::sequences::Tokens> {
         let address = format!("inproc:attention-{attention}");
-        Ok(self.sequences.run(&address, request).await?)
+        Ok(self.sequences.run(&address, request, None).await?)
     }
 
     /// Drains everything; fails if a role did.

@@ -8,7 +8,7 @@ pub mod processes;
 pub mod security;
 mod workload;
 
-pub use asks::{ask, long_ask};
+pub use asks::{ask, asks, long_ask};
 pub use cluster::{Cluster, Layout, LinkKind};
 pub use workload::{Answer, sequence};
 

@@ -106,6 +106,14 @@ fn chatty_checkpoint(folder: &Path) -> Result<PathBuf> {
     Ok(chatty)
 }
 
+/// Sends a process a signal. By the shell, which has it built in: the call itself would be unsafe code.
+async fn signal(id: u32, name: &str) -> Result<()> {
+    let kill = format!("kill -{name} {id}");
+    let sent = Command::new("sh").args(["-c", &kill]).status().await?;
+    ensure!(sent.success(), "cannot be sent SIG{name}: {sent}");
+    Ok(())
+}
+
 // === impl Program ===
 
 impl Program {
@@ -132,13 +140,8 @@ impl Program {
         }
     }
 
-    /// Sends a signal. By the shell, which has it built in: the call itself would be unsafe code.
-    async fn signal(&mut self, signal: &str) -> Result<()> {
-        let id = self.running()?.id().context("has ended already")?;
-        let kill = format!("kill -{signal} {id}");
-        let sent = Command::new("sh").args(["-c", &kill]).status().await?;
-        ensure!(sent.success(), "cannot be sent SIG{signal}: {sent}");
-        Ok(())
+    async fn signal(&mut self, name: &str) -> Result<()> {
+        signal(self.running()?.id().context("has ended already")?, name).await
     }
 }
 

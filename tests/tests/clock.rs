@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use proto::v1::{ListPlansRequest, admin_client::AdminClient};
-use tests::{ask, client::Ask, processes::Processes};
+use tests::{asks, processes::Processes};
 use tonic::transport::Endpoint;
 
 /// Requests that run at a time.
@@ -14,10 +14,6 @@ const AT_ONCE: usize = 8;
 const ROUND: u32 = 20;
 /// More seconds than any test takes, and less than the steps in it.
 const LONG_S: u64 = 1800;
-
-fn round() -> Vec<Ask> {
-    (0..ROUND).map(ask).collect()
-}
 
 /// What the coordinator thinks of its nodes and of itself.
 async fn standing(cluster: &Processes) -> Result<Vec<Option<f64>>> {
@@ -30,7 +26,7 @@ async fn standing(cluster: &Processes) -> Result<Vec<Option<f64>>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn steps_of_the_clock_cost_no_lease_and_no_answer() -> Result<()> {
-    let asks = round();
+    let asks = asks(0..ROUND);
     let mut cluster = Processes::with_clock(1, 2, false).await?;
     let client = cluster.client()?;
     let expected = client.ask_all(&asks, AT_ONCE).await?;
@@ -76,7 +72,7 @@ async fn steps_of_the_clock_cost_no_lease_and_no_answer() -> Result<()> {
 /// let in, and is when the clock is right again.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_judged_by_the_clock_when_somebody_connects() -> Result<()> {
-    let asks = round();
+    let asks = asks(0..ROUND);
     let mut cluster = Processes::with_clock(1, 2, true).await?;
     let client = cluster.client()?;
     let expected = client.ask_all(&asks, AT_ONCE).await?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use proto::v1::{ExportPlanRequest, admin_client::AdminClient};
-use tests::{ask, client::Ask, processes::Processes};
+use tests::{asks, processes::Processes};
 use tonic::{Code, transport::Endpoint};
 
 /// Requests that run at a time.
@@ -10,15 +10,11 @@ const AT_ONCE: usize = 8;
 /// Requests of one round.
 const ROUND: u32 = 20;
 
-fn round() -> Vec<Ask> {
-    (0..ROUND).map(ask).collect()
-}
-
 /// A change of the nodes that cannot be stored is not made, and the last stored plan serves; a new plan that an
 /// operator asks for is refused; all of it is made up for when there is room.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_that_cannot_be_stored_waits_and_the_last_one_serves() -> Result<()> {
-    let asks = round();
+    let asks = asks(0..ROUND);
     let mut cluster = Processes::filed(1, 2).await?;
     let client = cluster.client()?;
     let expected = client.ask_all(&asks, AT_ONCE).await?;
@@ -60,7 +56,7 @@ async fn a_plan_that_cannot_be_stored_waits_and_the_last_one_serves() -> Result<
 /// What cannot be logged is lost, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_cannot_be_written_ends_no_process() -> Result<()> {
-    let asks = round();
+    let asks = asks(0..ROUND);
     let mut cluster = Processes::muted(1, 1).await?;
     let client = cluster.client()?;
     client.ask_all(&asks, AT_ONCE).await?;

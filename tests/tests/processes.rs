@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use tests::{
-    ask,
+    ask, asks,
     client::{Ask, Client, Reply},
     long_ask,
     processes::Processes,
@@ -14,10 +14,6 @@ use tokio::try_join;
 const AT_ONCE: usize = 16;
 /// Answers after which a load is surely in full swing.
 const SWING: usize = 6;
-
-fn asks(numbers: std::ops::Range<u32>) -> Vec<Ask> {
-    numbers.map(ask).collect()
-}
 
 /// What one process answers. Its answers are worth comparing only if they differ in kind.
 async fn expected(asks: &[Ask]) -> Result<Vec<Reply>> {

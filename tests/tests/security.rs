@@ -12,7 +12,7 @@ use hyper::{Method, StatusCode};
 use prost_types::{FileDescriptorSet, MethodDescriptorProto, ServiceDescriptorProto};
 use serde_json::Value;
 use tests::{
-    ask,
+    ask, asks,
     client::{Ask, Client, text},
     dial::Dial,
     long_ask,
@@ -285,7 +285,7 @@ async fn keys_at_admin(cluster: &Processes) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secured_cluster_answers_as_an_open_one_and_operators_get_in() -> Result<()> {
-    let asks: Vec<_> = (0..30).map(ask).collect();
+    let asks = asks(0..30);
     let mut single = Processes::single().await?;
     let expected = single.client()?.ask_all(&asks, 8).await?;
     single.terminate(&[]).await?;

@@ -71,23 +71,12 @@ impl Sequences {
         Self { hub, keep_alive, channels: Arc::default() }
     }
 
-    /// Starts a sequence on the node at `address`, `host:port` or `inproc:NAME`.
+    /// Starts a sequence on the node at `address`, `host:port` or `inproc:NAME`; if it is traced, below the span that
+    /// `traceparent` names in W3C's form.
     ///
     /// # Errors
     /// When the node did not take it.
     pub async fn run(
-        &self,
-        address: &str,
-        request: SequenceRequest,
-    ) -> Result<Tokens, SequenceError> {
-        self.run_traced(address, request, None).await
-    }
-
-    /// The same below a span of a trace, in W3C's form.
-    ///
-    /// # Errors
-    /// When the node did not take it.
-    pub async fn run_traced(
         &self,
         address: &str,
         request: SequenceRequest,

@@ -81,10 +81,9 @@ impl AttentionEngine {
             let at = at.duration_since(UNIX_EPOCH).unwrap_or_default();
             self.joints.metrics.last_token.set(at.as_secs_f64());
         }
-        match (overdue, self.pulse.is_well()) {
-            (Some(what), _) => self.joints.readiness.lack(TOKENS, &what),
-            (None, true) => self.joints.readiness.set(TOKENS, true),
-            (None, false) => self.joints.readiness.set(TOKENS, false),
+        match overdue {
+            Some(what) => self.joints.readiness.lack(TOKENS, &what),
+            None => self.joints.readiness.set(TOKENS, self.pulse.is_well()),
         }
     }
 

@@ -78,12 +78,7 @@ impl AttentionEngine {
                 half.absorb(span.trip.outputs(row), residual);
             }
         });
-        for &key in picked {
-            let trip = &mut spans[key].trip;
-            if trip.has_outputs() {
-                trip.end();
-            }
-        }
+        picked.iter().for_each(|&key| spans[key].trip.end());
     }
 
     fn scatter(&mut self, picked: &[usize], mut residual: &[f32]) {

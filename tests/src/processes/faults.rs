@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use tokio::process::{Child, Command};
 
-use super::{Processes, Security};
+use super::{Processes, Security, signal};
 
 /// A process that is made slow until [`Throttle::end`].
 #[derive(Debug)]
@@ -33,10 +33,7 @@ impl Throttle {
     /// When the signal cannot be sent.
     pub async fn end(mut self) -> Result<()> {
         self.shell.kill().await?;
-        let go_on = format!("kill -CONT {}", self.id);
-        let sent = Command::new("sh").args(["-c", &go_on]).status().await?;
-        ensure!(sent.success(), "cannot be sent SIGCONT: {sent}");
-        Ok(())
+        signal(self.id, "CONT").await
     }
 }
 

@@ -87,7 +87,7 @@ async fn tokens_stream_until_the_last_and_the_connection_is_shared() {
     let client = Sequences::new(hub, KeepAlive::default());
     let mut running = Vec::new();
     for id in ["a", "b"] {
-        let tokens = client.run(&address, request(id)).await.unwrap();
+        let tokens = client.run(&address, request(id), None).await.unwrap();
         let (asked, answers) = started.recv().await.unwrap();
         assert_eq!(SequenceRequest::try_from(asked), Ok(request(id)));
         running.push((tokens, answers));
@@ -109,7 +109,7 @@ async fn dropping_the_tokens_cancels_the_sequence() {
     let hub = Hub::new();
     let (runtime, address, mut started) = node("127.0.0.1:0", &hub);
     let client = Sequences::new(hub, KeepAlive::default());
-    let tokens = client.run(&address, request("a")).await.unwrap();
+    let tokens = client.run(&address, request("a"), None).await.unwrap();
     let (_, answers) = started.recv().await.unwrap();
     drop(tokens);
     time::timeout(PATIENCE, answers.closed()).await.expect("not cancelled");
@@ -121,7 +121,7 @@ async fn errors_say_whether_another_node_may_do_better() {
     let hub = Hub::new();
     let (runtime, address, mut started) = node("127.0.0.1:0", &hub);
     let client = Sequences::new(hub, KeepAlive::default());
-    let full = client.run(&address, request("no")).await.unwrap_err();
+    let full = client.run(&address, request("no"), None).await.unwrap_err();
     assert_eq!(full, SequenceError::Full("40 sequences wait".into()));
     assert!(full.is_retryable());
     for (status, expected, retryable) in [
@@ -129,14 +129,14 @@ async fn errors_say_whether_another_node_may_do_better() {
         (Status::unavailable("going"), SequenceError::Unavailable("going".into()), true),
         (Status::internal("bug"), SequenceError::Failed("Internal: bug".into()), false),
     ] {
-        let mut tokens = client.run(&address, request("a")).await.unwrap();
+        let mut tokens = client.run(&address, request("a"), None).await.unwrap();
         let (_, answers) = started.recv().await.unwrap();
         answers.send(Err(status)).await.unwrap();
         assert_eq!(next(&mut tokens).await, Some(Err(expected.clone())));
         assert_eq!(expected.is_retryable(), retryable);
         assert_eq!(next(&mut tokens).await, None);
     }
-    let memory = client.run("memory:a", request("a")).await.unwrap_err();
+    let memory = client.run("memory:a", request("a"), None).await.unwrap_err();
     assert!(matches!(memory, SequenceError::Invalid(_)));
     runtime.shutdown_background();
 }
@@ -146,23 +146,23 @@ async fn a_lost_node_is_unavailable_and_found_again() {
     let hub = Hub::new();
     let client = Sequences::new(hub.clone(), KeepAlive::default());
     let (runtime, address, mut started) = node("127.0.0.1:0", &hub);
-    let mut cut_short = client.run(&address, request("a")).await.unwrap();
+    let mut cut_short = client.run(&address, request("a"), None).await.unwrap();
     drop(started.recv().await.unwrap());
     let why = "its stream ended before the sequence did";
     let expected = SequenceError::Unavailable(why.into());
     assert_eq!(next(&mut cut_short).await, Some(Err(expected)));
 
-    let mut lost = client.run(&address, request("b")).await.unwrap();
+    let mut lost = client.run(&address, request("b"), None).await.unwrap();
     let (_, _answers) = started.recv().await.unwrap();
     let killed = std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE));
     killed.join().unwrap();
     let error = next(&mut lost).await.unwrap().unwrap_err();
     assert!(matches!(error, SequenceError::Unavailable(_)), "{error}");
-    let error = client.run(&address, request("c")).await.unwrap_err();
+    let error = client.run(&address, request("c"), None).await.unwrap_err();
     assert!(matches!(error, SequenceError::Unavailable(_)), "{error}");
 
     let (runtime, _, _started) = node(&address, &hub);
-    client.run(&address, request("d")).await.unwrap();
+    client.run(&address, request("d"), None).await.unwrap();
     runtime.shutdown_background();
 }
 

@@ -63,7 +63,7 @@ async fn ask(hub: Hub, address: &str) -> SequenceError {
     let sampling = SamplingParams::default();
     let request = SequenceRequest { id: "a".into(), tokens: vec![1], prompt_len: 1, sampling };
     let sequences = Sequences::new(hub, KeepAlive::default());
-    let asked = timeout(PATIENCE, sequences.run(address, request)).await.expect("no answer");
+    let asked = timeout(PATIENCE, sequences.run(address, request, None)).await.expect("no answer");
     asked.expect_err("nobody has room")
 }
 
