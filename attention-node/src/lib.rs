@@ -56,7 +56,8 @@ pub struct AttentionNode {
 /// # Errors
 /// The device, the checkpoint or the addresses cannot be used, or the engine died.
 pub async fn run(config: Config, process: Process) -> Result<()> {
-    let site = Site::open(&config.device, Hub::trusting(&process.trust), process)?;
+    let hub = Hub::trusting(&process.trust);
+    let site = Site::open(&config.device, &config.node.device, hub, process)?;
     let Some(node) = AttentionNode::join(config, &site).await? else { return Ok(()) };
     let (engine, serving) = node.start(&site);
     site.drive(vec![engine]).await?;

@@ -30,7 +30,7 @@ pub trait Engine {
 }
 
 /// What one [`Engine::step`] came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Something was done; there may be more.
     Worked,
@@ -38,6 +38,9 @@ pub enum Step {
     Idle { wake_at: Option<Instant> },
     /// The engine has drained and is dropped, on the device's thread.
     Finished,
+    /// The device does not compute any more, and why, in a sentence. The thread ends with all its engines: what they
+    /// held is dispatched again by whoever waits for it.
+    Failed(String),
 }
 
 /// The doorbell of a device thread: whoever leaves something for one of its engines rings it.
@@ -89,7 +92,7 @@ pub struct DeviceThread {
     finished: oneshot::Receiver<Result<(), String>>,
 }
 
-/// An engine panicked; its thread and all its engines are gone.
+/// An engine failed or panicked; its thread and all its engines are gone.
 #[derive(Debug, PartialEq, Eq)]
 pub struct EngineDied {
     thread: String,
@@ -116,11 +119,11 @@ impl DeviceThread {
         let turns = Turns::default();
         let counted = turns.clone();
         thread::Builder::new().name(name.clone()).spawn(move || {
-            let driven = panic::catch_unwind(AssertUnwindSafe(|| {
-                drive(&doorbell, engines, &counted);
-            }));
+            let driven =
+                panic::catch_unwind(AssertUnwindSafe(|| drive(&doorbell, engines, &counted)));
+            let outcome = driven.unwrap_or_else(|payload| Err(text_of(&*payload)));
             // Nobody listens when the process is on its way out already.
-            let _ = report.send(driven.map_err(|payload| text_of(&*payload)));
+            let _ = report.send(outcome);
         })?;
         Ok(Self { name, turns, finished })
     }
@@ -131,7 +134,7 @@ impl DeviceThread {
         self.turns.clone()
     }
 
-    /// Waits until every engine has finished, or one has panicked.
+    /// Waits until every engine has finished, or one has failed or panicked.
     pub async fn finished(self) -> Result<(), EngineDied> {
         let outcome = self.finished.await.unwrap_or_else(|_| Err("no report".to_owned()));
         outcome.map_err(|message| EngineDied { thread: self.name, message })
@@ -139,14 +142,24 @@ impl DeviceThread {
 }
 
 /// One step of each engine in turn, so that none starves; sleeps only when a whole round found nothing to do.
-fn drive(doorbell: &impl Wait, mut engines: Vec<Box<dyn Engine + Send>>, turns: &Turns) {
+///
+/// # Errors
+/// The sentence of the first engine that failed.
+fn drive(
+    doorbell: &impl Wait,
+    mut engines: Vec<Box<dyn Engine + Send>>,
+    turns: &Turns,
+) -> Result<(), String> {
     let mut worked_at = Instant::now();
     loop {
         turns.add();
         let round = step_all(&mut engines);
         turns.add();
+        if let Some(sentence) = round.failed {
+            return Err(sentence);
+        }
         if engines.is_empty() {
-            return;
+            return Ok(());
         }
         if round.worked {
             worked_at = Instant::now();
@@ -160,10 +173,11 @@ fn drive(doorbell: &impl Wait, mut engines: Vec<Box<dyn Engine + Send>>, turns: 
 struct Round {
     worked: bool,
     wake_at: Option<Instant>,
+    failed: Option<String>,
 }
 
 fn step_all(engines: &mut Vec<Box<dyn Engine + Send>>) -> Round {
-    let mut round = Round { worked: false, wake_at: None };
+    let mut round = Round { worked: false, wake_at: None, failed: None };
     engines.retain_mut(|engine| match engine.step() {
         Step::Worked => {
             round.worked = true;
@@ -174,6 +188,10 @@ fn step_all(engines: &mut Vec<Box<dyn Engine + Send>>) -> Round {
             true
         }
         Step::Finished => false,
+        Step::Failed(sentence) => {
+            round.failed.get_or_insert(sentence);
+            false
+        }
     });
     round
 }

@@ -181,7 +181,7 @@ impl LocalCluster {
 
 /// The attention nodes and the expert nodes, taking turns on one device.
 async fn nodes(flags: &LocalFlags, hub: Hub, process: Process) -> Result<()> {
-    let site = Site::open(&device(flags), hub, process)?;
+    let site = Site::open(&device(flags), &Device::Cpu, hub, process)?;
     let mut engines = Vec::new();
     let mut doors: Vec<Pin<Box<dyn Future<Output = Result<()>> + Send>>> = Vec::new();
     for number in 0..flags.attention.get() {

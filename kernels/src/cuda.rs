@@ -9,6 +9,7 @@ mod device;
 mod error;
 mod ffn;
 mod linear;
+mod pinned;
 mod probe;
 mod rows;
 
@@ -17,5 +18,6 @@ pub use device::{Buffer, Device, Timer};
 pub use error::CudaError;
 pub use ffn::{Experts, FfnKernel, GroupedFfn, PairList, Pairs};
 pub use linear::{Dense, Matrix};
+pub use pinned::Pinned;
 pub use probe::{Probe, filled};
 pub use rows::{RouteSpec, Rows, Terms};

@@ -20,6 +20,7 @@ pub use checkpoint::Checkpoint;
 pub use error::ModelError;
 pub use experts::{ExpertHalf, ExpertLoader, ExpertWork, LoadedExpert};
 // What engines hand to the halves; they know the kernels by these names only.
+pub use kernels::cuda::{CudaError, Device as Gpu};
 pub use kernels::{
     BLOCK_TOKENS, Compute, Cpu, CpuError, CpuOptions, Draw, FfnRow, Isa, KvCache, RopeSpec,
     Sampled, SamplingScratch, SamplingSpec, Span, TokenCounts, sample,

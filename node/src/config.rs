@@ -25,6 +25,8 @@ pub enum Device {
     Cpu,
     /// The processor at the pace of a curve file's node: `paced:FILE`.
     Paced(PathBuf),
+    /// An NVIDIA GPU by its number: `cuda:0`.
+    Cuda(usize),
 }
 
 /// Section `[cluster]`.
@@ -43,6 +45,14 @@ pub struct ModelConfig {
     pub path: PathBuf,
 }
 
+/// Section `[gpu]`: for nodes whose device is one.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GpuConfig {
+    /// The part of the GPU's memory that this node takes, what others have taken before not counted.
+    pub memory_utilization: f64,
+}
+
 /// Section `[links]`.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -59,11 +69,37 @@ impl TryFrom<String> for Device {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, String> {
-        match (name.as_str(), name.strip_prefix("paced:")) {
-            ("cpu", _) => Ok(Self::Cpu),
-            (_, Some(file)) if !file.is_empty() => Ok(Self::Paced(file.into())),
-            _ => Err(format!("unknown device \"{name}\", expected \"cpu\" or \"paced:FILE\"")),
+        let device = match name.split_once(':') {
+            None if name == "cpu" => Some(Self::Cpu),
+            Some(("paced", file)) if !file.is_empty() => Some(Self::Paced(file.into())),
+            Some(("cuda", ordinal)) => ordinal.parse().ok().map(Self::Cuda),
+            _ => None,
+        };
+        device.ok_or_else(|| {
+            format!("unknown device \"{name}\", expected \"cpu\", \"cuda:N\" or \"paced:FILE\"")
+        })
+    }
+}
+
+// === impl GpuConfig ===
+
+impl GpuConfig {
+    /// Checks what the type alone does not say.
+    ///
+    /// # Errors
+    /// One sentence that names the key and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        let part = self.memory_utilization;
+        if part > 0.0 && part <= 1.0 {
+            return Ok(());
         }
+        Err(format!("key `gpu.memory_utilization` is {part}, expected more than 0 and at most 1"))
+    }
+}
+
+impl Default for GpuConfig {
+    fn default() -> Self {
+        Self { memory_utilization: 0.9 }
     }
 }
 

@@ -2,17 +2,17 @@
 
 use std::{sync::Arc, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use chassis::{
     engine::{DeviceThread, Engine, Wait},
     role::Process,
 };
 use domain::ClusterView;
-use model::{Cpu, CpuOptions};
+use model::{Compute, Cpu, CpuOptions, Gpu};
 use tokio::sync::watch;
 use transport::{Doorbell, Hub};
 
-use crate::stall;
+use crate::{config::Device, stall};
 
 /// One device with the thread that will drive it, in one process.
 ///
@@ -26,6 +26,8 @@ pub struct Site {
     pub process: Process,
     /// The processor.
     pub cpu: Arc<Cpu>,
+    /// The GPU, where the nodes compute on one.
+    pub gpu: Option<Arc<Gpu>>,
     /// Wakes the device's thread.
     pub bell: Doorbell,
     /// Whether the device's thread stands still.
@@ -35,13 +37,23 @@ pub struct Site {
 // === impl Site ===
 
 impl Site {
-    /// Opens the device.
+    /// Opens the processor, and the GPU if `device` is one.
     ///
     /// # Errors
     /// The options do not fit the machine.
-    pub fn open(device: &CpuOptions, hub: Hub, process: Process) -> Result<Self> {
-        let cpu = Arc::new(Cpu::new(device).context("section `device`")?);
-        Ok(Self { hub, process, cpu, bell: Doorbell::new(), stalled: watch::Sender::new(false) })
+    pub fn open(
+        processor: &CpuOptions,
+        device: &Device,
+        hub: Hub,
+        process: Process,
+    ) -> Result<Self> {
+        let gpu = match device {
+            Device::Cuda(ordinal) => Some(open_gpu(*ordinal, processor.compute)?),
+            Device::Cpu | Device::Paced(_) => None,
+        };
+        let cpu = Arc::new(Cpu::new(processor).context("section `device`")?);
+        let (bell, stalled) = (Doorbell::new(), watch::Sender::new(false));
+        Ok(Self { hub, process, cpu, gpu, bell, stalled })
     }
 
     /// Drives engines on this site's thread until all have finished.
@@ -72,6 +84,18 @@ impl Site {
             }
         }
     }
+}
+
+fn open_gpu(ordinal: usize, compute: Compute) -> Result<Arc<Gpu>> {
+    ensure!(
+        compute == Compute::Bf16,
+        "key `device.compute` is \"{compute}\", expected \"bf16\": GPUs compute nothing else"
+    );
+    let gpu =
+        Gpu::open(ordinal).with_context(|| format!("key `node.device`: \"cuda:{ordinal}\""))?;
+    let (major, minor) = gpu.capability();
+    tracing::info!(name = gpu.name(), capability = format!("{major}.{minor}"), "opened a GPU");
+    Ok(Arc::new(gpu))
 }
 
 /// The doorbell as the device's thread waits on it.

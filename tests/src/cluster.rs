@@ -126,7 +126,8 @@ impl Cluster {
         let mut tasks = vec![tokio::spawn(async move { Ok(coordinator.serve().await?) })];
         for number in 0..layout.experts {
             let config = expert_config(checkpoint, layout, number);
-            let site = Site::open(&config.device, hub.clone(), process.clone())?;
+            let site =
+                Site::open(&config.device, &config.node.device, hub.clone(), process.clone())?;
             tasks.push(tokio::spawn(async move {
                 let joined = ExpertNode::join(config, &site).await?;
                 let (engine, door) = joined.context("stopped early")?.start(&site);
@@ -136,7 +137,8 @@ impl Cluster {
         }
         for number in 0..layout.attention {
             let config = attention_config(checkpoint, layout, number);
-            let site = Site::open(&config.device, hub.clone(), process.clone())?;
+            let site =
+                Site::open(&config.device, &config.node.device, hub.clone(), process.clone())?;
             let joined = AttentionNode::join(config, &site).await?;
             let (engine, door) = joined.context("stopped early")?.start(&site);
             tasks.push(tokio::spawn(async move {

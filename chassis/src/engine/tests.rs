@@ -65,7 +65,7 @@ impl Drop for Scripted {
 }
 
 fn scripted(name: char, script: &[Step], log: &Arc<Mutex<String>>) -> Box<dyn Engine + Send> {
-    let script = script.iter().copied().collect();
+    let script = script.iter().cloned().collect();
     Box::new(Scripted { name, script, log: Arc::clone(log) })
 }
 
@@ -156,4 +156,14 @@ async fn a_panic_is_reported_with_its_thread() {
     let thread = DeviceThread::spawn("cpu", bell, vec![Box::new(Broken)]).unwrap();
     let died = thread.finished().await.unwrap_err();
     assert_eq!(died.to_string(), "device thread cpu died: layer 3 has no weights");
+}
+
+#[tokio::test]
+async fn an_engine_that_fails_ends_the_thread_with_its_sentence() {
+    let log = Arc::default();
+    let failing = scripted('a', &[Step::Worked, Step::Failed("the GPU is gone".into())], &log);
+    let other = scripted('b', &vec![Step::Worked; 8], &log);
+    let thread = DeviceThread::spawn("gpu", Bell::default(), vec![failing, other]).unwrap();
+    let died = thread.finished().await.unwrap_err();
+    assert_eq!(died.to_string(), "device thread gpu died: the GPU is gone");
 }

@@ -120,6 +120,14 @@ CALL cuMemFree_v2(Pointer at) {
     allocations.erase(found);
     return SUCCESS;
 }
+CALL cuMemHostAlloc(void **at, size_t bytes, unsigned) {
+    *at = malloc(bytes);
+    return *at ? SUCCESS : OUT_OF_MEMORY;
+}
+CALL cuMemFreeHost(void *at) {
+    free(at);
+    return SUCCESS;
+}
 CALL cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t bytes, void *) {
     memcpy((void *)to, from, bytes);
     return SUCCESS;

@@ -123,6 +123,24 @@ impl Device {
         Ok(buffer)
     }
 
+    /// Copies `values` into a buffer, from its value `at` on.
+    ///
+    /// # Errors
+    /// When the buffer ends before, or the copy fails.
+    pub fn write<T: DeviceRepr>(
+        &self,
+        buffer: &mut Buffer<T>,
+        at: usize,
+        values: &[T],
+    ) -> Result<(), CudaError> {
+        let end = at.saturating_add(values.len());
+        if end > buffer.len {
+            return Err(CudaError::Shape(format!("values {at}..{end} of {}", buffer.len)));
+        }
+        let copied = self.stream.memcpy_htod(values, &mut buffer.slice.slice_mut(at..end));
+        copied.map_err(CudaError::driver("copying to the device"))
+    }
+
     /// Waits for all work and copies a buffer back.
     ///
     /// # Errors
