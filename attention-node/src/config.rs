@@ -1,7 +1,7 @@
 //! An attention node's configuration, section by section.
 
 use model::CpuOptions;
-use node::config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule};
+use node::config::{ClusterConfig, Device, GpuConfig, LinksConfig, ModelConfig, Schedule};
 use policy::{batching::Tuning, routing};
 use serde::Deserialize;
 
@@ -21,6 +21,9 @@ pub struct Config {
     /// `[device]`: the processor that computes.
     #[serde(default)]
     pub device: CpuOptions,
+    /// `[gpu]`: for `node.device = "cuda:N"`.
+    #[serde(default)]
+    pub gpu: GpuConfig,
     /// `[batching]`: which layer runs next.
     #[serde(default)]
     pub batching: Tuning,
@@ -100,6 +103,7 @@ impl chassis::role::RoleConfig for Config {
     fn check(&self) -> Result<(), String> {
         self.batching.check().map_err(|error| format!("section `batching`: {error}"))?;
         self.cluster.check()?;
+        self.gpu.check()?;
         if self.routing.by_batch.is_some() && self.node.schedule != Schedule::Lockstep {
             return Err(
                 "key `routing.by_batch` is set, expected only with schedule \"lockstep\": \

@@ -57,7 +57,7 @@ pub struct AttentionNode {
 /// The device, the checkpoint or the addresses cannot be used, or the engine died.
 pub async fn run(config: Config, process: Process) -> Result<()> {
     let hub = Hub::trusting(&process.trust);
-    let site = Site::open(&config.device, &config.node.device, hub, process)?;
+    let site = Site::open(&config.device, (&config.node.device, &config.gpu), hub, process)?;
     let Some(node) = AttentionNode::join(config, &site).await? else { return Ok(()) };
     let (engine, serving) = node.start(&site);
     site.drive(vec![engine]).await?;
@@ -73,7 +73,7 @@ impl AttentionNode {
     pub async fn join(config: Config, site: &Site) -> Result<Option<Self>> {
         site.process.readiness.part(&config.node.name).set(EXPERTS_LINKED, false);
         let checkpoint = Checkpoint::open(&config.model.path)?;
-        let model_fingerprint = checkpoint.fingerprint_on(&site.cpu);
+        let model_fingerprint = checkpoint.fingerprint_in(site.cpu.compute());
         let mut progress = Progress::new("layers");
         let told = |done, all| progress.left(all - done);
         let half = AttentionHalf::load(&checkpoint, Arc::clone(&site.cpu), told)?;

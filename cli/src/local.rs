@@ -20,7 +20,7 @@ use gateway::{Gateway, Membership};
 use model::{Compute, CpuOptions, Isa};
 use node::{
     Site,
-    config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule},
+    config::{ClusterConfig, Device, GpuConfig, LinksConfig, ModelConfig, Schedule},
 };
 use policy::batching::Tuning;
 use transport::Hub;
@@ -181,7 +181,7 @@ impl LocalCluster {
 
 /// The attention nodes and the expert nodes, taking turns on one device.
 async fn nodes(flags: &LocalFlags, hub: Hub, process: Process) -> Result<()> {
-    let site = Site::open(&device(flags), &Device::Cpu, hub, process)?;
+    let site = Site::open(&device(flags), (&Device::Cpu, &GpuConfig::default()), hub, process)?;
     let mut engines = Vec::new();
     let mut doors: Vec<Pin<Box<dyn Future<Output = Result<()>> + Send>>> = Vec::new();
     for number in 0..flags.attention.get() {
@@ -246,6 +246,7 @@ fn attention_config(flags: &LocalFlags, number: u16) -> attention_node::Config {
         cluster: cluster(),
         model: ModelConfig { path: flags.model.clone() },
         device: device(flags),
+        gpu: GpuConfig::default(),
         batching: Tuning::default(),
         routing: RoutingConfig::default(),
         bounds: bounds(flags),
@@ -286,6 +287,7 @@ fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {
         cluster: cluster(),
         model: ModelConfig { path: flags.model.clone() },
         device: device(flags),
+        gpu: GpuConfig::default(),
         batching: expert_node::config::default_batching(),
         links: LinksConfig::default(),
         loading: expert_node::config::LoadingConfig::default(),

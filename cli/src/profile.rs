@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use domain::{CostCurve, Curves, NodeProfile, Profile};
-use model::{Checkpoint, Cpu, CpuOptions, Isa};
+use model::{Checkpoint, Cpu, CpuOptions, ExpertHalf, Isa};
 
 use crate::{
     local::{ComputeName, DEMO},
@@ -57,7 +57,8 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     };
     let cpu = Arc::new(Cpu::new(&options)?);
     let checkpoint = Arc::new(Checkpoint::open(&flags.model)?);
-    let Curves { expert, layer } = expert_node::profile(&checkpoint, &cpu)?;
+    let mut half = ExpertHalf::new(checkpoint, cpu);
+    let Curves { expert, layer } = expert_node::profile(&mut half)?;
     let (name, table) = (flags.name.clone(), table(&expert, &layer));
     let text =
         serde_json::to_string(&Profile { nodes: vec![NodeProfile { name, layer, expert }] })?;

@@ -41,9 +41,13 @@ pub(crate) enum Refusal {
     #[error("{name} says it has served {epoch}, which no cluster reaches")]
     Epoch { name: String, epoch: Epoch },
     #[error(
-        "{name} serves model {theirs}, this cluster serves {ours}: all nodes must load the same weights with the same numerics"
+        "{name} serves model {theirs}, this cluster serves {ours}: all nodes must load the same weights with rows of the same precision"
     )]
     OtherModel { name: String, theirs: String, ours: String },
+    #[error(
+        "{name} computes as {theirs}, the {role} nodes of this cluster as {ours}: answers would depend on who computed them"
+    )]
+    OtherNumerics { name: String, role: Role, theirs: String, ours: String },
     #[error("{name} serves model {fingerprint} like this cluster, but sees other sizes in it")]
     OtherShape { name: String, fingerprint: String },
     #[error(
@@ -60,6 +64,7 @@ impl Refusal {
         match self {
             Self::TooLong { .. } | Self::Missing { .. } | Self::Epoch { .. } => "invalid",
             Self::OtherModel { .. } | Self::OtherShape { .. } => "other_model",
+            Self::OtherNumerics { .. } => "other_numerics",
             Self::NameTaken { .. } => "name_taken",
             Self::Full { .. } => "full",
         }
@@ -119,6 +124,7 @@ struct Node {
     name: String,
     role: Role,
     address: String,
+    numerics: String,
     health: Health,
     load: Load,
     slots: u32,
@@ -143,6 +149,7 @@ impl Registry {
                 name: name.clone(),
                 role: node.role,
                 address: node.address.clone(),
+                numerics: node.numerics.clone(),
                 health: node.health,
                 load: Load::default(),
                 slots: node.slots,
@@ -178,6 +185,7 @@ impl Registry {
     ) -> Result<Admitted, Refusal> {
         validate(&registration)?;
         let other_model = self.agree_on_model(&registration)?;
+        self.agree_on_numerics(&registration)?;
         let known = self.find(&registration.name);
         if let Some((_, node)) = known {
             self.refuse_twin(now, node, &registration)?;
@@ -354,6 +362,7 @@ impl Registry {
                     id: id.0,
                     role: node.role,
                     address: node.address.clone(),
+                    numerics: node.numerics.clone(),
                     health: node.health,
                     slots: node.slots,
                     member: node.member,
@@ -401,6 +410,24 @@ impl Registry {
             theirs: model_fingerprint.clone(),
             ours: ours.fingerprint.clone(),
         })
+    }
+
+    /// A sequence that goes on elsewhere, or a row that another replica computes, must get the same bits.
+    fn agree_on_numerics(&self, registration: &Registration) -> Result<(), Refusal> {
+        let Registration { name, role, numerics, .. } = registration;
+        let peers = self.members().map(|(_, node)| node);
+        let mut peers = peers.filter(|node| node.role == *role && node.name != *name);
+        // A record of before numerics were named says nothing of them.
+        let differ = |node: &&Node| !node.numerics.is_empty() && node.numerics != *numerics;
+        match peers.find(differ) {
+            None => Ok(()),
+            Some(peer) => Err(Refusal::OtherNumerics {
+                name: name.clone(),
+                role: *role,
+                theirs: numerics.clone(),
+                ours: peer.numerics.clone(),
+            }),
+        }
     }
 
     fn adopt_model(&mut self, registration: &Registration) {
@@ -467,6 +494,7 @@ impl Registry {
             name: registration.name,
             role: registration.role,
             address: registration.address,
+            numerics: registration.numerics,
             slots: registration.expert_slots,
             heard: now,
             since: goes_on.map_or(now, |node| node.since),
@@ -485,6 +513,7 @@ fn validate(registration: &Registration) -> Result<(), Refusal> {
         ("a name", name.len(), NAME_BYTES_MAX),
         ("an address", address.len(), ADDRESS_BYTES_MAX),
         ("a model fingerprint", registration.model_fingerprint.len(), NAME_BYTES_MAX),
+        ("a name of numerics", registration.numerics.len(), NAME_BYTES_MAX),
     ];
     for (what, found, max) in lengths {
         if found > max {

@@ -60,6 +60,9 @@ pub(crate) struct Node {
     #[serde(with = "RoleName")]
     pub(crate) role: Role,
     pub(crate) address: String,
+    /// How its device computes.
+    #[serde(default)]
+    pub(crate) numerics: String,
     #[serde(with = "HealthName")]
     pub(crate) health: Health,
     pub(crate) slots: u32,

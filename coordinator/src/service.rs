@@ -351,7 +351,7 @@ fn refused(refusal: &Refusal) -> Status {
         Refusal::TooLong { .. } | Refusal::Missing { .. } | Refusal::Epoch { .. } => {
             Status::invalid_argument(sentence)
         }
-        Refusal::OtherModel { .. } | Refusal::OtherShape { .. } => {
+        Refusal::OtherModel { .. } | Refusal::OtherShape { .. } | Refusal::OtherNumerics { .. } => {
             Status::failed_precondition(sentence)
         }
         Refusal::NameTaken { .. } => Status::already_exists(sentence),

@@ -1,7 +1,7 @@
 //! An expert node's configuration, section by section.
 
 use model::CpuOptions;
-use node::config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule};
+use node::config::{ClusterConfig, Device, GpuConfig, LinksConfig, ModelConfig, Schedule};
 use policy::batching::Tuning;
 use serde::Deserialize;
 
@@ -18,6 +18,9 @@ pub struct Config {
     /// `[device]`: the processor that computes.
     #[serde(default)]
     pub device: CpuOptions,
+    /// `[gpu]`: for `node.device = "cuda:N"`.
+    #[serde(default)]
+    pub gpu: GpuConfig,
     /// `[batching]`: which queue runs next.
     #[serde(default = "default_batching")]
     pub batching: Tuning,
@@ -60,7 +63,7 @@ pub struct NodeConfig {
     /// compares nodes that do not with each other. A paced device has its curve anyway.
     #[serde(default = "default_profile")]
     pub profile: bool,
-    /// Experts this node has room for, over all layers; all of the model's if absent.
+    /// Experts this node has room for, over all layers; if absent all of the model's, or on a GPU as many as fit.
     pub expert_slots: Option<u32>,
 }
 
@@ -83,6 +86,7 @@ impl chassis::role::RoleConfig for Config {
     fn check(&self) -> Result<(), String> {
         self.batching.check().map_err(|error| format!("section `batching`: {error}"))?;
         self.cluster.check()?;
+        self.gpu.check()?;
         if self.node.expert_slots == Some(0) {
             return Err("key `node.expert_slots` is 0, expected at least 1".to_owned());
         }

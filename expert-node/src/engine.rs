@@ -11,6 +11,7 @@ use chassis::{
     engine::{Engine, Step},
 };
 use domain::{ClusterView, CostCurve, Digest, Epoch, Guidance, Health, Layer, Load, NodeId, Role};
+use model::ModelError;
 use node::{Outbox, Pace, Reports};
 use policy::batching::{self, Batcher, Behind, Decision, Tuning};
 use proto::{
@@ -100,7 +101,10 @@ impl Engine for ExpertEngine {
     fn step(&mut self) -> Step {
         let received = self.receive();
         self.empty_outboxes();
-        let worked = self.load() | self.run();
+        let worked = match self.load().and_then(|loaded| Ok(self.run()? || loaded)) {
+            Ok(worked) => worked,
+            Err(error) => return Step::Failed(error.to_string()),
+        };
         self.report();
         if worked || received {
             Step::Worked
@@ -117,7 +121,7 @@ impl ExpertEngine {
     pub(crate) fn new(shard: Shard, schedule: Schedule, drain_max: usize, joints: Joints) -> Self {
         let spec = shard.half().spec();
         let (layers, experts) = (spec.layers.len(), spec.moe.experts);
-        let row_bytes = shard.half().cpu().compute().row_bytes(spec.hidden);
+        let row_bytes = shard.half().row_bytes();
         Self {
             joints,
             shard,
@@ -301,22 +305,27 @@ impl ExpertEngine {
 
     // --- load ---
 
-    fn load(&mut self) -> bool {
+    /// Goes on loading, and says whether there was something to do. What the checkpoint cannot give is tried again
+    /// with the next view; without its device the node can do nothing.
+    fn load(&mut self) -> Result<bool, ModelError> {
         let queues = &self.queues;
         self.shard.free(|layer, expert| queues.wait_for(layer, expert));
         match self.shard.load() {
-            Ok(loaded) => loaded,
+            Err(error @ ModelError::Gpu(_)) => Err(error),
             Err(error) => {
                 tracing::error!(%error, "an expert cannot be loaded");
-                true
+                Ok(true)
             }
+            Ok(loaded) => Ok(loaded),
         }
     }
 
     // --- pick and run ---
 
-    fn run(&mut self) -> bool {
-        let Some(layer) = self.pick() else { return false };
+    /// Runs a layer if one is worth it. After an error the pairs it was for are gone: the node must not stay, so that
+    /// their senders dispatch them again.
+    fn run(&mut self) -> Result<bool, ModelError> {
+        let Some(layer) = self.pick() else { return Ok(false) };
         let lockstep = matches!(self.schedule, Schedule::Lockstep(..));
         let pairs_max = if lockstep { usize::MAX } else { self.drain_max };
         let began = Instant::now();
@@ -327,7 +336,7 @@ impl ExpertEngine {
         if pairs > 0 {
             let predicted_ns = self.predict();
             let due = began + self.joints.pace.launch(self.launch.tokens());
-            self.compute(layer, began, due);
+            self.compute(layer, began, due)?;
             let took = began.elapsed();
             if let Schedule::Async(batcher) = &mut self.schedule {
                 batcher.ran(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
@@ -336,7 +345,7 @@ impl ExpertEngine {
             self.work.add(pairs, experts, took, predicted_ns);
         }
         self.note(layer);
-        true
+        Ok(true)
     }
 
     /// What the run that was put together should take; 0 if nobody knows.
@@ -362,22 +371,19 @@ impl ExpertEngine {
     }
 
     /// Computes the run that began at `began` and sends the results, not before `due`.
-    fn compute(&mut self, layer: Layer, began: Instant, due: Instant) {
+    fn compute(&mut self, layer: Layer, began: Instant, due: Instant) -> Result<(), ModelError> {
         let mut frames = Vec::with_capacity(self.peers.len());
         let publish = |peer, output| frames.push((peer, output));
         let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let began_ns = ns(began.saturating_duration_since(self.began));
-        let outcome = self.launch.run(layer, &self.shard, began_ns, publish);
-        if let Err(error) = outcome {
-            // Pairs are checked when they arrive and experts leave only after their epoch is over.
-            tracing::error!(%error, %layer, "a run was dropped");
-        }
+        self.launch.run(layer, self.shard.half_mut(), began_ns, publish)?;
         Pace::hold(due);
         let ran_ns = ns(began.elapsed());
         for (peer, mut output) in frames {
             output.timings.iter_mut().for_each(|timing| timing.ran_ns = ran_ns);
             self.send(peer, Frame::Output(output));
         }
+        Ok(())
     }
 
     // --- publish ---

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use domain::{Expert, Layer, NodeId};
-use model::{ExpertWork, FfnRow, ModelError};
+use model::{ExpertHalf, ExpertWork, FfnRow, ModelError};
 use proto::frame::{Done, Output, Timing};
 
-use crate::{queues::Taken, shard::Shard};
+use crate::queues::Taken;
 
 /// The pairs of one run, in the order they were taken: expert by expert.
 ///
@@ -54,17 +54,17 @@ impl Launch {
     /// afterwards. Timings of traced pairs say how long they were queued.
     ///
     /// # Errors
-    /// An expert is not resident; nothing was computed.
+    /// An expert is not resident, or the device failed; nothing was computed.
     pub(crate) fn run(
         &mut self,
         layer: Layer,
-        shard: &Shard,
+        half: &mut ExpertHalf,
         now_ns: u64,
         publish: impl FnMut(NodeId, Output),
     ) -> Result<(), ModelError> {
         self.place();
         let mut out = Vec::new();
-        let outcome = self.compute(layer, shard, &mut out);
+        let outcome = self.compute(layer, half, &mut out);
         if outcome.is_ok() {
             self.sort(layer, out.into(), now_ns, publish);
         }
@@ -97,7 +97,12 @@ impl Launch {
         }
     }
 
-    fn compute(&self, layer: Layer, shard: &Shard, out: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn compute(
+        &self,
+        layer: Layer,
+        half: &mut ExpertHalf,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         let rows: Vec<FfnRow<'_>> = self
             .pairs
             .iter()
@@ -110,7 +115,7 @@ impl Launch {
             work.push(ExpertWork { expert, rows: &rows[begin..end] });
             begin = end;
         }
-        shard.half().run(layer, &work, out)
+        half.run(layer, &work, out)
     }
 
     fn sort(

@@ -13,7 +13,7 @@ mod tallies;
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use chassis::{Shutdown, engine::Engine, role::Process};
 use domain::{Curves, Role};
 use model::{Checkpoint, ExpertHalf};
@@ -57,7 +57,7 @@ enum Door {
 /// The device, the checkpoint or the addresses cannot be used, or the engine died.
 pub async fn run(config: Config, process: Process) -> Result<()> {
     let hub = Hub::trusting(&process.trust);
-    let site = Site::open(&config.device, &config.node.device, hub, process)?;
+    let site = Site::open(&config.device, (&config.node.device, &config.gpu), hub, process)?;
     let Some(node) = ExpertNode::join(config, &site).await? else { return Ok(()) };
     let (engine, serving) = node.start(&site);
     site.drive(vec![engine]).await?;
@@ -72,9 +72,8 @@ impl ExpertNode {
     pub async fn join(config: Config, site: &Site) -> Result<Option<Self>> {
         site.process.readiness.part(&config.node.name).set(EXPERTS_LOADED, false);
         let checkpoint = Checkpoint::open(&config.model.path)?;
-        let model_fingerprint = checkpoint.fingerprint_on(&site.cpu);
-        let checkpoint = Arc::new(checkpoint);
-        let half = ExpertHalf::new(Arc::clone(&checkpoint), Arc::clone(&site.cpu));
+        let model_fingerprint = checkpoint.fingerprint_in(site.cpu.compute());
+        let half = half(&config, checkpoint, site)?;
         let memory = match config.node.listen.parse::<Address>()? {
             Address::Memory(name) => Some(name),
             Address::Tcp(_) | Address::Inproc(_) => None,
@@ -84,16 +83,16 @@ impl ExpertNode {
             None => Some(Listener::bind(&config.node.listen, &site.hub).await?),
         };
         let pace = Pace::open(&config.node.device, &config.node.name)?;
-        let curves = curves(&config, &pace, checkpoint, site).await?;
+        let (half, curves) = measure(half, &config, &pace).await?;
         let shape = half.spec().shape();
-        let all = u32::try_from(shape.slots().count())?;
+        let expert_slots = expert_slots(&config, &half)?;
         let newcomer = Newcomer {
             name: config.node.name.clone(),
             role: Role::Expert,
             address: address(&config, listener.as_ref())?,
             model_fingerprint,
             shape: shape.clone(),
-            expert_slots: config.node.expert_slots.unwrap_or(all),
+            expert_slots,
             curves: curves.clone(),
         };
         let coordinators = &config.cluster.coordinators;
@@ -172,20 +171,45 @@ fn address(config: &Config, listener: Option<&Listener>) -> Result<String> {
     })
 }
 
-/// What work costs on the site's device, as far as that is known or to be measured.
-async fn curves(
+/// The half on the node's device, without experts.
+fn half(config: &Config, checkpoint: Checkpoint, site: &Site) -> Result<ExpertHalf> {
+    let (checkpoint, cpu) = (Arc::new(checkpoint), Arc::clone(&site.cpu));
+    let Some(gpu) = &site.gpu else { return Ok(ExpertHalf::new(checkpoint, cpu)) };
+    let (free, total) = gpu.memory().context("key `node.device`")?;
+    let bytes = config.gpu.share(free, total);
+    let pairs = config.batching.drain_max;
+    let half = ExpertHalf::on_gpu(checkpoint, cpu, Arc::clone(gpu), (bytes, pairs));
+    half.context("section `gpu`")
+}
+
+/// How many experts the node says it has room for.
+fn expert_slots(config: &Config, half: &ExpertHalf) -> Result<u32> {
+    let all = half.spec().shape().slots().count();
+    let fit = u32::try_from(half.slots().unwrap_or(all))?;
+    let slots = config.node.expert_slots.unwrap_or(fit);
+    ensure!(
+        half.slots().is_none() || slots <= fit,
+        "key `node.expert_slots` is {slots}, expected at most {fit}: the GPU's memory holds no more"
+    );
+    Ok(slots)
+}
+
+/// What work costs on the node's device, as far as that is known or to be measured.
+async fn measure(
+    mut half: ExpertHalf,
     config: &Config,
     pace: &Pace,
-    checkpoint: Arc<Checkpoint>,
-    site: &Site,
-) -> Result<Option<Curves>> {
+) -> Result<(ExpertHalf, Option<Curves>)> {
     match pace.curves() {
         None if config.node.profile => {
-            let cpu = Arc::clone(&site.cpu);
-            let measured = tokio::task::spawn_blocking(move || profile(&checkpoint, &cpu));
-            Ok(Some(measured.await??))
+            let measured = tokio::task::spawn_blocking(move || {
+                let curves = profile(&mut half);
+                (half, curves)
+            });
+            let (half, curves) = measured.await?;
+            Ok((half, Some(curves?)))
         }
-        known => Ok(known),
+        known => Ok((half, known)),
     }
 }
 

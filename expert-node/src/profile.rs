@@ -1,12 +1,9 @@
-//! Measures what expert work costs on this processor, at the edges of tiles, with the kernels that serve.
+//! Measures what expert work costs on a node's device, at the edges of tiles, with the kernels that serve.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use domain::{CostCurve, Curves, Expert, Layer};
-use model::{Checkpoint, Cpu, ExpertHalf, ExpertWork, FfnRow, ModelError};
+use model::{ExpertHalf, ExpertWork, FfnRow, ModelError};
 
 /// Tokens per expert at which times are taken: one, and multiples of the kernels' tile of 16 rows.
 /// In between the time of the next edge holds.
@@ -23,18 +20,18 @@ const POINT_MAX: Duration = Duration::from_millis(200);
 /// Bytes of rows: 0.01 as bf16 and as f32.
 const ROW_BYTE: u8 = 0x3c;
 
-/// Measures the curves of a node that computes the experts of `checkpoint` on `cpu`.
+/// Measures the curves of a node that computes with `half`, which holds no expert yet, and none afterwards.
 ///
 /// The *layer curve* is the time of one run of 16 experts (all, if the model has fewer) against the
 /// run's (token, expert) pairs, which are spread evenly; with fewer pairs than experts, one pair per
 /// expert. The *expert curve* is one expert's part of such a run, against its tokens. Takes a few
-/// seconds at most on a processor that serves the model well, and memory for the experts of a few
+/// seconds at most on a device that serves the model well, and room for the experts of a few
 /// layers, which is given back.
 ///
 /// # Errors
-/// The checkpoint's experts cannot be read.
-pub fn profile(checkpoint: &Arc<Checkpoint>, cpu: &Arc<Cpu>) -> Result<Curves, ModelError> {
-    let mut bench = Bench::load(checkpoint, cpu)?;
+/// The checkpoint's experts cannot be read, or the device fails.
+pub fn profile(half: &mut ExpertHalf) -> Result<Curves, ModelError> {
+    let mut bench = Bench::load(half)?;
     let experts = bench.experts.len();
     let mut layer = Vec::new();
     for few in (0..).map(|power| 1 << power).take_while(|&few| few < experts) {
@@ -46,6 +43,7 @@ pub fn profile(checkpoint: &Arc<Checkpoint>, cpu: &Arc<Cpu>) -> Result<Curves, M
         layer.push((experts * tokens, ns));
         expert.push((tokens, ns / experts as u64));
     }
+    bench.unload();
     Ok(Curves { expert: rising(&expert), layer: rising(&layer) })
 }
 
@@ -62,8 +60,8 @@ fn rising(points: &[(usize, u64)]) -> CostCurve {
 
 /// Experts of some layers, and rows to run through them.
 #[derive(Debug)]
-struct Bench {
-    half: ExpertHalf,
+struct Bench<'a> {
+    half: &'a mut ExpertHalf,
     layers: Vec<Layer>,
     experts: Vec<Expert>,
     row: Vec<u8>,
@@ -74,13 +72,14 @@ struct Bench {
 
 // === impl Bench ===
 
-impl Bench {
-    fn load(checkpoint: &Arc<Checkpoint>, cpu: &Arc<Cpu>) -> Result<Self, ModelError> {
-        let mut half = ExpertHalf::new(Arc::clone(checkpoint), Arc::clone(cpu));
+impl<'a> Bench<'a> {
+    fn load(half: &'a mut ExpertHalf) -> Result<Self, ModelError> {
         let shape = half.spec().shape();
-        let experts: Vec<Expert> = (0..shape.experts).map(Expert).take(EXPERTS_MAX).collect();
+        let room = half.slots().unwrap_or(usize::MAX);
+        let experts = (0..shape.experts).map(Expert).take(EXPERTS_MAX.min(room));
+        let experts: Vec<Expert> = experts.collect();
         let mut layers = Vec::new();
-        for &layer in &shape.moe_layers {
+        for &layer in shape.moe_layers.iter().take(room / experts.len()) {
             for &expert in &experts {
                 half.load_expert(layer, expert)?;
             }
@@ -89,8 +88,16 @@ impl Bench {
                 break;
             }
         }
-        let row = vec![ROW_BYTE; cpu.compute().row_bytes(half.spec().hidden)];
+        let row = vec![ROW_BYTE; half.row_bytes()];
         Ok(Self { half, layers, experts, row, out: Vec::new(), runs: 0 })
+    }
+
+    fn unload(self) {
+        for &layer in &self.layers {
+            for &expert in &self.experts {
+                self.half.unload(layer, expert);
+            }
+        }
     }
 
     /// Nanoseconds of a run of the first `experts` experts with `tokens` tokens each.
@@ -127,6 +134,8 @@ impl Bench {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -139,9 +148,11 @@ mod tests {
     #[test]
     fn the_demo_model_gets_both_curves_at_the_edges() {
         let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
-        let checkpoint = Arc::new(Checkpoint::open(&demo).unwrap());
-        let cpu = Arc::new(Cpu::new(&model::CpuOptions::default()).unwrap());
-        let Curves { expert, layer } = profile(&checkpoint, &cpu).unwrap();
+        let checkpoint = Arc::new(model::Checkpoint::open(&demo).unwrap());
+        let cpu = Arc::new(model::Cpu::new(&model::CpuOptions::default()).unwrap());
+        let mut half = ExpertHalf::new(checkpoint, cpu);
+        let Curves { expert, layer } = profile(&mut half).unwrap();
+        assert_eq!(half.bytes(), 0);
         let tokens = |curve: &CostCurve| -> Vec<u32> {
             curve.edges().iter().map(|&(tokens, _)| tokens).collect()
         };

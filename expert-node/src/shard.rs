@@ -62,6 +62,11 @@ impl Shard {
         &self.half
     }
 
+    /// The half, to compute with.
+    pub(crate) fn half_mut(&mut self) -> &mut ExpertHalf {
+        &mut self.half
+    }
+
     /// The newest plan whose experts are all here.
     pub(crate) fn ready(&self) -> Epoch {
         self.ready
@@ -110,8 +115,8 @@ impl Shard {
         let outcome = self.loader.outcome();
         let mut changed = outcome.is_some();
         if let Some(outcome) = outcome {
-            let loaded = outcome.inspect_err(|_| self.failed = true)?;
-            self.half.install(loaded);
+            let installed = outcome.and_then(|loaded| self.half.install(loaded));
+            installed.inspect_err(|_| self.failed = true)?;
         }
         if self.loader.is_free() {
             changed |= self.load_next()?;

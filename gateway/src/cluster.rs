@@ -38,6 +38,7 @@ impl Membership {
             role: Role::Gateway,
             address: config.server.address.to_string(),
             model_fingerprint: String::new(),
+            numerics: String::new(),
             shape: None,
             expert_slots: 0,
             epoch: Epoch(0),

@@ -5,6 +5,7 @@
 //! of a device goes to its one stream, in order; a launch returns at once.
 
 mod attention;
+mod bank;
 mod device;
 mod error;
 mod ffn;
@@ -14,9 +15,10 @@ mod probe;
 mod rows;
 
 pub use attention::{Attention, Cache, CacheShape, DecodeRows, HeadNorms, KvRows};
+pub use bank::{BankJob, BankShape, ExpertBank};
 pub use device::{Buffer, Device, Timer};
 pub use error::CudaError;
-pub use ffn::{Experts, FfnKernel, GroupedFfn, PairList, Pairs};
+pub use ffn::{Experts, FfnKernel, GroupedFfn, PairList, Pairs, expert_bytes};
 pub use linear::{Dense, Matrix};
 pub use pinned::Pinned;
 pub use probe::{Probe, filled};

@@ -5,39 +5,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The folder with the emulated `libcuda.so.1`, built again when a source is younger.
 fn emulator() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated-gpu");
-    std::fs::create_dir_all(&folder).unwrap();
-    let lock = File::create(folder.join("lock")).unwrap();
-    lock.lock().unwrap();
-    let library = folder.join("libcuda.so.1");
-    let age = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
-    if age(&library).is_none_or(|built| sources().iter().any(|source| age(source) > Some(built))) {
-        build(&library);
-    }
+    let build = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/emulator/build.sh");
+    let output = Command::new(build).arg(&folder).output().unwrap();
+    assert!(
+        output.status.success(),
+        "this test needs a C++ compiler called c++: {}",
+        text(&output)
+    );
     folder
-}
-
-/// All that the emulator is compiled from: the kernels' folder and its own.
-fn sources() -> Vec<PathBuf> {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
-    let folders = [kernels.join("emulator"), kernels];
-    let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
-    entries.map(|entry| entry.unwrap().path()).collect()
-}
-
-fn build(library: &Path) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/emulator");
-    let mut compiler = Command::new("c++");
-    compiler.args(["-std=c++17", "-O2", "-shared", "-fPIC", "-DAMOE_EMULATE", "-w", "-o"]);
-    compiler.arg(library).args(["machine.cc", "driver.cc", "dispatch.cc"].map(|f| source.join(f)));
-    let output = compiler.output().expect("this test needs a C++ compiler called c++");
-    assert!(output.status.success(), "{}", text(&output));
 }
 
 fn gpu_check(environment: &[(&str, &str)], arguments: &[&str]) -> Output {

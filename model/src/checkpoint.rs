@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kernels::{Cpu, Dtype};
+use kernels::{Compute, Dtype};
 
 use crate::{
     ModelError, ModelSpec,
@@ -104,10 +104,10 @@ impl Checkpoint {
         &self.fingerprint
     }
 
-    /// The fingerprint together with how `cpu` computes: what nodes must agree on to give the same bits.
+    /// The fingerprint together with the precision of rows: what nodes must agree on to understand each other.
     #[must_use]
-    pub fn fingerprint_on(&self, cpu: &Cpu) -> String {
-        format!("{}-{}-{}", self.fingerprint, cpu.compute(), cpu.isa())
+    pub fn fingerprint_in(&self, compute: Compute) -> String {
+        format!("{}-{compute}", self.fingerprint)
     }
 
     /// Opens one file and keeps of its tensors those that `belongs` names.

@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use domain::{Expert, Layer};
-use kernels::{CpuError, KvError, MatrixError};
+use kernels::{CpuError, KvError, MatrixError, cuda::CudaError};
 use thiserror::Error;
 
 /// A checkpoint that cannot be served, or work it cannot do. None of these goes away by trying again.
@@ -75,6 +75,31 @@ pub enum ModelError {
         /// The logical expert.
         expert: Expert,
     },
+    /// The GPU's memory is taken by other experts.
+    #[error("{layer} {expert}: all {slots} places on the GPU are taken")]
+    NoRoom {
+        /// The decoder layer.
+        layer: Layer,
+        /// The logical expert.
+        expert: Expert,
+        /// How many experts it holds.
+        slots: usize,
+    },
+    /// The GPU's memory does not hold a single expert.
+    #[error(
+        "{bytes} bytes of GPU memory hold no expert of {each} bytes beside the rows of a launch of {pairs} pairs"
+    )]
+    NoRoomAtAll {
+        /// What it may take.
+        bytes: usize,
+        /// An expert's weights.
+        each: usize,
+        /// Rows for experts of one launch.
+        pairs: usize,
+    },
+    /// The GPU does not compute, or not any more.
+    #[error(transparent)]
+    Gpu(#[from] CudaError),
     /// The processor could not be opened as asked.
     #[error(transparent)]
     Cpu(#[from] CpuError),

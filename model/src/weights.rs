@@ -1,6 +1,6 @@
 //! Turns tensors of a checkpoint into packed weights, and gives their pages back as soon as they are packed.
 
-use half::f16;
+use half::{bf16, f16};
 use kernels::{Compute, Cpu, Dtype, ExpertWeights, Linear, MatrixView, decode_rows};
 
 use crate::{Checkpoint, ModelError, checkpoint::Tensor};
@@ -86,6 +86,20 @@ impl<'a> Weights<'a> {
         let linear = Linear::pack_f32(self.cpu, &[tensor.matrix(outputs, inputs)?], None)?;
         tensor.release();
         Ok(linear)
+    }
+
+    /// A matrix in bf16, row after row.
+    pub(crate) fn halves(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Vec<bf16>, ModelError> {
+        let tensor = self.stored(name, rows, cols)?;
+        let mut values = vec![0.0; rows * cols];
+        widen(tensor.dtype, tensor.bytes(), &mut values);
+        tensor.release();
+        Ok(values.into_iter().map(bf16::from_f32).collect())
     }
 
     /// A gated MLP: an expert, the shared experts or a dense layer's. `names` are gate, up and down.

@@ -46,10 +46,12 @@ pub struct ModelConfig {
 }
 
 /// Section `[gpu]`: for nodes whose device is one.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GpuConfig {
-    /// The part of the GPU's memory that this node takes, what others have taken before not counted.
+    /// The kernels' machine code (fatbin, cubin or PTX) in place of what the program was built with.
+    pub kernels: Option<PathBuf>,
+    /// The part of the GPU's memory that may be taken, by others before and by this node.
     pub memory_utilization: f64,
 }
 
@@ -95,11 +97,18 @@ impl GpuConfig {
         }
         Err(format!("key `gpu.memory_utilization` is {part}, expected more than 0 and at most 1"))
     }
+
+    /// The bytes a node may take of a GPU with `free` of `total` bytes.
+    #[must_use]
+    pub fn share(&self, free: usize, total: usize) -> usize {
+        let left = (total as f64 * (1.0 - self.memory_utilization)) as usize;
+        free.saturating_sub(left)
+    }
 }
 
 impl Default for GpuConfig {
     fn default() -> Self {
-        Self { memory_utilization: 0.9 }
+        Self { kernels: None, memory_utilization: 0.9 }
     }
 }
 

@@ -26,7 +26,7 @@ pub struct Newcomer {
     pub role: Role,
     /// Where peers reach it.
     pub address: String,
-    /// Weights and numerics.
+    /// Weights and the precision of rows.
     pub model_fingerprint: String,
     /// The model's sizes.
     pub shape: ModelShape,
@@ -75,6 +75,7 @@ impl Membership {
             role: newcomer.role,
             address: newcomer.address,
             model_fingerprint: newcomer.model_fingerprint,
+            numerics: site.numerics(),
             shape: Some(newcomer.shape),
             expert_slots: newcomer.expert_slots,
             epoch: Epoch::default(),

@@ -1,6 +1,6 @@
 //! The site of a node: the device it computes on and the process it runs in, which other nodes may share.
 
-use std::{sync::Arc, time::Instant};
+use std::{fs, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use chassis::{
@@ -12,7 +12,10 @@ use model::{Compute, Cpu, CpuOptions, Gpu};
 use tokio::sync::watch;
 use transport::{Doorbell, Hub};
 
-use crate::{config::Device, stall};
+use crate::{
+    config::{Device, GpuConfig},
+    stall,
+};
 
 /// One device with the thread that will drive it, in one process.
 ///
@@ -43,17 +46,28 @@ impl Site {
     /// The options do not fit the machine.
     pub fn open(
         processor: &CpuOptions,
-        device: &Device,
+        (device, gpu): (&Device, &GpuConfig),
         hub: Hub,
         process: Process,
     ) -> Result<Self> {
         let gpu = match device {
-            Device::Cuda(ordinal) => Some(open_gpu(*ordinal, processor.compute)?),
+            Device::Cuda(ordinal) => Some(open_gpu(*ordinal, gpu, processor.compute)?),
             Device::Cpu | Device::Paced(_) => None,
         };
         let cpu = Arc::new(Cpu::new(processor).context("section `device`")?);
         let (bell, stalled) = (Doorbell::new(), watch::Sender::new(false));
         Ok(Self { hub, process, cpu, gpu, bell, stalled })
+    }
+
+    /// How the device computes: two that say the same give the same bits.
+    pub(crate) fn numerics(&self) -> String {
+        match &self.gpu {
+            None => self.cpu.isa().to_string(),
+            Some(gpu) => {
+                let (major, minor) = gpu.capability();
+                format!("cuda-{major}.{minor}")
+            }
+        }
     }
 
     /// Drives engines on this site's thread until all have finished.
@@ -86,13 +100,20 @@ impl Site {
     }
 }
 
-fn open_gpu(ordinal: usize, compute: Compute) -> Result<Arc<Gpu>> {
+fn open_gpu(ordinal: usize, config: &GpuConfig, compute: Compute) -> Result<Arc<Gpu>> {
     ensure!(
         compute == Compute::Bf16,
         "key `device.compute` is \"{compute}\", expected \"bf16\": GPUs compute nothing else"
     );
-    let gpu =
-        Gpu::open(ordinal).with_context(|| format!("key `node.device`: \"cuda:{ordinal}\""))?;
+    let opened = match &config.kernels {
+        None => Gpu::open(ordinal),
+        Some(path) => {
+            let image = fs::read(path);
+            let image = image.with_context(|| format!("key `gpu.kernels`: {}", path.display()))?;
+            Gpu::open_with(ordinal, &image)
+        }
+    };
+    let gpu = opened.with_context(|| format!("key `node.device`: \"cuda:{ordinal}\""))?;
     let (major, minor) = gpu.capability();
     tracing::info!(name = gpu.name(), capability = format!("{major}.{minor}"), "opened a GPU");
     Ok(Arc::new(gpu))

@@ -24,8 +24,10 @@ pub struct Registration {
     pub role: Role,
     /// Where peers reach its data plane.
     pub address: String,
-    /// Weights and numerics; equal on all nodes of a cluster. Empty for a gateway.
+    /// Weights and the precision of rows; equal on all nodes of a cluster. Empty for a gateway.
     pub model_fingerprint: String,
+    /// How its device computes; equal on all nodes of one role. Empty for a gateway.
+    pub numerics: String,
     /// The model's sizes; none for a gateway.
     pub shape: Option<ModelShape>,
     /// Experts it has room for, over all layers; 0 for other roles.
@@ -192,6 +194,7 @@ impl From<Registration> for wire::Register {
             role: wire::Role::from(registration.role).into(),
             address: registration.address,
             model_fingerprint: registration.model_fingerprint,
+            numerics: registration.numerics,
             shape: registration.shape.map(Into::into),
             expert_slots: registration.expert_slots,
             epoch: registration.epoch.0,
@@ -217,6 +220,7 @@ impl TryFrom<wire::Register> for Registration {
             role,
             address: register.address,
             model_fingerprint: register.model_fingerprint,
+            numerics: register.numerics,
             shape: register.shape.map(TryInto::try_into).transpose()?,
             expert_slots: register.expert_slots,
             epoch: Epoch(register.epoch),
@@ -411,6 +415,7 @@ mod tests {
             role: Role::Expert,
             address: "127.0.0.1:9".into(),
             model_fingerprint: "f".into(),
+            numerics: "amx".into(),
             shape: Some(shape()),
             expert_slots: 4,
             epoch: Epoch(2),

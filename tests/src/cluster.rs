@@ -16,7 +16,7 @@ use gateway::{Gateway, Membership};
 use model::{Compute, CpuOptions};
 use node::{
     Site,
-    config::{ClusterConfig, Device, LinksConfig, ModelConfig, Schedule},
+    config::{ClusterConfig, Device, GpuConfig, LinksConfig, ModelConfig, Schedule},
 };
 use policy::{batching::Tuning, placement, routing};
 use proto::v1::admin_client::AdminClient;
@@ -126,8 +126,12 @@ impl Cluster {
         let mut tasks = vec![tokio::spawn(async move { Ok(coordinator.serve().await?) })];
         for number in 0..layout.experts {
             let config = expert_config(checkpoint, layout, number);
-            let site =
-                Site::open(&config.device, &config.node.device, hub.clone(), process.clone())?;
+            let site = Site::open(
+                &config.device,
+                (&config.node.device, &config.gpu),
+                hub.clone(),
+                process.clone(),
+            )?;
             tasks.push(tokio::spawn(async move {
                 let joined = ExpertNode::join(config, &site).await?;
                 let (engine, door) = joined.context("stopped early")?.start(&site);
@@ -137,8 +141,12 @@ impl Cluster {
         }
         for number in 0..layout.attention {
             let config = attention_config(checkpoint, layout, number);
-            let site =
-                Site::open(&config.device, &config.node.device, hub.clone(), process.clone())?;
+            let site = Site::open(
+                &config.device,
+                (&config.node.device, &config.gpu),
+                hub.clone(),
+                process.clone(),
+            )?;
             let joined = AttentionNode::join(config, &site).await?;
             let (engine, door) = joined.context("stopped early")?.start(&site);
             tasks.push(tokio::spawn(async move {
@@ -295,6 +303,7 @@ fn expert_config(checkpoint: &Path, layout: &Layout, number: usize) -> expert_no
         cluster: cluster(),
         model: model(checkpoint),
         device: device(layout),
+        gpu: GpuConfig::default(),
         batching: expert_node::config::default_batching(),
         links: LinksConfig::default(),
         loading: expert_node::config::LoadingConfig::default(),
@@ -313,6 +322,7 @@ fn attention_config(checkpoint: &Path, layout: &Layout, number: usize) -> attent
         cluster: cluster(),
         model: model(checkpoint),
         device: device(layout),
+        gpu: GpuConfig::default(),
         batching: Tuning::default(),
         routing: attention_node::config::RoutingConfig { by_batch: layout.by_batch },
         bounds: attention_node::config::BoundsConfig {

@@ -59,7 +59,7 @@ mod tests;
 pub struct Identity {
     /// This node's number, as the coordinator gave it.
     pub node: NodeId,
-    /// Weights and numerics served here; links to nodes with others are refused.
+    /// Weights served here and the precision of rows; links to nodes with others are refused.
     pub model_fingerprint: String,
 }
 
@@ -282,7 +282,7 @@ impl LocalEnd {
         }
         Err(format!(
             "{peer} serves the model {model_fingerprint:?} where {} serves {:?}: \
-             all nodes of a cluster must serve the same weights with the same numerics",
+             all nodes of a cluster must serve the same weights with rows of the same precision",
             self.identity.node, self.identity.model_fingerprint
         ))
     }

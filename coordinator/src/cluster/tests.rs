@@ -63,6 +63,7 @@ fn registration(name: &str) -> Registration {
         role,
         address: format!("{name}:7000"),
         model_fingerprint: if has_weights { "m1".into() } else { String::new() },
+        numerics: if has_weights { "amx".into() } else { String::new() },
         shape: has_weights.then(shape),
         expert_slots: if role == Role::Expert { 4 } else { 0 },
         epoch: Epoch(0),
@@ -312,8 +313,27 @@ fn a_node_of_another_model_is_refused_naming_both() {
     };
     assert_eq!(
         refusal.to_string(),
-        "e3 serves model m2, this cluster serves m1: all nodes must load the same weights with the same numerics"
+        "e3 serves model m2, this cluster serves m1: all nodes must load the same weights with rows of the same precision"
     );
+}
+
+#[test]
+fn a_node_that_gives_other_bits_than_its_role_is_refused() {
+    let mut world = cluster_that_serves();
+    let on_gpu = |name: &str| Registration { numerics: "cuda-9.0".into(), ..registration(name) };
+    let effects = world.join_with(on_gpu("e3"));
+    let [Effect::Refuse { refusal, .. }] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(
+        refusal.to_string(),
+        "e3 computes as cuda-9.0, the expert nodes of this cluster as amx: answers would depend on who computed them"
+    );
+    // Other roles compute something else.
+    world.leave("a1");
+    world.pass(LEASE, &["e1", "e2"]);
+    let effects = world.join_with(on_gpu("a2"));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Refuse { .. })), "{effects:?}");
 }
 
 #[test]

@@ -133,6 +133,7 @@ pub(crate) fn registration(name: &str) -> Registration {
         role,
         address: format!("{name}:7000"),
         model_fingerprint: "f00d".to_owned(),
+        numerics: String::new(),
         shape: Some(shape()),
         expert_slots: if role == Role::Expert { 12 } else { 0 },
         epoch: Epoch(0),

@@ -91,7 +91,7 @@ async fn wrong_nodes_are_refused_in_a_sentence_and_disturb_nobody() {
     };
     let other = Registration { model_fingerprint: "beef".to_owned(), ..registration("expert-1") };
     let sentence = "expert-1 serves model beef, this cluster serves f00d: all nodes must load the \
-                    same weights with the same numerics";
+                    same weights with rows of the same precision";
     assert_eq!(refuse(other).await, Some((Code::FailedPrecondition, sentence.to_owned())));
     let twin = Registration { address: "elsewhere:7000".to_owned(), ..registration("expert-0") };
     let (code, sentence) = refuse(twin).await.unwrap();

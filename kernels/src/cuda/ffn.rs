@@ -13,6 +13,7 @@ use half::bf16;
 
 use super::device::{Buffer, Device, grid};
 use super::error::{CudaError, require, size};
+use super::pinned::Pinned;
 
 /// The code path of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,11 +84,45 @@ impl Experts {
         Ok(Self { slots, hidden, inter, gate, up, down, maps })
     }
 
+    /// How many experts it has room for.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Puts other weights into a slot, laid out as for [`Experts::new`], behind the launches before.
+    ///
+    /// # Errors
+    /// When there is no such slot, a length is wrong, or the copy fails.
+    pub fn write(
+        &mut self,
+        device: &Device,
+        slot: usize,
+        weights: [&[bf16]; 3],
+    ) -> Result<(), CudaError> {
+        let each = self.hidden * self.inter;
+        let fits = slot < self.slots && weights.iter().all(|weights| weights.len() == each);
+        require(fits, || {
+            let lens = weights.map(<[bf16]>::len);
+            format!("slot {slot} of {}: weights of {lens:?}, expected {each} each", self.slots)
+        })?;
+        for (to, from) in [&mut self.gate, &mut self.up, &mut self.down].into_iter().zip(weights) {
+            device.write(to, slot * each, from)?;
+        }
+        Ok(())
+    }
+
     /// Bytes of one expert's weights.
     #[must_use]
     pub fn bytes_each(&self) -> usize {
-        3 * self.hidden * self.inter * size_of::<bf16>()
+        expert_bytes(self.hidden, self.inter)
     }
+}
+
+/// Bytes of an expert's weights on a device.
+#[must_use]
+pub fn expert_bytes(hidden: usize, inter: usize) -> usize {
+    3 * hidden * inter * size_of::<bf16>()
 }
 
 /// Which rows go to which experts: the rows of group `g` are `row[first[g]..first[g + 1]]`.
@@ -104,6 +139,13 @@ pub struct PairList {
 }
 
 impl PairList {
+    /// Makes it empty, and keeps its memory.
+    pub(super) fn clear(&mut self) {
+        let Self { slot, first, row, weight } = self;
+        [slot, first, row].into_iter().for_each(Vec::clear);
+        weight.clear();
+    }
+
     fn check(&self, slots: usize, rows: usize) -> Result<(), CudaError> {
         let pairs = self.row.len();
         let rising = self.first.is_sorted() && self.first.first() == Some(&0);
@@ -121,49 +163,83 @@ impl PairList {
     }
 }
 
-/// A checked [`PairList`] on the device.
+/// A checked [`PairList`] on the device: its four parts one after another, so that they travel in one copy.
 #[derive(Debug)]
 pub struct Pairs {
     slots: usize,
     rows: usize,
-    slot: Buffer<u32>,
-    first: Buffer<u32>,
-    row: Buffer<u32>,
-    weight: Buffer<f32>,
+    groups: usize,
+    pairs: usize,
+    staged: Pinned<u32>,
+    parts: Buffer<u32>,
 }
 
 impl Pairs {
+    /// Room for lists of at most `pairs` pairs in at most `groups` groups; an empty list.
+    ///
+    /// # Errors
+    /// When device or host have no memory for it.
+    pub fn with_room(device: &Device, (pairs, groups): (usize, usize)) -> Result<Self, CudaError> {
+        let len = 2 * groups + 1 + 2 * pairs;
+        let (staged, parts) = (Pinned::new(device, len)?, device.alloc(len)?);
+        Ok(Self { slots: 0, rows: 0, groups: 0, pairs: 0, staged, parts })
+    }
+
     /// Checks and uploads a list for `slots` experts and `rows` rows.
     ///
     /// # Errors
-    /// When the list's parts do not fit, or name an expert or a row that is not there.
+    /// As [`Pairs::with_room`] and [`Pairs::set`].
     pub fn upload(
         device: &Device,
         list: &PairList,
         slots: usize,
         rows: usize,
     ) -> Result<Self, CudaError> {
+        let mut pairs = Self::with_room(device, (list.row.len(), list.slot.len()))?;
+        pairs.set(device, list, slots, rows)?;
+        Ok(pairs)
+    }
+
+    /// Takes another list, for `slots` experts and `rows` rows, behind the launches before.
+    ///
+    /// # Errors
+    /// When the list's parts do not fit, name an expert or a row that is not there, or are more than there is room for.
+    pub fn set(
+        &mut self,
+        device: &Device,
+        list: &PairList,
+        slots: usize,
+        rows: usize,
+    ) -> Result<(), CudaError> {
         list.check(slots, rows)?;
-        Ok(Self {
-            slots,
-            rows,
-            slot: device.upload(&list.slot)?,
-            first: device.upload(&list.first)?,
-            row: device.upload(&list.row)?,
-            weight: device.upload(&list.weight)?,
-        })
+        let len = list.slot.len() + list.first.len() + list.row.len() + list.weight.len();
+        let room = self.parts.len();
+        require(len <= room, || format!("a list of {len} numbers, room for {room}"))?;
+        let weights = list.weight.iter().map(|weight| weight.to_bits());
+        let parts = list.slot.iter().chain(&list.first).chain(&list.row).copied().chain(weights);
+        self.staged.values_mut()?.iter_mut().zip(parts).for_each(|(place, part)| *place = part);
+        self.staged.send(device, len, &mut self.parts)?;
+        (self.slots, self.rows) = (slots, rows);
+        (self.groups, self.pairs) = (list.slot.len(), list.row.len());
+        Ok(())
     }
 
     /// How many rows come out.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.row.len()
+        self.pairs
     }
 
     /// Whether none come out.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.row.is_empty()
+        self.pairs == 0
+    }
+
+    /// Addresses of slots, bounds, rows and weights.
+    fn pointers(&self) -> [u64; 4] {
+        let ends = [0, self.groups, 2 * self.groups + 1, 2 * self.groups + 1 + self.pairs];
+        ends.map(|end| self.parts.pointer() + (end * size_of::<u32>()) as u64)
     }
 }
 
@@ -201,7 +277,7 @@ impl GroupedFfn {
         })
     }
 
-    /// Launches over `x`, `[rows, hidden]`, into `out`, `[pairs, hidden]` in the list's order.
+    /// Launches over `x`, at least `[rows, hidden]`, into `out`, `[pairs, hidden]` in the list's order.
     ///
     /// A row's bits do not depend on the rest of the list.
     ///
@@ -229,7 +305,7 @@ impl GroupedFfn {
             launch.arg(gate).arg(up).arg(down);
         }
         // SAFETY: every pointer is that of a live buffer whose length `check` compared, every slot
-        // and row was checked by `Pairs::upload`, the counters are zero before and after each
+        // and row was checked by `Pairs::set`, the counters are zero before and after each
         // launch, and the blocks are no more than are resident at once, as their waits need.
         let launched = unsafe { launch.launch(grid(self.blocks, threads, shared)) };
         launched.map(drop).map_err(CudaError::driver("launching the grouped SwiGLU"))
@@ -245,10 +321,10 @@ impl GroupedFfn {
         require(pairs.slots == experts.slots, || {
             "the pairs were checked for other experts".into()
         })?;
-        require(x.len() == pairs.rows * hidden, || "the pairs were checked for other rows".into())?;
+        require(x.len() >= pairs.rows * hidden, || "the pairs were checked for more rows".into())?;
         require(out.len() >= pairs.len() * hidden, || "the output is too small".into())?;
         let room = self.act.len() >= pairs.len() * self.inter && self.inter == experts.inter;
-        require(room && self.ready.len() > pairs.slot.len(), || {
+        require(room && self.ready.len() > pairs.groups, || {
             "the launch is larger than the memory it was given".into()
         })
     }
@@ -259,19 +335,20 @@ impl GroupedFfn {
         (x, pairs): (&Buffer<bf16>, &Pairs),
         out: &Buffer<bf16>,
     ) -> Result<Params, CudaError> {
+        let [slot, first, row, weight] = pairs.pointers();
         Ok(Params {
             x: x.pointer(),
             gate: experts.gate.pointer(),
             up: experts.up.pointer(),
             down: experts.down.pointer(),
-            slot: pairs.slot.pointer(),
-            first: pairs.first.pointer(),
-            row: pairs.row.pointer(),
-            weight: pairs.weight.pointer(),
+            slot,
+            first,
+            row,
+            weight,
             act: self.act.pointer(),
             out: out.pointer(),
             ready: self.ready.pointer(),
-            groups: size(pairs.slot.len())?,
+            groups: size(pairs.groups)?,
             hidden: size(experts.hidden)?,
             inter: size(experts.inter)?,
             dense: 0,

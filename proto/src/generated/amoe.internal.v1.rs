@@ -59,7 +59,7 @@ pub struct Register {
     /// Where peers reach the node's data plane.
     #[prost(string, tag = "3")]
     pub address: ::prost::alloc::string::String,
-    /// Equal on all nodes of a cluster: same weights, same numerics.
+    /// Equal on all nodes of a cluster: same weights, rows of the same precision.
     #[prost(string, tag = "4")]
     pub model_fingerprint: ::prost::alloc::string::String,
     /// Absent for a gateway.
@@ -77,6 +77,9 @@ pub struct Register {
     /// What work costs on an expert node; absent if it did not measure.
     #[prost(message, optional, tag = "9")]
     pub curves: ::core::option::Option<Curves>,
+    /// How its device computes. Nodes of one role that compute otherwise give other bits.
+    #[prost(string, tag = "10")]
+    pub numerics: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Curves {
@@ -677,7 +680,7 @@ pub mod frame {
 pub struct Hello {
     #[prost(uint32, tag = "1")]
     pub node_id: u32,
-    /// Both ends must serve the same weights with the same numerics.
+    /// Both ends must serve the same weights with rows of the same precision.
     #[prost(string, tag = "2")]
     pub model_fingerprint: ::prost::alloc::string::String,
     /// Bytes of rows the receiver of this frame may have in flight towards its sender.

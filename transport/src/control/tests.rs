@@ -150,6 +150,7 @@ fn registration() -> Registration {
         role: Role::Gateway,
         address: "gate:1".into(),
         model_fingerprint: String::new(),
+        numerics: String::new(),
         shape: None,
         expert_slots: 0,
         epoch: Epoch(2),

@@ -136,7 +136,7 @@ async fn a_stream_without_a_proper_greeting_is_refused() {
     check(bytes_of(dispatch(0, 1)), Code::InvalidArgument, first).await;
     check(Bytes::new(), Code::InvalidArgument, "frame.kind: is missing").await;
     let models = "n1 serves the model \"other\" where n2 serves \"m\": \
-                  all nodes of a cluster must serve the same weights with the same numerics";
+                  all nodes of a cluster must serve the same weights with rows of the same precision";
     check(hello("other"), Code::FailedPrecondition, models).await;
     assert!(rude.expert.mailbox.is_empty());
 }
