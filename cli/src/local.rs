@@ -20,11 +20,13 @@ use gateway::{Gateway, Membership};
 use model::{Compute, CpuOptions, Isa};
 use node::{
     Site,
-    config::{ClusterConfig, Device, GpuConfig, LinksConfig, ModelConfig, Schedule},
+    config::{ClusterConfig, LinksConfig, ModelConfig, Schedule},
 };
 use policy::batching::Tuning;
 use transport::Hub;
 use trust::PublicTlsConfig;
+
+use crate::gpu::DeviceFlags;
 
 /// Where the coordinator is reached within the process.
 const COORDINATOR: &str = "inproc:coordinator";
@@ -43,6 +45,8 @@ pub(crate) struct LocalFlags {
     /// Expert nodes.
     #[arg(long, default_value_t = NonZeroU16::MIN, value_name = "N", env = "AMOE_EXPERTS")]
     pub(crate) experts: NonZeroU16,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlags,
     /// Threads that compute; all cores by default.
     #[arg(long, value_name = "N", env = "AMOE_THREADS")]
     pub(crate) threads: Option<usize>,
@@ -181,7 +185,8 @@ impl LocalCluster {
 
 /// The attention nodes and the expert nodes, taking turns on one device.
 async fn nodes(flags: &LocalFlags, hub: Hub, process: Process) -> Result<()> {
-    let site = Site::open(&device(flags), (&Device::Cpu, &GpuConfig::default()), hub, process)?;
+    let device = (&flags.device.device, &flags.device.gpu());
+    let site = Site::open(&processor(flags), device, hub, process)?;
     let mut engines = Vec::new();
     let mut doors: Vec<Pin<Box<dyn Future<Output = Result<()>> + Send>>> = Vec::new();
     for number in 0..flags.attention.get() {
@@ -206,7 +211,7 @@ async fn nodes(flags: &LocalFlags, hub: Hub, process: Process) -> Result<()> {
 }
 
 /// The processor as the flags want it.
-pub(crate) fn device(flags: &LocalFlags) -> CpuOptions {
+pub(crate) fn processor(flags: &LocalFlags) -> CpuOptions {
     let default = CpuOptions::default();
     CpuOptions {
         threads: flags.threads.unwrap_or(default.threads),
@@ -241,12 +246,12 @@ fn attention_config(flags: &LocalFlags, number: u16) -> attention_node::Config {
             listen: format!("inproc:attention-{number}"),
             advertise: None,
             schedule: schedule(flags),
-            device: Device::default(),
+            device: flags.device.device.clone(),
         },
         cluster: cluster(),
         model: ModelConfig { path: flags.model.clone() },
-        device: device(flags),
-        gpu: GpuConfig::default(),
+        device: processor(flags),
+        gpu: flags.device.gpu(),
         batching: Tuning::default(),
         routing: RoutingConfig::default(),
         bounds: bounds(flags),
@@ -280,14 +285,14 @@ fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {
             listen: format!("memory:expert-{number}"),
             advertise: None,
             schedule: schedule(flags),
-            device: Device::default(),
+            device: flags.device.device.clone(),
             profile: false,
             expert_slots: None,
         },
         cluster: cluster(),
         model: ModelConfig { path: flags.model.clone() },
-        device: device(flags),
-        gpu: GpuConfig::default(),
+        device: processor(flags),
+        gpu: flags.device.gpu(),
         batching: expert_node::config::default_batching(),
         links: LinksConfig::default(),
         loading: expert_node::config::LoadingConfig::default(),

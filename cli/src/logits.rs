@@ -2,11 +2,12 @@
 
 use std::{path::Path, sync::Arc};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use model::{BLOCK_TOKENS, Checkpoint, Cpu, Reference};
+use node::config::Device;
 use safetensors::{Dtype, tensor::TensorView};
 
-use crate::local::{LocalFlags, device};
+use crate::local::{LocalFlags, processor};
 
 /// Tokens that run at once; how many does not change a bit of the logits.
 const CHUNK: usize = 512;
@@ -15,8 +16,10 @@ const CHUNK: usize = 512;
 ///
 /// They have the same bits as the cluster's.
 pub(crate) fn write(file: &Path, flags: &LocalFlags, tokens: &[u32]) -> Result<()> {
+    let on_gpu = matches!(flags.device.device, Device::Cuda(_));
+    ensure!(!on_gpu, "logits are computed on the processor only, expected `--device cpu`");
     let checkpoint = Arc::new(Checkpoint::open(&flags.model)?);
-    let cpu = Arc::new(Cpu::new(&device(flags))?);
+    let cpu = Arc::new(Cpu::new(&processor(flags))?);
     let mut model = Reference::load(&checkpoint, &cpu, tokens.len().div_ceil(BLOCK_TOKENS))?;
     let logits = model.logits(tokens, CHUNK)?;
     let bytes: Vec<u8> = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();

@@ -4,6 +4,7 @@ mod bench;
 mod certs;
 mod chaos;
 mod generate;
+mod gpu;
 mod http;
 mod keys;
 mod local;

@@ -3,11 +3,13 @@
 use std::{fs, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use domain::{CostCurve, Curves, NodeProfile, Profile};
-use model::{Checkpoint, Cpu, CpuOptions, ExpertHalf, Isa};
+use model::{Checkpoint, Cpu, CpuOptions, Isa};
+use node::open_gpu;
 
 use crate::{
+    gpu::DeviceFlags,
     local::{ComputeName, DEMO},
     stdout,
 };
@@ -18,9 +20,8 @@ pub(crate) struct Flags {
     /// Folder of the checkpoint whose experts are run, in Hugging Face's layout.
     #[arg(default_value = DEMO)]
     model: PathBuf,
-    /// What is measured.
-    #[arg(long, default_value = "cpu")]
-    device: Device,
+    #[command(flatten)]
+    device: DeviceFlags,
     /// Threads that compute; all cores by default.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -30,24 +31,17 @@ pub(crate) struct Flags {
     /// Instruction set; the strongest of the machine by default.
     #[arg(long)]
     isa: Option<Isa>,
-    /// The node's name in the file.
-    #[arg(long, default_value = "cpu")]
-    name: String,
+    /// The node's name in the file; by default the device's.
+    #[arg(long)]
+    name: Option<String>,
     /// Where the curve file goes. It is printed without this.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
-/// Devices that can be measured.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Device {
-    /// The processor.
-    Cpu,
-}
-
 /// Measures, and writes or prints the file.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
-    let Device::Cpu = flags.device;
+    let gpu = flags.device.gpu();
     let default = CpuOptions::default();
     let options = CpuOptions {
         threads: flags.threads.unwrap_or(default.threads),
@@ -55,11 +49,15 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         isa: flags.isa,
         ..default
     };
+    let opened = open_gpu(&flags.device.device, &gpu, options.compute)?;
     let cpu = Arc::new(Cpu::new(&options)?);
-    let checkpoint = Arc::new(Checkpoint::open(&flags.model)?);
-    let mut half = ExpertHalf::new(checkpoint, cpu);
+    let checkpoint = Checkpoint::open(&flags.model)?;
+    let gpu = opened.as_ref().map(|opened| (opened, &gpu));
+    let pairs = expert_node::config::default_batching().drain_max;
+    let mut half = expert_node::open_half(checkpoint, &cpu, gpu, pairs)?;
     let Curves { expert, layer } = expert_node::profile(&mut half)?;
-    let (name, table) = (flags.name.clone(), table(&expert, &layer));
+    let name = flags.name.clone().unwrap_or_else(|| flags.device.device.to_string());
+    let table = table(&expert, &layer);
     let text =
         serde_json::to_string(&Profile { nodes: vec![NodeProfile { name, layer, expert }] })?;
     let Some(file) = &flags.out else {

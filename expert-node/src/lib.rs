@@ -16,8 +16,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use chassis::{Shutdown, engine::Engine, role::Process};
 use domain::{Curves, Role};
-use model::{Checkpoint, ExpertHalf};
-use node::{Membership, Newcomer, Pace, Site};
+use model::{Checkpoint, Cpu, ExpertHalf, Gpu};
+use node::{Membership, Newcomer, Pace, Site, config::GpuConfig};
 use transport::{
     Address, Hub, KeepAlive, Listener, Services,
     link::{LinkMetrics, Links, MemoryListener},
@@ -73,7 +73,8 @@ impl ExpertNode {
         site.process.readiness.part(&config.node.name).set(EXPERTS_LOADED, false);
         let checkpoint = Checkpoint::open(&config.model.path)?;
         let model_fingerprint = checkpoint.fingerprint_in(site.cpu.compute());
-        let half = half(&config, checkpoint, site)?;
+        let gpu = site.gpu.as_ref().map(|gpu| (gpu, &config.gpu));
+        let half = open_half(checkpoint, &site.cpu, gpu, config.batching.drain_max)?;
         let memory = match config.node.listen.parse::<Address>()? {
             Address::Memory(name) => Some(name),
             Address::Tcp(_) | Address::Inproc(_) => None,
@@ -171,15 +172,22 @@ fn address(config: &Config, listener: Option<&Listener>) -> Result<String> {
     })
 }
 
-/// The half on the node's device, without experts.
-fn half(config: &Config, checkpoint: Checkpoint, site: &Site) -> Result<ExpertHalf> {
-    let (checkpoint, cpu) = (Arc::new(checkpoint), Arc::clone(&site.cpu));
-    let Some(gpu) = &site.gpu else { return Ok(ExpertHalf::new(checkpoint, cpu)) };
-    let (free, total) = gpu.memory().context("key `node.device`")?;
-    let bytes = config.gpu.share(free, total);
-    let pairs = config.batching.drain_max;
+/// A half without experts, on a GPU if there is one, in launches of at most `pairs` rows for experts.
+///
+/// # Errors
+/// The GPU does not compute such experts, or has no memory left.
+pub fn open_half(
+    checkpoint: Checkpoint,
+    cpu: &Arc<Cpu>,
+    gpu: Option<(&Arc<Gpu>, &GpuConfig)>,
+    pairs: usize,
+) -> Result<ExpertHalf> {
+    let (checkpoint, cpu) = (Arc::new(checkpoint), Arc::clone(cpu));
+    let Some((gpu, config)) = gpu else { return Ok(ExpertHalf::new(checkpoint, cpu)) };
+    let (free, total) = gpu.memory().context("the GPU's memory")?;
+    let bytes = config.share(free, total);
     let half = ExpertHalf::on_gpu(checkpoint, cpu, Arc::clone(gpu), (bytes, pairs));
-    half.context("section `gpu`")
+    half.context("experts on the GPU")
 }
 
 /// How many experts the node says it has room for.

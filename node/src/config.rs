@@ -1,6 +1,6 @@
 //! Sections of configuration that attention nodes and expert nodes both have.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use serde::Deserialize;
 
@@ -80,6 +80,16 @@ impl TryFrom<String> for Device {
         device.ok_or_else(|| {
             format!("unknown device \"{name}\", expected \"cpu\", \"cuda:N\" or \"paced:FILE\"")
         })
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Paced(file) => write!(f, "paced:{}", file.display()),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! what they report, frames that wait for credit, and the sections of configuration that both have.
 
 pub mod config;
+mod gpu;
 mod membership;
 mod outbox;
 mod pace;
@@ -11,6 +12,7 @@ mod reports;
 mod site;
 mod stall;
 
+pub use gpu::open_gpu;
 pub use membership::{Membership, Newcomer, link_settings};
 pub use outbox::Outbox;
 pub use pace::Pace;

@@ -1,19 +1,20 @@
 //! The site of a node: the device it computes on and the process it runs in, which other nodes may share.
 
-use std::{fs, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use chassis::{
     engine::{DeviceThread, Engine, Wait},
     role::Process,
 };
 use domain::ClusterView;
-use model::{Compute, Cpu, CpuOptions, Gpu};
+use model::{Cpu, CpuOptions, Gpu};
 use tokio::sync::watch;
 use transport::{Doorbell, Hub};
 
 use crate::{
     config::{Device, GpuConfig},
+    gpu::open_gpu,
     stall,
 };
 
@@ -50,10 +51,7 @@ impl Site {
         hub: Hub,
         process: Process,
     ) -> Result<Self> {
-        let gpu = match device {
-            Device::Cuda(ordinal) => Some(open_gpu(*ordinal, gpu, processor.compute)?),
-            Device::Cpu | Device::Paced(_) => None,
-        };
+        let gpu = open_gpu(device, gpu, processor.compute)?;
         let cpu = Arc::new(Cpu::new(processor).context("section `device`")?);
         let (bell, stalled) = (Doorbell::new(), watch::Sender::new(false));
         Ok(Self { hub, process, cpu, gpu, bell, stalled })
@@ -98,25 +96,6 @@ impl Site {
             }
         }
     }
-}
-
-fn open_gpu(ordinal: usize, config: &GpuConfig, compute: Compute) -> Result<Arc<Gpu>> {
-    ensure!(
-        compute == Compute::Bf16,
-        "key `device.compute` is \"{compute}\", expected \"bf16\": GPUs compute nothing else"
-    );
-    let opened = match &config.kernels {
-        None => Gpu::open(ordinal),
-        Some(path) => {
-            let image = fs::read(path);
-            let image = image.with_context(|| format!("key `gpu.kernels`: {}", path.display()))?;
-            Gpu::open_with(ordinal, &image)
-        }
-    };
-    let gpu = opened.with_context(|| format!("key `node.device`: \"cuda:{ordinal}\""))?;
-    let (major, minor) = gpu.capability();
-    tracing::info!(name = gpu.name(), capability = format!("{major}.{minor}"), "opened a GPU");
-    Ok(Arc::new(gpu))
 }
 
 /// The doorbell as the device's thread waits on it.

@@ -1,6 +1,7 @@
 //! Roles as processes of their own: started as the examples say, on addresses that nobody else has, over etcd.
 
 mod faults;
+mod gpu;
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +28,7 @@ use crate::{
 };
 
 pub use faults::Throttle;
+pub use gpu::refusal;
 
 /// Nothing in a test takes this long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -62,6 +64,8 @@ pub struct Processes {
     stepped: bool,
     /// Where their traces go.
     collector: Option<String>,
+    /// The folder of the GPU that expert nodes compute on.
+    gpu: Option<PathBuf>,
 }
 
 /// An address that no other test and no other program uses: each test process has an address of the
@@ -158,6 +162,7 @@ impl Processes {
             muted: false,
             stepped: false,
             collector: None,
+            gpu: None,
         })
     }
 
@@ -334,7 +339,11 @@ impl Processes {
             // What is measured while all of them start says nothing.
             settings.push(("NODE__PROFILE", "false"));
         }
-        self.add(&name, &binary, &settings)
+        self.add(&name, &binary, &settings)?;
+        if let Some(gpu) = self.gpu.clone().filter(|_| role == "expert") {
+            gpu::give(&mut self.program(&name)?.command, &gpu);
+        }
+        Ok(())
     }
 
     /// A role with its example's configuration and what differs from it.
@@ -448,6 +457,17 @@ impl Processes {
     pub async fn ready(&mut self, name: &str) -> Result<()> {
         let ready = timeout(PATIENCE, self.program(name)?.ready()).await;
         ready.with_context(|| format!("{name} does not become ready"))?.context(name.to_owned())
+    }
+
+    /// Waits until a process that was not asked to has ended; its exit code.
+    ///
+    /// # Errors
+    /// When it goes on, or was ended by a signal.
+    pub async fn gives_up(&mut self, name: &str) -> Result<i32> {
+        let program = self.program(name)?;
+        let ended = timeout(PATIENCE, program.running()?.wait()).await;
+        let status = ended.with_context(|| format!("{name} goes on"))??;
+        status.code().with_context(|| format!("{name} ended with {status}"))
     }
 
     /// Kills a process, which gets no chance to say good-bye.

@@ -4,6 +4,7 @@
 //   AMOE_EMULATED_FAULT      no-device, old-driver, or out-of-memory
 //   AMOE_EMULATED_SEED       the scheduler's seed
 //   AMOE_EMULATED_CAPABILITY 80 for a device that is no Hopper
+//   AMOE_EMULATED_LAUNCHES   launches after which the device fails for good
 #include <sys/mman.h>
 
 #include <chrono>
@@ -15,7 +16,7 @@
 
 namespace {
 
-enum Code { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NOT_FOUND = 500 };
+enum Code { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
 
 typedef unsigned long long Pointer;
 
@@ -98,11 +99,17 @@ CALL cuCtxSetCurrent(void *context) {
 }
 CALL cuCtxSynchronize() { return SUCCESS; }
 CALL cuGetErrorName(int code, const char **name) {
-    *name = code == NO_DEVICE ? "CUDA_ERROR_NO_DEVICE" : code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR";
+    *name = code == NO_DEVICE       ? "CUDA_ERROR_NO_DEVICE"
+            : code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
+            : code == LAUNCH_FAILED ? "CUDA_ERROR_LAUNCH_FAILED"
+                                    : "CUDA_ERROR";
     return SUCCESS;
 }
 CALL cuGetErrorString(int code, const char **text) {
-    *text = code == NO_DEVICE ? "no CUDA-capable device is detected" : code == OUT_OF_MEMORY ? "out of memory" : "error";
+    *text = code == NO_DEVICE       ? "no CUDA-capable device is detected"
+            : code == OUT_OF_MEMORY ? "out of memory"
+            : code == LAUNCH_FAILED ? "unspecified launch failure"
+                                    : "error";
     return SUCCESS;
 }
 
@@ -191,6 +198,7 @@ CALL cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned
                     unsigned threads_z, unsigned shared, void *, void **arguments, void **) {
     if (z != 1 || threads_y != 1 || threads_z != 1) return INVALID_VALUE;
     static unsigned launches = 0;
+    if (launches >= number("AMOE_EMULATED_LAUNCHES", ~0u)) return LAUNCH_FAILED;
     const unsigned seed = number("AMOE_EMULATED_SEED", 1) * 1000 + launches++;
     machine::launch(x, y, threads, shared, seed, [=] { (*(const Kernel *)function)(arguments); });
     return SUCCESS;

@@ -23,16 +23,21 @@ pub(crate) fn check(device: &Device, checks: &mut Checks, seed: u64) -> Result<(
 }
 
 /// A layer's experts and some rows, on both sides.
-struct Layer {
-    hidden: usize,
-    inter: usize,
+pub(crate) struct Layer {
+    pub(crate) hidden: usize,
+    pub(crate) inter: usize,
     rows: usize,
-    x: Vec<bf16>,
-    weights: [Vec<bf16>; 3],
+    pub(crate) x: Vec<bf16>,
+    pub(crate) weights: [Vec<bf16>; 3],
 }
 
 impl Layer {
-    fn random((hidden, inter): (usize, usize), slots: usize, rows: usize, seed: u64) -> Self {
+    pub(crate) fn random(
+        (hidden, inter): (usize, usize),
+        slots: usize,
+        rows: usize,
+        seed: u64,
+    ) -> Self {
         let mut random = Random(seed);
         let x = random.halves(rows * hidden, 1.0);
         let weights = [(); 3].map(|()| random.halves(slots * hidden * inter, 0.2));
@@ -68,7 +73,7 @@ impl Layer {
         Ok(if agree { runs.swap_remove(0) } else { Vec::new() })
     }
 
-    fn reference(&self, list: &PairList) -> Vec<f64> {
+    pub(crate) fn reference(&self, list: &PairList) -> Vec<f64> {
         let bounds = list.slot.iter().zip(list.first.windows(2));
         let slots = bounds.flat_map(|(slot, b)| (b[0]..b[1]).map(move |pair| (*slot, pair)));
         slots.flat_map(|(slot, pair)| self.row(slot as usize, list, pair as usize)).collect()
@@ -100,7 +105,13 @@ fn bits(values: &[bf16]) -> Vec<u16> {
 }
 
 /// Appends `count` random pairs of one expert.
-fn add_group(list: &mut PairList, random: &mut Random, slot: u32, count: usize, rows: u32) {
+pub(crate) fn add_group(
+    list: &mut PairList,
+    random: &mut Random,
+    slot: u32,
+    count: usize,
+    rows: u32,
+) {
     if list.first.is_empty() {
         list.first.push(0);
     }

@@ -1,6 +1,7 @@
 //! Checks every CUDA kernel against f64 and measures it, on the first GPU of the machine.
 
 mod attention;
+mod bank;
 mod check;
 mod ffn;
 mod linear;
@@ -11,6 +12,7 @@ mod speed;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use check::Checks;
@@ -50,12 +52,14 @@ fn main() -> ExitCode {
 fn run() -> Result<bool, String> {
     let options = Options::parse(std::env::args().skip(1))?;
     let device = open(options.image.as_deref()).map_err(|error| error.to_string())?;
+    let device = Arc::new(device);
     let (major, minor) = device.capability();
     let seed = options.seed.unwrap_or_else(clock);
     let count = device.multiprocessors();
     println!("{}, compute capability {major}.{minor}, {count} multiprocessors", device.name());
     println!("inputs of seed {seed}");
     let mut checks = Checks::default();
+    bank::check(&device, &mut checks, seed).map_err(|error| error.to_string())?;
     for check in [rows::check, attention::check, linear::check, ffn::check] {
         check(&device, &mut checks, seed).map_err(|error| error.to_string())?;
     }
