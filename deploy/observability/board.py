@@ -80,6 +80,8 @@ ROWS = [
     ("Queues and memory", [
         ("Queued pairs", "short", "(row, expert) pairs in the μ-queues.",
          [("sum by (node) (amoe_expert_queued_pairs{@})", "{{node}}")]),
+        ("Since the last token", "s", "Attention nodes; idle ones send canaries through all layers.",
+         [("time() - max by (node) (amoe_attention_last_token_seconds{@} > 0)", "{{node}}")]),
         ("Rows ready for a layer", "short", "Attention nodes.", [("sum by (node) (amoe_attention_ready_rows{@})", "{{node}}")]),
         ("Sequences waiting for admission", "short", "Attention nodes.",
          [("sum by (node) (amoe_attention_sequences_waiting{@})", "{{node}}")]),

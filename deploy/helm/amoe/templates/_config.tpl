@@ -12,6 +12,16 @@
 {{- $_ := set $every "tls" (dict "certificate" "/certs/tls.crt" "key" "/certs/tls.key" "authority" "/certs/ca.crt") -}}
 {{- if $values.tls.admin -}}{{- $_ := set $every.admin "tls" true -}}{{- end -}}
 {{- end -}}
+{{- if $values.tracing.endpoint -}}
+{{- $_ := set $every "tracing" (dict "otlp_endpoint" $values.tracing.endpoint "ratio" $values.tracing.ratio) -}}
+{{- end -}}
+{{- if and (eq .role "coordinator") $values.etcd.tls.secret -}}
+{{- $store := dict "authority" "/etcd-certs/ca.crt" -}}
+{{- if $values.etcd.tls.clientCertificate -}}
+{{- $_ := mergeOverwrite $store (dict "certificate" "/etcd-certs/tls.crt" "key" "/etcd-certs/tls.key") -}}
+{{- end -}}
+{{- $_ := set $every "store.tls" $store -}}
+{{- end -}}
 {{- if $values.keys.secret -}}
 {{- $_ := set $every "keys" (dict "file" (printf "/keys/%s" $values.keys.file)) -}}
 {{- end -}}

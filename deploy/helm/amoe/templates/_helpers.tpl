@@ -91,6 +91,9 @@ yes
 {{- if and (eq .role "gateway") $values.tls.publicSecret -}}
 {{- $_ := set $secrets "public-certs" (dict "secret" $values.tls.publicSecret "path" "/public-certs") -}}
 {{- end -}}
+{{- if and (eq .role "coordinator") $values.etcd.tls.secret -}}
+{{- $_ := set $secrets "etcd-certs" (dict "secret" $values.etcd.tls.secret "path" "/etcd-certs") -}}
+{{- end -}}
 {{- if $values.keys.secret -}}
 {{- $_ := set $secrets "keys" (dict "secret" $values.keys.secret "path" "/keys") -}}
 {{- end -}}
