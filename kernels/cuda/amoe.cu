@@ -1,5 +1,6 @@
 // Every kernel of amoe, compiled into one fatbin by `cargo xtask kernels`.
 #include "attention.cuh"
+#include "exact.cuh"
 #include "ffn_portable.cuh"
 #include "kv.cuh"
 #include "norm.cuh"

@@ -1,6 +1,7 @@
 // What the two grouped SwiGLU kernels share: their parameters, and the order in which blocks take tiles.
 //
-// With `dense` the same machinery is a plain product with one matrix, for the layers that are not experts.
+// With `dense` there is no list: all rows go through one expert, for what sees every row; without its gate it is a
+// plain product with one matrix.
 //
 // The job: for every pair (expert, row) out[pair] = weight[pair] * down(silu(gate(x[row])) * up(x[row])).
 // One launch does a whole layer. Tiles of the first products (gate and up) come first, tiles of the second
@@ -15,7 +16,7 @@
 /// Mirrors `cuda::ffn::Params` in Rust.
 struct FfnParams {
     const bf16 *x;           // [rows, hidden]
-    const bf16 *gate;        // [slots, inter, hidden]
+    const bf16 *gate;        // [slots, inter, hidden], or null with `dense`: the down product of `act` alone
     const bf16 *up;          // [slots, inter, hidden]
     const bf16 *down;        // [slots, hidden, inter]
     const uint32_t *slot;    // [groups] which expert's weights a group uses
@@ -24,11 +25,12 @@ struct FfnParams {
     const float *weight;     // [pairs] the gate weight, or null for ones
     bf16 *act;               // [pairs, inter] scratch
     bf16 *out;               // [pairs, hidden]
+    float *exact;            // [pairs, hidden] in the place of `out`, not rounded; of the portable kernel. Or null
     uint32_t *ready;         // [groups + 1] zero before the launch and after it
     uint32_t groups;
     uint32_t hidden;         // a multiple of 8
     uint32_t inter;          // a multiple of 8
-    uint32_t dense;          // not 0: the down product alone, of slot 0 with this many rows of act
+    uint32_t dense;          // not 0: one group of this many pairs, pair i is row i, and slot 0
 };
 
 DEV uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
@@ -52,7 +54,7 @@ template <uint32_t UP, uint32_t DOWN, uint32_t WIDTH> struct Walk {
     uint32_t group = 0;
     bool down;
 
-    DEV explicit Walk(const FfnParams &params) : p(params), index(ptx::block()), down(params.dense) {}
+    DEV explicit Walk(const FfnParams &params) : p(params), index(ptx::block()), down(!params.gate) {}
 
     DEV static uint32_t up_slices(const FfnParams &p) { return ceil_div(p.inter, UP); }
 

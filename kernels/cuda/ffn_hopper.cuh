@@ -105,7 +105,7 @@ DEV void gather_tile(const FfnParams &p, const Tile &tile, uint32_t thread, Ring
 #pragma unroll
     for (uint32_t i = 0; i < GATHER_PASSES; i++) {
         const uint32_t r = first + i * GATHER_STRIDE;
-        row[i] = r >= tile.count ? 0 : tile.down ? tile.pair + r : p.row[tile.pair + r];
+        row[i] = r >= tile.count ? 0 : tile.down || p.dense ? tile.pair + r : p.row[tile.pair + r];
     }
     for (uint32_t k = chunk * 8; k < ceil_div(inner, K) * K; k += K) {
         if (!ptx::barrier_test(ring.empty(ring.stage), ring.parity ^ 1)) {
@@ -134,7 +134,7 @@ DEV void gather_rows(const FfnParams &p, Ring ring) {
     Announcer announcer;
     Tile tile;
     for (Tiles tiles(p); tiles.next(tile);) {
-        if (tile.down && !p.dense) {
+        if (tile.down && p.gate) {
             announcer.tell_all(ring);
             if (thread % 32 == 0) wait_published(p, tile, PUBLICATIONS * Tiles::up_slices(p) * tile.splits);
             ptx::sync_warp();

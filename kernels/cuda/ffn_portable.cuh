@@ -47,7 +47,7 @@ struct Copy {
 #pragma unroll
         for (uint32_t i = 0; i < ROW_PASSES; i++) {
             const uint32_t r = ptx::thread() / 8 + i * 16;
-            row[i] = r >= tile.count ? 0 : tile.down ? tile.pair + r : p.row[tile.pair + r];
+            row[i] = r >= tile.count ? 0 : tile.down || p.dense ? tile.pair + r : p.row[tile.pair + r];
         }
     }
 
@@ -107,6 +107,12 @@ DEV void put(uint32_t row, uint32_t feature, float value) {
     tile[row * 128 + ((feature / 8) ^ (row % 8)) * 8 + feature % 8] = narrow(value);
 }
 
+/// Straight to where it belongs: a tile of floats is larger than its place in shared memory.
+DEV void put_exact(const FfnParams &p, const Tile &tile, uint32_t row, uint32_t feature, float value) {
+    const uint32_t m = tile.m * 128 + feature;
+    if (m < p.hidden) p.exact[(uint64_t)(tile.pair + row) * p.hidden + m] = value;
+}
+
 /// Lays the tile out in shared memory as rows of 128 features: the warps' sums, SwiGLU or weight applied.
 DEV void lay_out(const FfnParams &p, const Tile &tile, const Sums &sums) {
     const uint32_t lane = ptx::thread() % 32, warp = ptx::thread() / 32;
@@ -118,7 +124,10 @@ DEV void lay_out(const FfnParams &p, const Tile &tile, const Sums &sums) {
             const uint32_t feature = warp * 16 + lane / 4 + i / 2 * 8;
             if (row >= tile.count) continue;
             const float first = sums.half[0][n][i], second = sums.half[1][n][i];
-            if (tile.down) {
+            if (tile.down && p.exact) {
+                put_exact(p, tile, row, feature, first);
+                put_exact(p, tile, row, 64 + feature, second);
+            } else if (tile.down) {
                 const float weight = p.weight ? p.weight[tile.pair + row] : 1.0f;
                 put(row, feature, first * weight);
                 put(row, 64 + feature, second * weight);
@@ -162,7 +171,7 @@ DEV void run_tile(const FfnParams &p, const Tile &tile) {
     ptx::sync_block();
     lay_out(p, tile, sums);
     ptx::sync_block();
-    write_out(p, tile);
+    if (!(tile.down && p.exact)) write_out(p, tile);
 }
 
 }  // namespace portable
@@ -172,7 +181,7 @@ KERNEL(portable::THREADS, 2) ffn_portable(GRID_CONSTANT FfnParams p) {
     using namespace portable;
     Tile tile;
     for (Tiles tiles(p); tiles.next(tile);) {
-        if (tile.down && !p.dense) {
+        if (tile.down && p.gate) {
             if (ptx::thread() == 0) wait_published(p, tile, Tiles::up_slices(p) * tile.splits);
             ptx::sync_block();
         }

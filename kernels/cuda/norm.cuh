@@ -26,14 +26,15 @@ struct AddNormParams {
     float *residual;        // [rows, width]
     const bf16 *terms;      // [any, width]
     const uint32_t *place;  // [rows, count] which terms to add, in this order
+    const float *bias;      // [width] to add behind them, or null
     const bf16 *weight;     // [width]
-    bf16 *out;              // [rows, width]
+    bf16 *out;              // [rows, width], or null: nothing is normalised
     uint32_t count;         // 0: nothing is added
     uint32_t width;         // a multiple of 8
     float epsilon;
 };
 
-/// residual[row] += sum of the row's terms; out[row] = residual[row] / rms * weight. One block for each row.
+/// residual[row] += the row's terms and the bias; out[row] = residual[row] / rms * weight. One block for each row.
 KERNEL(rows::THREADS, 1) add_norm(GRID_CONSTANT AddNormParams p) {
     const uint64_t row = ptx::block();
     float *residual = p.residual + row * p.width;
@@ -51,12 +52,16 @@ KERNEL(rows::THREADS, 1) add_norm(GRID_CONSTANT AddNormParams p) {
                 x[2 * i + 1] += high(eight.pair[i]);
             }
         }
+        if (p.bias)
+#pragma unroll
+            for (uint32_t i = 0; i < 8; i++) x[i] += p.bias[at + i];
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) {
             residual[at + i] = x[i];
             squares += x[i] * x[i];
         }
     }
+    if (!p.out) return;
     const float mean = ptx::divide(rows::block_sum(squares), (float)p.width);
     const float scale = ptx::divide(1.0f, ptx::root(mean + p.epsilon));
     for (uint32_t at = ptx::thread() * 8; at < p.width; at += rows::THREADS * 8) {

@@ -83,6 +83,16 @@ impl Rope {
         });
     }
 
+    /// The rotations of the first `positions` positions, `[positions, dim]`: of each `dim / 2` cosines,
+    /// then as many sines.
+    ///
+    /// # Panics
+    /// If that is past the bound.
+    #[must_use]
+    pub fn table(&self, positions: usize) -> Vec<f32> {
+        (0..positions).flat_map(|position| self.angles(position)).copied().collect()
+    }
+
     /// Cosines, then sines.
     fn angles(&self, position: usize) -> &[f32] {
         let dim = 2 * self.inverse_frequencies.len();

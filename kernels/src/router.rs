@@ -60,6 +60,19 @@ impl Routing {
         self.top_k
     }
 
+    /// Takes what was chosen elsewhere: `[rows, top_k]` experts, ascending in each row, and their weights.
+    ///
+    /// # Panics
+    /// If the two are not rows of `top_k`.
+    pub fn assign(&mut self, top_k: usize, experts: &[u32], weights: &[f32]) {
+        assert!(experts.len() == weights.len() && experts.len().is_multiple_of(top_k), "routing");
+        self.top_k = top_k;
+        self.experts.clear();
+        self.experts.extend_from_slice(experts);
+        self.weights.clear();
+        self.weights.extend_from_slice(weights);
+    }
+
     /// Experts of a row, ascending.
     #[must_use]
     pub fn experts(&self, row: usize) -> &[u32] {

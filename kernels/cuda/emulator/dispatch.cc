@@ -2,6 +2,7 @@
 #include "dispatch.h"
 
 #include "../attention.cuh"
+#include "../exact.cuh"
 #include "../ffn_hopper.cuh"
 #include "../ffn_portable.cuh"
 #include "../norm.cuh"
@@ -23,9 +24,14 @@ const std::map<std::string, Kernel> KERNELS = {
     {"ffn_hopper", wrap(ffn_hopper)},
     {"ffn_portable", wrap(ffn_portable)},
     {"add_norm", wrap(add_norm)},
+    {"attend_32", wrap(attend_32)},
     {"attend_64", wrap(attend_64)},
     {"attend_128", wrap(attend_128)},
+    {"attend_chunk_32", wrap(attend_chunk_32)},
+    {"attend_chunk_64", wrap(attend_chunk_64)},
+    {"attend_chunk_128", wrap(attend_chunk_128)},
     {"attend_merge", wrap(attend_merge)},
+    {"exact_product", wrap(exact_product)},
     {"fill", wrap(fill)},
     {"route", wrap(route)},
     {"stream", wrap(stream)},

@@ -15,6 +15,7 @@ namespace {
 
 constexpr size_t STACK = 256 << 10;
 jmp_buf scheduler;
+std::vector<char *> stacks;  // that no fiber is on; most of a launch's time would go into mapping them
 const std::function<void()> *running;
 
 /// Starts on its own stack by its context; from then on jumps go in and out, which unlike swapcontext cost no
@@ -45,8 +46,13 @@ void body() {
 }
 
 void start(Fiber &fiber, Thread &thread) {
-    fiber.stack = (char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (fiber.stack == MAP_FAILED) fail("no memory for a stack");
+    if (stacks.empty()) {
+        void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (stack == MAP_FAILED) fail("no memory for a stack");
+        stacks.push_back((char *)stack);
+    }
+    fiber.stack = stacks.back();
+    stacks.pop_back();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = STACK;
@@ -144,9 +150,10 @@ void launch(uint32_t blocks_x, uint32_t blocks_y, uint32_t threads, uint32_t sha
     for (size_t i = 0; i < blocks.size(); i++) {
         Block &b = blocks[i];
         b.x = i % blocks_x, b.y = i / blocks_x, b.threads = threads;
-        b.shared = (char *)aligned_alloc(1024, SHARED_LIMIT + 1024);
-        memset(b.shared, 0xff, SHARED_LIMIT);  // NaN, so that a read of nothing shows
-        b.async.assign(SHARED_LIMIT, (char)0xff);
+        b.bytes = shared;
+        b.shared = (char *)aligned_alloc(1024, (shared / 1024 + 1) * 1024);
+        memset(b.shared, 0xff, shared);  // NaN, so that a read of nothing shows
+        b.async.assign(shared, (char)0xff);
         b.warps.resize((threads + 31) / 32);
         for (uint32_t t = 0; t < threads; t++) {
             Thread &thread = all[i * threads + t];
@@ -155,7 +162,7 @@ void launch(uint32_t blocks_x, uint32_t blocks_y, uint32_t threads, uint32_t sha
         }
     }
     run(all, blocks);
-    for (Fiber &f : fibers) munmap(f.stack, STACK);
+    for (Fiber &f : fibers) stacks.push_back(f.stack);
     for (Block &b : blocks) free(b.shared);
     self = nullptr;
 }

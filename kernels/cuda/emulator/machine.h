@@ -56,6 +56,7 @@ struct Warp {
 
 struct Block {
     uint32_t x, y, threads;
+    uint32_t bytes;             // of shared memory
     char *shared;               // as ordinary instructions see it
     std::vector<char> async;    // as the tensor cores see it
     std::vector<Warp> warps;
@@ -88,7 +89,7 @@ void copy_box(uint32_t to, const TensorMap *map, uint32_t barrier, uint32_t x, u
 void product(float *d, int n, uint64_t a, uint64_t b);
 
 inline char *at(uint32_t address, uint32_t bytes) {
-    if (address % (bytes < 16 ? bytes : 16) || address + bytes > SHARED_LIMIT) fail("bad shared address");
+    if (address % (bytes < 16 ? bytes : 16) || address + bytes > self->block->bytes) fail("bad shared address");
     return self->block->shared + address;
 }
 inline Warp &warp() { return self->block->warps[self->index / 32]; }

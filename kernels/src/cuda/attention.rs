@@ -1,18 +1,25 @@
-//! Decode attention over a paged cache: rows go in with [`Attention::write_kv`], and one query token
-//! of each sequence attends with [`Attention::decode`].
+//! Attention over a paged cache: rows go in with [`Attention::write_kv`], and each attends to all
+//! positions up to its own with [`Attention::attend`].
 
 use cudarc::driver::{CudaFunction, DeviceRepr, LaunchConfig};
 use half::bf16;
 
 use super::device::{Buffer, Device, grid};
 use super::error::{CudaError, require, size};
+use super::paged::{PagedRows, Tiles};
 
 /// Positions of one KV block.
-const KV_BLOCK: usize = 32;
+pub(super) const KV_BLOCK: usize = crate::BLOCK_TOKENS;
 /// Positions that one thread block attends to.
 const STRETCH: usize = 16 * KV_BLOCK;
 /// Query heads that may share a KV head.
 const GROUP_MOST: usize = 16;
+/// Queries, each a position and a head, that a thread block has of a decoded position and of a chunk.
+const QUERIES: [usize; 2] = [16, 32];
+/// The most floats between the two kernels of attention, unless one tile needs more.
+const PART_MOST: usize = 16 << 20;
+/// The most blocks of a grid's second dimension.
+const GRID_Y_MOST: usize = 65_535;
 
 /// The heads of a layer and the room of its cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +28,44 @@ pub struct CacheShape {
     pub heads: usize,
     /// Heads of keys and values; each serves `heads / kv_heads` query heads, at most 16.
     pub kv_heads: usize,
-    /// Elements of a head: 64 or 128.
+    /// Elements of a head: 32, 64 or 128.
     pub dim: usize,
     /// Blocks of 32 positions.
     pub blocks: usize,
+}
+
+impl CacheShape {
+    /// Whether there are kernels for it.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn check(&self) -> Result<(), CudaError> {
+        let Self { heads, kv_heads, dim, blocks } = *self;
+        let grouped = kv_heads > 0 && heads.is_multiple_of(kv_heads);
+        let known =
+            matches!(dim, 32 | 64 | 128) && grouped && heads > 0 && heads / kv_heads <= GROUP_MOST;
+        require(known && blocks > 0, || {
+            format!(
+                "no attention for {heads} heads of {dim} over {kv_heads} in {blocks} blocks: heads \
+                 are of 32, 64 or 128, and at most {GROUP_MOST} share keys"
+            )
+        })
+    }
+
+    /// Query heads of a KV head.
+    pub(super) fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Queries of a thread block that does a part of a chunk.
+    pub(super) fn chunk_queries(&self) -> usize {
+        QUERIES[1]
+    }
+
+    /// Floats that a tile of `rows` rows, the longest seeing `longest` positions, leaves to be merged.
+    fn part(&self, rows: usize, longest: usize) -> usize {
+        rows * self.heads * longest.div_ceil(STRETCH) * (self.dim + 2)
+    }
 }
 
 /// Keys and values of a layer: `[blocks, kv_heads, 32, dim]` each.
@@ -39,55 +80,38 @@ impl Cache {
     /// # Errors
     /// When the shape is none the kernels know, or the device has no memory for it.
     pub fn new(device: &Device, shape: CacheShape) -> Result<Self, CudaError> {
-        let CacheShape { heads, kv_heads, dim, blocks } = shape;
-        let grouped = kv_heads > 0 && heads.is_multiple_of(kv_heads);
-        let known =
-            matches!(dim, 64 | 128) && grouped && heads > 0 && heads / kv_heads <= GROUP_MOST;
-        require(known && blocks > 0, || format!("no attention for {shape:?}"))?;
-        let len = blocks * kv_heads * KV_BLOCK * dim;
+        shape.check()?;
+        let len = shape.blocks * shape.kv_heads * KV_BLOCK * shape.dim;
         Ok(Self { shape, keys: device.alloc(len)?, values: device.alloc(len)? })
     }
 }
 
-/// Weights of the norms of queries and keys, `[dim]` each, and their epsilon.
+/// Weights of the norms of queries and keys: `[dim]` each for a norm of each head by itself, or
+/// `[heads, dim]` and `[kv_heads, dim]` for one over all heads together.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadNorms<'a> {
-    /// Of each query head.
+    /// Of queries.
     pub query: &'a Buffer<bf16>,
-    /// Of each key head.
+    /// Of keys.
     pub key: &'a Buffer<bf16>,
     /// Added to the mean of squares.
     pub epsilon: f32,
 }
 
-/// New positions for the cache.
+/// What is done to queries, keys and values on their way, in this order.
 #[derive(Debug, Clone, Copy)]
-pub struct KvRows<'a> {
-    /// `[rows, heads + 2 kv_heads, dim]`.
-    pub qkv: &'a Buffer<bf16>,
-    /// `[positions, dim]`: `dim / 2` cosines, then as many sines.
-    pub angles: &'a Buffer<f32>,
-    /// Each row's position, for which there are angles.
-    pub position: &'a Buffer<u32>,
-    /// Where each row's key and value go: block times 32 plus place, inside the cache.
-    pub slot: &'a Buffer<u32>,
-    /// Norms before the rotation, where the model has them.
+pub struct KvSteps<'a> {
+    /// Added to all three, `[heads + 2 kv_heads, dim]`.
+    pub bias: Option<&'a Buffer<f32>>,
+    /// Norms of queries and keys.
     pub norms: Option<HeadNorms<'a>>,
-}
-
-/// One query token for each row.
-#[derive(Debug, Clone, Copy)]
-pub struct DecodeRows<'a> {
-    /// `[rows, heads, dim]`.
-    pub query: &'a Buffer<bf16>,
-    /// `[rows, most]`: each sequence's blocks in order, inside the cache as far as its length goes.
-    pub blocks: &'a Buffer<u32>,
-    /// Positions to attend to, from 1 to `longest`.
-    pub length: &'a Buffer<u32>,
-    /// The longest of them.
-    pub longest: usize,
-    /// Of scores, before the softmax.
-    pub scale: f32,
+    /// Clamps all three to `[-clip, clip]`.
+    pub clip: Option<f32>,
+    /// Rotates the first `turned` elements of queries and keys, i with i + `turned` / 2:
+    /// `[positions, turned]`, `turned / 2` cosines and as many sines.
+    pub angles: &'a Buffer<f32>,
+    /// Even, and at most a head.
+    pub turned: usize,
 }
 
 /// The kernels of attention and the memory between them.
@@ -95,13 +119,15 @@ pub struct DecodeRows<'a> {
 pub struct Attention {
     shape: CacheShape,
     write: CudaFunction,
-    attend: CudaFunction,
+    /// For decoded positions and for chunks.
+    attend: [CudaFunction; 2],
     merge: CudaFunction,
     part: Buffer<f32>,
 }
 
 impl Attention {
-    /// For caches of `shape` and at most `rows` rows of at most `longest` positions.
+    /// For caches of `shape`, with memory for `rows` rows of `longest` positions at once; larger batches
+    /// take several launches.
     ///
     /// # Errors
     /// When the device has no memory for it or does not know the kernels.
@@ -110,48 +136,56 @@ impl Attention {
         shape: CacheShape,
         (rows, longest): (usize, usize),
     ) -> Result<Self, CudaError> {
-        let name = if shape.dim == 64 { "attend_64" } else { "attend_128" };
-        let parts = rows * shape.heads * longest.div_ceil(STRETCH);
+        shape.check()?;
+        let names = match shape.dim {
+            32 => ["attend_32", "attend_chunk_32"],
+            64 => ["attend_64", "attend_chunk_64"],
+            _ => ["attend_128", "attend_chunk_128"],
+        };
+        let kernel = |kind: usize| device.kernel(names[kind], shared(shape.dim, QUERIES[kind]));
+        let tile = shape.part(shape.chunk_queries() / shape.group(), longest);
         Ok(Self {
             shape,
             write: device.kernel("write_kv", 0)?,
-            attend: device.kernel(name, shared(shape.dim))?,
+            attend: [kernel(0)?, kernel(1)?],
             merge: device.kernel("attend_merge", 0)?,
-            part: device.alloc(parts * (shape.dim + 2))?,
+            part: device.alloc(shape.part(rows, longest).min(PART_MOST).max(tile))?,
         })
     }
 
-    /// Norms and rotates queries and keys, leaves queries in `query`, `[rows, heads, dim]`, and
-    /// puts keys and values into the cache.
+    /// Takes `qkv`, `[rows, heads + 2 kv_heads, dim]`, through `steps`, leaves queries in `query`,
+    /// `[rows, heads, dim]`, and puts keys and values into the cache.
     ///
     /// # Errors
     /// When the sizes do not fit, or the driver refuses the launch.
     pub fn write_kv(
         &self,
         device: &Device,
-        rows: KvRows<'_>,
+        (rows, qkv): (&PagedRows, &Buffer<bf16>),
+        steps: KvSteps<'_>,
         query: &mut Buffer<bf16>,
         cache: &mut Cache,
     ) -> Result<(), CudaError> {
         let CacheShape { heads, kv_heads, dim, .. } = self.shape;
-        let (count, all) = (rows.slot.len(), heads + 2 * kv_heads);
-        let fits = rows.qkv.len() == count * all * dim
-            && rows.position.len() == count
-            && query.len() >= count * heads * dim
-            && rows.norms.is_none_or(|n| n.query.len() == dim && n.key.len() == dim);
+        let (count, all) = (rows.rows(), heads + 2 * kv_heads);
+        let fits = qkv.len() == count * all * dim && query.len() >= count * heads * dim;
         require(fits && cache.shape == self.shape, || {
-            format!("{count} rows, {} values for {:?}", rows.qkv.len(), self.shape)
+            format!("{count} rows, {} values for {:?}", qkv.len(), self.shape)
         })?;
+        let wide = self.check(&steps, rows.longest())?;
         if count == 0 {
             return Ok(());
         }
+        let [position, table, blocks] = rows.pointers();
         let params = KvParams {
-            qkv: rows.qkv.pointer(),
-            query_weight: rows.norms.map_or(0, |norms| norms.query.pointer()),
-            key_weight: rows.norms.map_or(0, |norms| norms.key.pointer()),
-            angles: rows.angles.pointer(),
-            position: rows.position.pointer(),
-            slot: rows.slot.pointer(),
+            qkv: qkv.pointer(),
+            bias: steps.bias.map_or(0, Buffer::pointer),
+            query_weight: steps.norms.map_or(0, |norms| norms.query.pointer()),
+            key_weight: steps.norms.map_or(0, |norms| norms.key.pointer()),
+            angles: steps.angles.pointer(),
+            position,
+            table,
+            blocks,
             query: query.pointer(),
             keys: cache.keys.pointer(),
             values: cache.values.pointer(),
@@ -159,75 +193,127 @@ impl Attention {
             heads: size(heads)?,
             kv_heads: size(kv_heads)?,
             dim: size(dim)?,
-            epsilon: rows.norms.map_or(0.0, |norms| norms.epsilon),
-            padding: 0,
+            turned: size(steps.turned)?,
+            wide: u32::from(wide),
+            epsilon: steps.norms.map_or(0.0, |norms| norms.epsilon),
+            clip: steps.clip.unwrap_or(f32::INFINITY),
         };
         let blocks = size((count * all).div_ceil(4))?;
-        // SAFETY: the sizes were compared above; that positions have angles and slots lie in the
-        // cache is the caller's word, as documented.
+        // SAFETY: the sizes were compared above, and blocks and positions when `rows` was set.
         unsafe { device.launch(&self.write, grid(blocks, 128, 0), &params) }
     }
 
-    /// Softmax attention of each row's heads over its sequence, into `out`, `[rows, heads, dim]`.
+    /// Whether the norms are over all heads together.
+    fn check(&self, steps: &KvSteps<'_>, longest: usize) -> Result<bool, CudaError> {
+        let CacheShape { heads, kv_heads, dim, .. } = self.shape;
+        let turned = steps.turned;
+        require(turned > 0 && turned <= dim && turned.is_multiple_of(2), || {
+            format!("{turned} elements of heads of {dim} to be turned")
+        })?;
+        require(steps.angles.len() >= longest * turned, || {
+            let positions = steps.angles.len() / turned;
+            format!("position {longest} where there are angles for {positions}")
+        })?;
+        let all = (heads + 2 * kv_heads) * dim;
+        require(steps.bias.is_none_or(|bias| bias.len() == all), || {
+            format!("a bias of another size than {all}")
+        })?;
+        let Some(norms) = steps.norms else { return Ok(false) };
+        let sizes = (norms.query.len(), norms.key.len());
+        let wide = sizes != (dim, dim);
+        require(!wide || sizes == (heads * dim, kv_heads * dim), || {
+            format!("norms of {sizes:?} for {:?}", self.shape)
+        })?;
+        Ok(wide)
+    }
+
+    /// Softmax attention of each row's heads over its sequence up to its own position, into `out`,
+    /// `[rows, heads, dim]`; `scale` multiplies scores.
     ///
-    /// A row's bits do not depend on the other rows.
+    /// A row's bits depend neither on the other rows nor on how its sequence was cut into chunks.
     ///
     /// # Errors
     /// When the sizes do not fit, or the driver refuses a launch.
-    pub fn decode(
+    pub fn attend(
         &mut self,
         device: &Device,
-        rows: DecodeRows<'_>,
+        (rows, query): (&PagedRows, &Buffer<bf16>),
+        scale: f32,
+        cache: &Cache,
+        out: &mut Buffer<bf16>,
+    ) -> Result<(), CudaError> {
+        let len = rows.rows() * self.shape.heads * self.shape.dim;
+        require(query.len() >= len && out.len() >= len && cache.shape == self.shape, || {
+            format!("{} rows of {} values for {:?}", rows.rows(), query.len(), self.shape)
+        })?;
+        for (kind, tiles) in rows.tiles().into_iter().enumerate() {
+            if tiles.count == 0 {
+                continue;
+            }
+            let room = self.part.len() / self.shape.part(tiles.rows, tiles.longest);
+            let most = room.min(GRID_Y_MOST / self.shape.kv_heads);
+            require(most > 0, || format!("{} positions: not so many fit", tiles.longest))?;
+            for first in (0..tiles.count).step_by(most) {
+                let some = Tiles {
+                    at: tiles.at + 2 * first,
+                    count: most.min(tiles.count - first),
+                    ..tiles
+                };
+                self.attend_tiles(device, kind, (rows, some), (query, scale), cache, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attend_tiles(
+        &self,
+        device: &Device,
+        kind: usize,
+        (rows, tiles): (&PagedRows, Tiles),
+        (query, scale): (&Buffer<bf16>, f32),
         cache: &Cache,
         out: &mut Buffer<bf16>,
     ) -> Result<(), CudaError> {
         let CacheShape { heads, kv_heads, dim, .. } = self.shape;
-        let (count, stretches) = (rows.length.len(), rows.longest.div_ceil(STRETCH));
-        if count == 0 {
-            return Ok(());
-        }
-        let most = rows.blocks.len() / count;
-        let fits = rows.query.len() == count * heads * dim
-            && out.len() >= count * heads * dim
-            && rows.blocks.len() == count * most
-            && most * KV_BLOCK >= rows.longest
-            && self.part.len() >= count * heads * stretches * (dim + 2);
-        require(fits && cache.shape == self.shape, || {
-            format!("{count} rows of up to {} positions for {:?}", rows.longest, self.shape)
-        })?;
+        let stretches = tiles.longest.div_ceil(STRETCH);
+        let [position, table, blocks] = rows.pointers();
         let params = AttendParams {
-            query: rows.query.pointer(),
+            query: query.pointer(),
             keys: cache.keys.pointer(),
             values: cache.values.pointer(),
-            blocks: rows.blocks.pointer(),
-            length: rows.length.pointer(),
+            position,
+            table,
+            blocks,
+            tile: rows.word(tiles.at),
             part: self.part.pointer(),
             out: out.pointer(),
             heads: size(heads)?,
             kv_heads: size(kv_heads)?,
-            most_blocks: size(most)?,
+            tile_rows: size(tiles.rows)?,
             stretches: size(stretches)?,
-            scale: rows.scale * std::f32::consts::LOG2_E,
+            scale: scale * std::f32::consts::LOG2_E,
             padding: 0,
         };
         let attend = LaunchConfig {
-            grid_dim: (size(stretches)?, size(count * kv_heads)?, 1),
+            grid_dim: (size(stretches)?, size(tiles.count * kv_heads)?, 1),
             block_dim: (128, 1, 1),
-            shared_mem_bytes: shared(dim),
+            shared_mem_bytes: shared(dim, QUERIES[kind]),
         };
-        // SAFETY: the sizes were compared above; that the blocks lie in the cache and no length is
-        // past `longest` is the caller's word, as documented. The second launch reads what the first
-        // one on the same stream wrote.
+        let merge = grid(size(tiles.count * tiles.rows * heads)?, size(dim)?, 0);
+        // SAFETY: the sizes were compared by the caller, and rows, blocks and positions when `rows`
+        // was set. The second launch reads what the first one on the same stream wrote.
         unsafe {
-            device.launch(&self.attend, attend, &params)?;
-            device.launch(&self.merge, grid(size(count * heads)?, size(dim)?, 0), &params)
+            device.launch(&self.attend[kind], attend, &params)?;
+            device.launch(&self.merge, merge, &params)
         }
     }
 }
 
-/// `Shape::SHARED_BYTES` of `attention.cuh`: a block of keys and values for each of four warps, and 16 queries.
-fn shared(dim: usize) -> u32 {
-    (4 * 2 * KV_BLOCK * dim * 2 + GROUP_MOST * dim * 2) as u32
+/// `Shape::SHARED_BYTES` of `attention.cuh`: for each of four warps a block of keys and values, or
+/// its result in their place, and the queries.
+fn shared(dim: usize, queries: usize) -> u32 {
+    let warp = (2 * KV_BLOCK * dim * 2).max(queries * (dim + 2) * 4);
+    (4 * warp + queries * dim * 2) as u32
 }
 
 /// Mirrors `KvParams` in `kv.cuh`.
@@ -235,11 +321,13 @@ fn shared(dim: usize) -> u32 {
 #[derive(Debug)]
 struct KvParams {
     qkv: u64,
+    bias: u64,
     query_weight: u64,
     key_weight: u64,
     angles: u64,
     position: u64,
-    slot: u64,
+    table: u64,
+    blocks: u64,
     query: u64,
     keys: u64,
     values: u64,
@@ -247,11 +335,13 @@ struct KvParams {
     heads: u32,
     kv_heads: u32,
     dim: u32,
+    turned: u32,
+    wide: u32,
     epsilon: f32,
-    padding: u32,
+    clip: f32,
 }
 
-// SAFETY: plain numbers in C layout, with the padding spelt out.
+// SAFETY: plain numbers in C layout without padding.
 unsafe impl DeviceRepr for KvParams {}
 
 /// Mirrors `AttendParams` in `attention.cuh`.
@@ -261,13 +351,15 @@ struct AttendParams {
     query: u64,
     keys: u64,
     values: u64,
+    position: u64,
+    table: u64,
     blocks: u64,
-    length: u64,
+    tile: u64,
     part: u64,
     out: u64,
     heads: u32,
     kv_heads: u32,
-    most_blocks: u32,
+    tile_rows: u32,
     stretches: u32,
     scale: f32,
     padding: u32,

@@ -11,7 +11,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use super::error::{CudaError, words};
+use super::error::{CudaError, require, words};
 
 /// The kernels' machine code; empty when they were not built.
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/amoe.fatbin"));
@@ -291,6 +291,17 @@ impl<T> Buffer<T> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Holds `len` values from here on, in the memory it has; what was never written is undefined.
+    ///
+    /// # Errors
+    /// When it was made for fewer.
+    pub fn resize(&mut self, len: usize) -> Result<(), CudaError> {
+        let most = self.slice.len();
+        require(len <= most, || format!("{len} values where there is room for {most}"))?;
+        self.len = len;
+        Ok(())
     }
 
     /// The address on the device.

@@ -295,17 +295,69 @@ impl GroupedFfn {
             return Ok(());
         }
         let params = self.params(experts, (x, pairs), out)?;
+        self.start(device, experts, &params)
+    }
+
+    /// Takes all rows of `x`, `[rows, hidden]`, through one expert into `out`, `[rows, hidden]`;
+    /// `weight`, `[rows]`, multiplies each.
+    ///
+    /// A row's bits do not depend on the other rows.
+    ///
+    /// # Errors
+    /// When the sizes do not fit one another, or the driver refuses the launch.
+    pub fn launch_all(
+        &mut self,
+        device: &Device,
+        expert: &Experts,
+        (x, weight): (&Buffer<bf16>, Option<&Buffer<f32>>),
+        out: &mut Buffer<bf16>,
+    ) -> Result<(), CudaError> {
+        let rows = x.len() / expert.hidden;
+        let fits = x.len() == rows * expert.hidden
+            && out.len() >= x.len()
+            && weight.is_none_or(|weight| weight.len() == rows)
+            && self.act.len() >= rows * expert.inter;
+        require(fits, || {
+            let (x, out, room) = (x.len(), out.len(), self.act.len());
+            format!("{x} values in rows of {} into {out}, with room for {room}", expert.hidden)
+        })?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let params = Params {
+            x: x.pointer(),
+            gate: expert.gate.pointer(),
+            up: expert.up.pointer(),
+            down: expert.down.pointer(),
+            slot: 0,
+            first: 0,
+            row: 0,
+            weight: weight.map_or(0, Buffer::pointer),
+            act: self.act.pointer(),
+            out: out.pointer(),
+            exact: 0,
+            ready: self.ready.pointer(),
+            groups: 1,
+            hidden: size(expert.hidden)?,
+            inter: size(expert.inter)?,
+            dense: size(rows)?,
+        };
+        self.start(device, expert, &params)
+    }
+
+    /// Launches with sizes that have been compared.
+    fn start(&self, device: &Device, experts: &Experts, params: &Params) -> Result<(), CudaError> {
         let (_, threads, shared) = self.kernel.launch();
         let mut launch = device.stream().launch_builder(&self.function);
-        launch.arg(&params);
+        launch.arg(params);
         if self.kernel == FfnKernel::Hopper {
             let Some([gate, up, down]) = &experts.maps else {
                 return Err(CudaError::Shape("the Hopper kernel wants a Hopper device".into()));
             };
             launch.arg(gate).arg(up).arg(down);
         }
-        // SAFETY: every pointer is that of a live buffer whose length `check` compared, every slot
-        // and row was checked by `Pairs::set`, the counters are zero before and after each
+        // SAFETY: every pointer is that of a live buffer whose length the caller compared, every slot
+        // and row of a list was checked by `Pairs::set`, the counters are zero before and after each
         // launch, and the blocks are no more than are resident at once, as their waits need.
         let launched = unsafe { launch.launch(grid(self.blocks, threads, shared)) };
         launched.map(drop).map_err(CudaError::driver("launching the grouped SwiGLU"))
@@ -347,6 +399,7 @@ impl GroupedFfn {
             weight,
             act: self.act.pointer(),
             out: out.pointer(),
+            exact: 0,
             ready: self.ready.pointer(),
             groups: size(pairs.groups)?,
             hidden: size(experts.hidden)?,
@@ -370,6 +423,7 @@ pub(super) struct Params {
     pub(super) weight: u64,
     pub(super) act: u64,
     pub(super) out: u64,
+    pub(super) exact: u64,
     pub(super) ready: u64,
     pub(super) groups: u32,
     pub(super) hidden: u32,

@@ -41,6 +41,22 @@ impl Matrix {
         };
         Ok(Self { features, inner, weights, map })
     }
+
+    /// Bytes of its weights.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weights.len() * size_of::<bf16>()
+    }
+
+    /// Rows of `x`, for which `out` values have room.
+    fn rows(&self, x: &Buffer<bf16>, out: usize) -> Result<usize, CudaError> {
+        let (features, inner) = (self.features, self.inner);
+        let rows = x.len() / inner;
+        require(x.len() == rows * inner && out >= rows * features, || {
+            format!("{} values for {features} x {inner} into {out}", x.len())
+        })?;
+        Ok(rows)
+    }
 }
 
 /// The product, ready to launch.
@@ -49,6 +65,8 @@ pub struct Dense {
     kernel: FfnKernel,
     function: CudaFunction,
     blocks: u32,
+    /// Of the kernel that can leave sums as they are, and how many of its blocks are resident.
+    exact: (CudaFunction, u32),
     ready: Buffer<u32>,
 }
 
@@ -59,7 +77,11 @@ impl Dense {
         let (name, threads, shared) = kernel.launch();
         let function = device.kernel(name, shared)?;
         let blocks = device.resident(&function, threads, shared)?;
-        Ok(Self { kernel, function, blocks, ready: device.upload(&[0; 2])? })
+        let (name, threads, shared) = FfnKernel::Portable.launch();
+        let exact = device.kernel(name, shared)?;
+        let resident = device.resident(&exact, threads, shared)?;
+        let ready = device.upload(&[0; 2])?;
+        Ok(Self { kernel, function, blocks, exact: (exact, resident), ready })
     }
 
     /// `out[row] = matrix * x[row]` for `x`, `[rows, inner]`, and `out`, `[rows, features]`.
@@ -75,16 +97,11 @@ impl Dense {
         x: &Buffer<bf16>,
         out: &mut Buffer<bf16>,
     ) -> Result<(), CudaError> {
-        let (features, inner) = (matrix.features, matrix.inner);
-        let rows = x.len() / inner;
-        require(x.len() == rows * inner && out.len() >= rows * features, || {
-            let (x, out) = (x.len(), out.len());
-            format!("{x} values for {features} x {inner} into {out}")
-        })?;
+        let rows = matrix.rows(x, out.len())?;
         if rows == 0 {
             return Ok(());
         }
-        let params = self.params(matrix, x, out, size(rows)?)?;
+        let params = Params { out: out.pointer(), ..self.params(matrix, x, size(rows)?)? };
         let (_, threads, shared) = self.kernel.launch();
         let mut launch = device.stream().launch_builder(&self.function);
         launch.arg(&params);
@@ -94,19 +111,36 @@ impl Dense {
             };
             launch.arg(map).arg(map).arg(map);
         }
-        // SAFETY: the sizes were compared above; with `dense` set the kernel touches `act`, `down`,
-        // `out` and `ready` alone, whose counters are zero before and after each launch.
+        // SAFETY: the sizes were compared above; with `dense` and no gate the kernel touches `act`,
+        // `down`, `out` and `ready` alone, whose counters are zero before and after each launch.
         let launched = unsafe { launch.launch(grid(self.blocks, threads, shared)) };
         launched.map(drop).map_err(CudaError::driver("launching a product"))
     }
 
-    fn params(
-        &self,
+    /// As [`Dense::launch`], with sums as they are, in f32; for few rows and many features.
+    ///
+    /// # Errors
+    /// As [`Dense::launch`].
+    pub fn launch_exact(
+        &mut self,
+        device: &Device,
         matrix: &Matrix,
         x: &Buffer<bf16>,
-        out: &Buffer<bf16>,
-        rows: u32,
-    ) -> Result<Params, CudaError> {
+        out: &mut Buffer<f32>,
+    ) -> Result<(), CudaError> {
+        let rows = matrix.rows(x, out.len())?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let params = Params { exact: out.pointer(), ..self.params(matrix, x, size(rows)?)? };
+        let ((function, blocks), (_, threads, shared)) =
+            (&self.exact, FfnKernel::Portable.launch());
+        // SAFETY: as for `launch`, with `exact` in the place of `out`.
+        unsafe { device.launch(function, grid(*blocks, threads, shared), &params) }
+    }
+
+    /// Those of a product whose output is still to be named.
+    fn params(&self, matrix: &Matrix, x: &Buffer<bf16>, rows: u32) -> Result<Params, CudaError> {
         Ok(Params {
             x: 0,
             gate: 0,
@@ -117,7 +151,8 @@ impl Dense {
             row: 0,
             weight: 0,
             act: x.pointer(),
-            out: out.pointer(),
+            out: 0,
+            exact: 0,
             ready: self.ready.pointer(),
             groups: 1,
             hidden: size(matrix.features)?,

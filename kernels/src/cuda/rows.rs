@@ -15,6 +15,8 @@ pub struct Terms<'a> {
     pub place: &'a Buffer<u32>,
     /// Terms of each row.
     pub count: usize,
+    /// `[width]`, added behind them.
+    pub bias: Option<&'a Buffer<f32>>,
 }
 
 /// How a layer chooses experts; as the CPU's `RouterSpec`.
@@ -61,13 +63,44 @@ impl Rows {
         (weight, epsilon): (&Buffer<bf16>, f32),
         out: &mut Buffer<bf16>,
     ) -> Result<(), CudaError> {
-        let width = weight.len();
+        require(out.len() >= residual.len(), || {
+            format!("{} values into {}", residual.len(), out.len())
+        })?;
+        let norm = (weight.pointer(), out.pointer(), epsilon);
+        self.sum(device, residual, terms, weight.len(), norm)
+    }
+
+    /// `residual[row] += terms` alone, over `[rows, width]`.
+    ///
+    /// # Errors
+    /// When the sizes do not fit, or the driver refuses the launch.
+    pub fn add(
+        &self,
+        device: &Device,
+        residual: &mut Buffer<f32>,
+        terms: Terms<'_>,
+        width: usize,
+    ) -> Result<(), CudaError> {
+        self.sum(device, residual, terms, width, (0, 0, 0.0))
+    }
+
+    /// `norm`: addresses of weight and output, or 0, and the epsilon.
+    fn sum(
+        &self,
+        device: &Device,
+        residual: &mut Buffer<f32>,
+        terms: Terms<'_>,
+        width: usize,
+        (weight, out, epsilon): (u64, u64, f32),
+    ) -> Result<(), CudaError> {
         require(width > 0 && width.is_multiple_of(8), || format!("rows of {width} values"))?;
         let rows = residual.len() / width;
-        let fits = residual.len() == rows * width && out.len() >= rows * width;
-        require(fits && terms.place.len() == rows * terms.count, || {
-            let (terms, out) = (terms.place.len(), out.len());
-            format!("{rows} rows of {width} with {terms} terms into {out} values")
+        let fits = residual.len() == rows * width
+            && terms.place.len() == rows * terms.count
+            && terms.bias.is_none_or(|bias| bias.len() == width);
+        require(fits, || {
+            let (residual, terms) = (residual.len(), terms.place.len());
+            format!("{residual} values in rows of {width} with {terms} terms")
         })?;
         if rows == 0 {
             return Ok(());
@@ -76,14 +109,16 @@ impl Rows {
             residual: residual.pointer(),
             terms: terms.values.pointer(),
             place: terms.place.pointer(),
-            weight: weight.pointer(),
-            out: out.pointer(),
+            bias: terms.bias.map_or(0, Buffer::pointer),
+            weight,
+            out,
             count: size(terms.count)?,
             width: size(width)?,
             epsilon,
             padding: 0,
         };
-        // SAFETY: the sizes were compared above; that places exist is the caller's word, as documented.
+        // SAFETY: the sizes were compared here and by the callers; that places exist is the caller's
+        // word, as documented.
         unsafe { device.launch(&self.add_norm, grid(size(rows)?, 256, 64), &params) }
     }
 
@@ -131,7 +166,11 @@ impl Rows {
 }
 
 impl RouteSpec {
-    fn check(&self, bias: Option<usize>) -> Result<(), CudaError> {
+    /// Whether the kernel can choose so, with a bias of that many experts.
+    ///
+    /// # Errors
+    /// One sentence on what it cannot.
+    pub fn check(&self, bias: Option<usize>) -> Result<(), CudaError> {
         let Self { experts, top_k, groups: (count, kept), .. } = *self;
         require((1..=512).contains(&experts) && (1..=32).contains(&top_k), || {
             format!("{top_k} of {experts} experts: at most 32 of 512 fit")
@@ -156,6 +195,7 @@ struct AddNormParams {
     residual: u64,
     terms: u64,
     place: u64,
+    bias: u64,
     weight: u64,
     out: u64,
     count: u32,

@@ -1,184 +1,268 @@
-//! Filling the cache and attending to it, against f64, and the same sequence in two batches.
+//! Filling the cache and attending to it, against f64, and the same sequences cut into other chunks and batches.
+
+use std::ops::Range;
 
 use half::bf16;
 use kernels::cuda::{
-    Attention, Buffer, Cache, CacheShape, CudaError, DecodeRows, Device, HeadNorms, KvRows,
+    Attention, Buffer, Cache, CacheShape, CudaError, Device, HeadNorms, KvSteps, PagedRows,
 };
+use kernels::{BLOCK_TOKENS, Span};
 
 use crate::check::Checks;
 use crate::random::Random;
 
-const KV_BLOCK: usize = 32;
 const EPSILON: f32 = 1e-6;
+/// Positions of each sequence; they reach into a second stretch of the kernels.
+const LENGTHS: [usize; 3] = [1, 33, 530];
+/// The long one's first positions are only written, for attention of many rows takes an emulator long.
+const WRITTEN: usize = 490;
+
+/// What a model does to its heads.
+#[derive(Debug, Clone, Copy)]
+struct Ways {
+    norms: Norms,
+    bias: bool,
+    clip: Option<f32>,
+    /// Elements of a head that turn.
+    turned: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Norms {
+    None,
+    EachHead,
+    AllHeads,
+}
 
 pub(crate) fn check(device: &Device, checks: &mut Checks, seed: u64) -> Result<(), CudaError> {
-    let wide = CacheShape { heads: 8, kv_heads: 2, dim: 128, blocks: 40 };
-    let narrow = CacheShape { heads: 12, kv_heads: 1, dim: 64, blocks: 40 };
-    for (shape, norms) in [(wide, true), (narrow, false)] {
-        let case = Case::random(shape, &[1, 33, 700], (norms, seed));
-        let got = case.run(device, &[0, 1, 2])?;
-        let want = case.reference();
+    let qwen3 = Ways { norms: Norms::EachHead, bias: false, clip: None, turned: 128 };
+    let glm = Ways { norms: Norms::None, bias: true, clip: None, turned: 32 };
+    let olmoe = Ways { norms: Norms::AllHeads, bias: true, clip: Some(1.2), turned: 32 };
+    let shape = |heads, kv_heads, dim| CacheShape { heads, kv_heads, dim, blocks: 40 };
+    for (shape, ways) in
+        [(shape(8, 2, 128), qwen3), (shape(12, 1, 64), glm), (shape(4, 4, 32), olmoe)]
+    {
+        let case = Case::random(shape, ways, seed);
+        let mut room = case.room(device)?;
+        let whole =
+            case.run(device, &mut room, &[vec![(0, 0..1), (1, 0..33), (2, WRITTEN..530)]])?;
         let CacheShape { heads, kv_heads, dim, .. } = shape;
-        let width = heads * dim;
-        for (row, length) in case.lengths.iter().enumerate() {
-            let name =
-                format!("attention, {heads} heads of {dim} on {kv_heads}, {length} positions");
-            let part = row * width..(row + 1) * width;
-            checks.close(&got[part.clone()], &want[part.clone()], 1e-2, &name);
-            let same = case.run(device, &[row])? == got[part];
-            checks.expect(same, &format!("{name}: the same bits alone"));
+        let name = format!("attention, {heads} heads of {dim} on {kv_heads}, {:?}", ways.norms);
+        for (sequence, position) in [(0, 0), (1, 3), (1, 31), (1, 32), (2, 511), (2, 529)] {
+            let at = position - if sequence == 2 { WRITTEN } else { 0 };
+            let got = &whole[sequence][at * heads * dim..][..heads * dim];
+            let want: Vec<f64> =
+                (0..heads).flat_map(|head| case.head((sequence, position), head)).collect();
+            checks.close(got, &want, 1e-2, &format!("{name}, position {position}"));
         }
+        room.attention = Attention::new(device, shape, (100, LENGTHS[2]))?;
+        let alone = case.run(device, &mut room, &[vec![(2, WRITTEN..530)]])?;
+        checks.expect(alone[2] == whole[2], &format!("{name}: the same bits alone"));
+        let mut passes =
+            vec![vec![(2, WRITTEN..513), (1, 0..32)], vec![(1, 32..33), (2, 513..526)]];
+        passes.extend((526..530).map(|p| vec![(2, p..p + 1)]));
+        passes[3].insert(0, (0, 0..1));
+        let cut = case.run(device, &mut room, &passes)?;
+        checks.expect(cut == whole, &format!("{name}: the same bits cut and decoded"));
     }
     Ok(())
 }
 
-/// Sequences whose positions all go through `write_kv`, the last of each then attends.
+/// Ranges of positions of sequences, side by side in a batch.
+type Pass = Vec<(usize, Range<usize>)>;
+
+/// The kernels, and what they keep from batch to batch.
+struct Room {
+    attention: Attention,
+    cache: Cache,
+    paged: PagedRows,
+}
+
+/// Some sequences, and all that is done to their rows.
 struct Case {
     shape: CacheShape,
-    lengths: Vec<usize>,
+    ways: Ways,
     /// Each sequence's blocks, scattered over the cache.
     blocks: Vec<Vec<u32>>,
     /// Of each sequence: `[length, heads + 2 kv_heads, dim]`.
     qkv: Vec<Vec<bf16>>,
-    norms: Option<[Vec<bf16>; 2]>,
+    bias: Vec<f32>,
+    norms: [Vec<bf16>; 2],
     angles: Vec<f32>,
 }
 
 impl Case {
-    fn random(shape: CacheShape, lengths: &[usize], (norms, seed): (bool, u64)) -> Self {
+    fn random(shape: CacheShape, ways: Ways, seed: u64) -> Self {
         let mut random = Random(seed);
-        let row = (shape.heads + 2 * shape.kv_heads) * shape.dim;
+        let CacheShape { heads, kv_heads, dim, .. } = shape;
+        let row = (heads + 2 * kv_heads) * dim;
         let mut free: Vec<u32> = (0..shape.blocks as u32).collect();
         let mut take = |_| free.swap_remove(random.below(free.len() as u32) as usize);
-        let blocks = lengths.iter().map(|n| (0..n.div_ceil(KV_BLOCK)).map(&mut take).collect());
+        let blocks = LENGTHS.iter().map(|n| (0..n.div_ceil(BLOCK_TOKENS)).map(&mut take).collect());
         let blocks = blocks.collect();
-        let most = lengths.iter().max().copied().unwrap_or(0);
-        let half = shape.dim / 2;
-        let angle =
-            |position: usize, i: usize| position as f64 / 10_000_f64.powf(i as f64 / half as f64);
-        let cosines_and_sines = |position| {
-            let cosines = (0..half).map(move |i| angle(position, i).cos() as f32);
-            cosines.chain((0..half).map(move |i| angle(position, i).sin() as f32))
+        let widths = match ways.norms {
+            Norms::None => [0; 2],
+            Norms::EachHead => [dim; 2],
+            Norms::AllHeads => [heads * dim, kv_heads * dim],
         };
         Self {
             shape,
-            lengths: lengths.to_vec(),
+            ways,
             blocks,
-            qkv: lengths.iter().map(|n| random.halves(n * row, 2.0)).collect(),
-            norms: norms.then(|| [(); 2].map(|()| random.halves(shape.dim, 1.5))),
-            angles: (0..most).flat_map(cosines_and_sines).collect(),
+            qkv: LENGTHS.iter().map(|n| random.halves(n * row, 2.0)).collect(),
+            bias: random.floats(if ways.bias { row } else { 0 }, 0.5),
+            norms: widths.map(|width| random.halves(width, 1.5)),
+            angles: angles(LENGTHS[2], ways.turned),
         }
     }
 
-    /// The last position's attention of some of the sequences, as one batch.
-    fn run(&self, device: &Device, rows: &[usize]) -> Result<Vec<bf16>, CudaError> {
-        let CacheShape { heads, dim, .. } = self.shape;
-        let most = rows.iter().map(|row| self.blocks[*row].len()).max().unwrap_or(0);
-        let longest = rows.iter().map(|row| self.lengths[*row]).max().unwrap_or(0);
-        let mut attention = Attention::new(device, self.shape, (rows.len(), longest))?;
-        let mut cache = Cache::new(device, self.shape)?;
-        let mut last = Vec::new();
-        for row in rows {
-            let query = self.fill(device, &attention, *row, &mut cache)?;
-            last.extend_from_slice(&query[(self.lengths[*row] - 1) * heads * dim..]);
-        }
-        let padded = |row: &usize| {
-            let blocks = self.blocks[*row].iter().copied();
-            blocks.chain(std::iter::repeat(u32::MAX)).take(most).collect::<Vec<u32>>()
+    /// A cache with the positions of the long sequence that are only written.
+    fn room(&self, device: &Device) -> Result<Room, CudaError> {
+        let mut room = Room {
+            // So little memory that every batch takes several launches.
+            attention: Attention::new(device, self.shape, (1, LENGTHS[2]))?,
+            cache: Cache::new(device, self.shape)?,
+            paged: PagedRows::new(device, LENGTHS[2], self.shape.blocks)?,
         };
-        let blocks: Vec<u32> = rows.iter().flat_map(padded).collect();
-        let length: Vec<u32> = rows.iter().map(|row| self.lengths[*row] as u32).collect();
-        let decode = DecodeRows {
-            query: &device.upload(&last)?,
-            blocks: &device.upload(&blocks)?,
-            length: &device.upload(&length)?,
-            longest,
-            scale: 1.0 / (dim as f32).sqrt(),
-        };
-        let mut out: Buffer<bf16> = device.alloc(rows.len() * heads * dim)?;
-        device.poison(&mut out)?;
-        attention.decode(device, decode, &cache, &mut out)?;
-        device.download(&out)
+        self.write(device, &mut room, &vec![(2, 0..WRITTEN)])?;
+        Ok(room)
     }
 
-    /// Puts all positions of a sequence into the cache and returns their queries.
-    fn fill(
+    /// Each sequence's attention, `[positions, heads, dim]`, from batches of ranges of positions; what
+    /// no batch has is empty.
+    fn run(
         &self,
         device: &Device,
-        attention: &Attention,
-        row: usize,
-        cache: &mut Cache,
-    ) -> Result<Vec<bf16>, CudaError> {
-        let length = self.lengths[row];
-        let slot =
-            |p: usize| self.blocks[row][p / KV_BLOCK] * KV_BLOCK as u32 + (p % KV_BLOCK) as u32;
-        let slots: Vec<u32> = (0..length).map(slot).collect();
-        let positions: Vec<u32> = (0..length as u32).collect();
-        let norms = match &self.norms {
-            Some([query, key]) => Some((device.upload(query)?, device.upload(key)?)),
-            None => None,
+        room: &mut Room,
+        passes: &[Pass],
+    ) -> Result<Vec<Vec<bf16>>, CudaError> {
+        let mut outputs = vec![Vec::new(); LENGTHS.len()];
+        let scale = 1.0 / (self.shape.dim as f32).sqrt();
+        for pass in passes {
+            let query = self.write(device, room, pass)?;
+            let mut out: Buffer<bf16> = device.alloc(query.len())?;
+            device.poison(&mut out)?;
+            let Room { attention, cache, paged } = &mut *room;
+            attention.attend(device, (paged, &query), scale, cache, &mut out)?;
+            let out = device.download(&out)?;
+            let mut rest = out.as_slice();
+            for (sequence, range) in pass {
+                let (mine, others) = rest.split_at(range.len() * self.shape.heads * self.shape.dim);
+                outputs[*sequence].extend_from_slice(mine);
+                rest = others;
+            }
+        }
+        Ok(outputs)
+    }
+
+    fn spans(&self, pass: &Pass) -> Vec<Span<'_>> {
+        let mut begin = 0;
+        let span = |(sequence, range): &(usize, Range<usize>)| {
+            let rows = begin..begin + range.len();
+            begin = rows.end;
+            let blocks = &self.blocks[*sequence][..range.end.div_ceil(BLOCK_TOKENS)];
+            Span { rows, first_position: range.start, blocks }
         };
-        let norms = norms.as_ref();
-        let rows = KvRows {
-            qkv: &device.upload(&self.qkv[row])?,
+        pass.iter().map(span).collect()
+    }
+
+    /// Writes a batch's rows into the cache and returns their queries.
+    fn write(
+        &self,
+        device: &Device,
+        Room { attention, cache, paged }: &mut Room,
+        pass: &Pass,
+    ) -> Result<Buffer<bf16>, CudaError> {
+        paged.set(device, &self.shape, &self.spans(pass))?;
+        let CacheShape { heads, kv_heads, dim, .. } = self.shape;
+        let row = (heads + 2 * kv_heads) * dim;
+        let mut qkv = Vec::new();
+        for (sequence, range) in pass {
+            qkv.extend_from_slice(&self.qkv[*sequence][range.start * row..range.end * row]);
+        }
+        let [query, key] = &self.norms;
+        let (query, key) = (device.upload(query)?, device.upload(key)?);
+        let norms = HeadNorms { query: &query, key: &key, epsilon: EPSILON };
+        let bias = device.upload(&self.bias)?;
+        let steps = KvSteps {
+            bias: self.ways.bias.then_some(&bias),
+            norms: (self.ways.norms != Norms::None).then_some(norms),
+            clip: self.ways.clip,
             angles: &device.upload(&self.angles)?,
-            position: &device.upload(&positions)?,
-            slot: &device.upload(&slots)?,
-            norms: norms.map(|(query, key)| HeadNorms { query, key, epsilon: EPSILON }),
+            turned: self.ways.turned,
         };
-        let mut query: Buffer<bf16> = device.alloc(length * self.shape.heads * self.shape.dim)?;
+        let mut query: Buffer<bf16> = device.alloc(paged.rows() * heads * dim)?;
         device.poison(&mut query)?;
-        attention.write_kv(device, rows, &mut query, cache)?;
-        device.download(&query)
+        attention.write_kv(device, (&*paged, &device.upload(&qkv)?), steps, &mut query, cache)?;
+        Ok(query)
     }
 
-    fn reference(&self) -> Vec<f64> {
-        let heads = |row| (0..self.shape.heads).map(move |head| (row, head));
-        (0..self.lengths.len())
-            .flat_map(heads)
-            .flat_map(|(row, head)| self.head(row, head))
-            .collect()
-    }
-
-    /// Attention of the last position's head in f64.
-    fn head(&self, row: usize, head: usize) -> Vec<f64> {
+    /// Attention of one head of a position in f64.
+    fn head(&self, (sequence, position): (usize, usize), head: usize) -> Vec<f64> {
         let CacheShape { heads, kv_heads, dim, .. } = self.shape;
         let kv_head = head / (heads / kv_heads);
-        let (last, length) = (self.lengths[row] - 1, self.lengths[row]);
-        let query = self.prepared(row, last, head, Some(0));
+        let query = self.prepared((sequence, position), head);
         let dot = |p| {
-            let key = self.prepared(row, p, heads + kv_head, Some(1));
+            let key = self.prepared((sequence, p), heads + kv_head);
             query.iter().zip(&key).map(|(a, b)| a * b).sum::<f64>() / (dim as f64).sqrt()
         };
-        let scores: Vec<f64> = (0..length).map(dot).collect();
+        let scores: Vec<f64> = (0..=position).map(dot).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
         let mut out = vec![0.0; dim];
         for (p, score) in scores.iter().enumerate() {
             let weight = (score - largest).exp() / sum;
-            let value = self.prepared(row, p, heads + kv_heads + kv_head, None);
+            let value = self.prepared((sequence, p), heads + kv_heads + kv_head);
             out.iter_mut().zip(&value).for_each(|(out, value)| *out += weight * value);
         }
         out
     }
 
-    /// One head of a position, normed by weight `norm` and rotated where it is a query or a key.
-    fn prepared(&self, row: usize, position: usize, head: usize, norm: Option<usize>) -> Vec<f64> {
+    /// One head of a position, queries first, then keys, then values: with bias, norm, clamp and
+    /// rotation as far as it has them.
+    fn prepared(&self, (sequence, position): (usize, usize), head: usize) -> Vec<f64> {
         let CacheShape { heads, kv_heads, dim, .. } = self.shape;
-        let at = (position * (heads + 2 * kv_heads) + head) * dim;
-        let mut x: Vec<f64> = self.qkv[row][at..at + dim].iter().map(|x| x.to_f64()).collect();
-        let Some(norm) = norm else { return x };
-        if let Some(norms) = &self.norms {
-            let squares: f64 = x.iter().map(|x| x * x).sum();
-            let scale = 1.0 / (squares / dim as f64 + f64::from(EPSILON)).sqrt();
-            x.iter_mut().zip(&norms[norm]).for_each(|(x, w)| *x *= scale * w.to_f64());
+        let (is_query, is_value) = (head < heads, head >= heads + kv_heads);
+        let all = (heads + 2 * kv_heads) * dim;
+        let row = &self.qkv[sequence][position * all..][..all];
+        let biased =
+            |i: usize| row[i].to_f64() + self.bias.get(i).map_or(0.0, |bias| f64::from(*bias));
+        let mut x: Vec<f64> = (head * dim..(head + 1) * dim).map(biased).collect();
+        let weight = &self.norms[usize::from(!is_query)];
+        if !is_value && !weight.is_empty() {
+            let (first, before) = if is_query { (0, head) } else { (heads, head - heads) };
+            let wide = self.ways.norms == Norms::AllHeads;
+            let (begin, own) = if wide { (first, before * dim) } else { (head, 0) };
+            let normed = begin * dim..begin * dim + weight.len();
+            let squares: f64 = normed.clone().map(|i| biased(i).powi(2)).sum();
+            let scale = 1.0 / (squares / weight.len() as f64 + f64::from(EPSILON)).sqrt();
+            let weight = &weight[own..own + dim];
+            x.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w.to_f64());
         }
-        let (angles, half) = (&self.angles[position * dim..], dim / 2);
-        for i in 0..half {
-            let (cosine, sine) = (f64::from(angles[i]), f64::from(angles[i + half]));
-            (x[i], x[i + half]) =
-                (x[i] * cosine - x[i + half] * sine, x[i + half] * cosine + x[i] * sine);
+        if let Some(clip) = self.ways.clip {
+            x.iter_mut().for_each(|x| *x = x.clamp(-f64::from(clip), f64::from(clip)));
+        }
+        if !is_value {
+            let (angles, half) =
+                (&self.angles[position * self.ways.turned..], self.ways.turned / 2);
+            for i in 0..half {
+                let (cosine, sine) = (f64::from(angles[i]), f64::from(angles[i + half]));
+                (x[i], x[i + half]) =
+                    (x[i] * cosine - x[i + half] * sine, x[i + half] * cosine + x[i] * sine);
+            }
         }
         x
     }
+}
+
+/// `[positions, turned]`: cosines, then sines.
+fn angles(positions: usize, turned: usize) -> Vec<f32> {
+    let half = turned / 2;
+    let angle =
+        move |position: usize, i: usize| position as f64 / 10_000_f64.powf(i as f64 / half as f64);
+    let row = |position| {
+        let cosines = (0..half).map(move |i| angle(position, i).cos() as f32);
+        cosines.chain((0..half).map(move |i| angle(position, i).sin() as f32))
+    };
+    (0..positions).flat_map(row).collect()
 }

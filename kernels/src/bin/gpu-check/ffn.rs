@@ -18,6 +18,7 @@ pub(crate) fn check(device: &Device, checks: &mut Checks, seed: u64) -> Result<(
         for neighbours in [2, 12, 40, 90, 128, 200] {
             same_bits(device, kernel, checks, (seed, neighbours))?;
         }
+        without_list(device, kernel, checks, seed)?;
     }
     Ok(())
 }
@@ -161,5 +162,34 @@ fn same_bits(
     let got = layer.run(device, kernel, &among)?;
     let same = !want.is_empty() && got[place * 136..][..136] == want[..];
     checks.expect(same, &format!("grouped SwiGLU, {kernel:?}: same bits among {neighbours} rows"));
+    Ok(())
+}
+
+/// One expert over all rows, with and without weights: the bits that a list of all rows gives.
+fn without_list(
+    device: &Device,
+    kernel: FfnKernel,
+    checks: &mut Checks,
+    seed: u64,
+) -> Result<(), CudaError> {
+    let layer = Layer::random((136, 72), 1, 141, seed);
+    let mut random = Random(seed + 3);
+    let list =
+        |weight| PairList { slot: vec![0], first: vec![0, 141], row: (0..141).collect(), weight };
+    let [gate, up, down] = &layer.weights;
+    let weights = [device.upload(gate)?, device.upload(up)?, device.upload(down)?];
+    let expert = Experts::new(device, (1, layer.hidden, layer.inter), weights)?;
+    let x = device.upload(&layer.x)?;
+    let mut ffn = GroupedFfn::new(device, kernel, (141, 1, layer.inter))?;
+    for weight in [None, Some(random.floats(141, 1.0))] {
+        let there = weight.as_ref().map(|weight| device.upload(weight)).transpose()?;
+        let mut out: Buffer<bf16> = device.alloc(141 * layer.hidden)?;
+        device.poison(&mut out)?;
+        ffn.launch_all(device, &expert, (&x, there.as_ref()), &mut out)?;
+        let what = format!("SwiGLU of all rows, {kernel:?}, weighted: {}", weight.is_some());
+        let want = layer.run(device, kernel, &list(weight.unwrap_or_else(|| vec![1.0; 141])))?;
+        let same = !want.is_empty() && bits(&device.download(&out)?) == bits(&want);
+        checks.expect(same, &what);
+    }
     Ok(())
 }

@@ -8,8 +8,8 @@ use crate::random::Random;
 
 pub(crate) fn check(device: &Device, checks: &mut Checks, seed: u64) -> Result<(), CudaError> {
     let rows = Rows::new(device)?;
-    for (count, width) in [(0, 64), (1, 2056), (8, 4104)] {
-        add_norm(device, &rows, checks, (count, width, seed))?;
+    for (count, width, biased) in [(0, 64, false), (1, 2056, true), (8, 4104, false)] {
+        add_norm(device, &rows, checks, (count, width, biased), seed)?;
     }
     let plain = RouteSpec {
         experts: 128,
@@ -32,7 +32,8 @@ fn add_norm(
     device: &Device,
     kernels: &Rows,
     checks: &mut Checks,
-    (count, width, seed): (usize, usize, u64),
+    (count, width, biased): (usize, usize, bool),
+    seed: u64,
 ) -> Result<(), CudaError> {
     const ROWS: usize = 5;
     let mut random = Random(seed);
@@ -40,8 +41,17 @@ fn add_norm(
     let values = random.halves(9 * width, 1.0);
     let place: Vec<u32> = (0..ROWS * count).map(|_| random.below(9)).collect();
     let weight = random.halves(width, 2.0);
-    let terms = Terms { values: &device.upload(&values)?, place: &device.upload(&place)?, count };
+    let bias = random.floats(width, if biased { 1.0 } else { 0.0 });
+    let bias_there = device.upload(&bias)?;
+    let terms = Terms {
+        values: &device.upload(&values)?,
+        place: &device.upload(&place)?,
+        count,
+        bias: biased.then_some(&bias_there),
+    };
     let mut residual_there = device.upload(&residual)?;
+    let mut alone = device.upload(&residual)?;
+    kernels.add(device, &mut alone, terms, width)?;
     let mut out: Buffer<bf16> = device.alloc(ROWS * width)?;
     device.poison(&mut out)?;
     let norm = (&device.upload(&weight)?, 1e-6);
@@ -51,8 +61,10 @@ fn add_norm(
             let term = &values[*term as usize * width..][..width];
             residual.iter_mut().zip(term).for_each(|(x, y)| *x += y.to_f32());
         }
+        residual.iter_mut().zip(&bias).for_each(|(x, bias)| *x += bias);
     }
-    let same = device.download(&residual_there)? == residual;
+    let same =
+        device.download(&residual_there)? == residual && device.download(&alone)? == residual;
     checks.expect(same, &format!("residual of {width} with {count} terms: exact"));
     let want: Vec<f64> =
         residual.chunks_exact(width).flat_map(|row| norm_of(row, &weight)).collect();

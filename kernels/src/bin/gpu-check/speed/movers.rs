@@ -2,9 +2,10 @@
 
 use half::bf16;
 use kernels::cuda::{
-    Attention, Buffer, Cache, CacheShape, CudaError, DecodeRows, Device, KvRows, Probe, RouteSpec,
+    Attention, Buffer, Cache, CacheShape, CudaError, Device, KvSteps, PagedRows, Probe, RouteSpec,
     Rows, Terms,
 };
+use kernels::{BLOCK_TOKENS, Span};
 
 use super::median;
 use crate::random::Random;
@@ -33,7 +34,7 @@ fn add_norm(device: &Device, probe: &Probe, rows: usize) -> Result<Mover, CudaEr
     let mut residual = device.upload(&Random(1).floats(rows * WIDTH, 1.0))?;
     let values = random_halves(device, probe, rows * COUNT * WIDTH)?;
     let place: Vec<u32> = (0..(rows * COUNT) as u32).collect();
-    let terms = Terms { values: &values, place: &device.upload(&place)?, count: COUNT };
+    let terms = Terms { values: &values, place: &device.upload(&place)?, count: COUNT, bias: None };
     let weight = random_halves(device, probe, WIDTH)?;
     let mut out = device.alloc(rows * WIDTH)?;
     let milliseconds = median(device, || {
@@ -62,43 +63,50 @@ fn route(device: &Device, rows: usize) -> Result<Mover, CudaError> {
     Ok((format!("gate, {rows} rows, 8 of 128"), milliseconds, bytes as f64))
 }
 
-/// Fills a cache with `sequences` of `longest` positions, then attends once for each.
+/// Fills a cache with `sequences` of `longest` positions, then attends once for each, and for a
+/// chunk at the end of one.
 fn attention(
     device: &Device,
     probe: &Probe,
     (sequences, longest): (usize, usize),
-) -> Result<[Mover; 2], CudaError> {
-    let each = longest.div_ceil(32);
+) -> Result<[Mover; 3], CudaError> {
+    let each = longest.div_ceil(BLOCK_TOKENS);
     let shape = CacheShape { heads: 32, kv_heads: 4, dim: 128, blocks: sequences * each };
-    let (all, positions) = (shape.heads + 2 * shape.kv_heads, sequences * longest);
-    let mut attention = Attention::new(device, shape, (sequences, longest))?;
+    let (all, width) = (shape.heads + 2 * shape.kv_heads, shape.heads * shape.dim);
+    let chunk = longest.div_ceil(8);
+    let mut attention = Attention::new(device, shape, (sequences.max(chunk), longest))?;
     let mut cache = Cache::new(device, shape)?;
-    let place = |p: usize| (p / longest * each * 32 + p % longest) as u32;
-    let slots: Vec<u32> = (0..positions).map(place).collect();
-    let position: Vec<u32> = (0..positions).map(|p| (p % longest) as u32).collect();
-    let rows = KvRows {
-        qkv: &random_halves(device, probe, positions * all * shape.dim)?,
-        angles: &device.upload(&Random(3).floats(longest * shape.dim, 1.0))?,
-        position: &device.upload(&position)?,
-        slot: &device.upload(&slots)?,
-        norms: None,
-    };
-    let mut query = device.alloc(positions * shape.heads * shape.dim)?;
-    let write = median(device, || attention.write_kv(device, rows, &mut query, &mut cache))?;
     let blocks: Vec<u32> = (0..(sequences * each) as u32).collect();
-    let decode = DecodeRows {
-        query: &random_halves(device, probe, sequences * shape.heads * shape.dim)?,
-        blocks: &device.upload(&blocks)?,
-        length: &device.upload(&vec![longest as u32; sequences])?,
-        longest,
-        scale: 0.088,
+    let mut paged = PagedRows::new(device, sequences * longest, blocks.len())?;
+    let spans = |rows: usize, sequences: usize| -> Vec<Span<'_>> {
+        let span = |(i, blocks)| Span {
+            rows: i * rows..(i + 1) * rows,
+            first_position: longest - rows,
+            blocks,
+        };
+        blocks.chunks_exact(each).enumerate().take(sequences).map(span).collect()
     };
-    let mut out = device.alloc(sequences * shape.heads * shape.dim)?;
-    let attend = median(device, || attention.decode(device, decode, &cache, &mut out))?;
+    let positions = sequences * longest;
+    let qkv = random_halves(device, probe, positions * all * shape.dim)?;
+    let angles = device.upload(&Random(3).floats(longest * shape.dim, 1.0))?;
+    let steps = KvSteps { bias: None, norms: None, clip: None, angles: &angles, turned: shape.dim };
+    let mut query = device.alloc(positions * width)?;
+    paged.set(device, &shape, &spans(longest, sequences))?;
+    let write = median(device, || {
+        attention.write_kv(device, (&paged, &qkv), steps, &mut query, &mut cache)
+    })?;
+    let mut out = device.alloc(sequences.max(chunk) * width)?;
+    let mut attend = |spans: &[Span<'_>]| {
+        paged.set(device, &shape, spans)?;
+        median(device, || attention.attend(device, (&paged, &query), 0.088, &cache, &mut out))
+    };
+    let (decode, prefill) = (attend(&spans(1, sequences))?, attend(&spans(chunk, 1))?);
     let head = shape.dim * size_of::<bf16>();
     let (written, read) = (2 * positions * all * head, 2 * positions * shape.kv_heads * head);
+    let once = 2 * longest * shape.kv_heads * head + 2 * chunk * shape.heads * head;
     Ok([
         (format!("rotate and cache, {positions} rows"), write, written as f64),
-        (format!("decode attention, {sequences} x {longest}"), attend, read as f64),
+        (format!("decode attention, {sequences} x {longest}"), decode, read as f64),
+        (format!("attention of a chunk, {chunk} of {longest}"), prefill, once as f64),
     ])
 }
