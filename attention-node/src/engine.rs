@@ -173,7 +173,6 @@ struct Buffers {
     residual: Vec<f32>,
     routed: Routed,
     scratch: Scratch,
-    logits: Vec<f32>,
     sampling: SamplingScratch,
     sampled: Vec<Sampled>,
 }
@@ -187,7 +186,10 @@ impl Engine for AttentionEngine {
         self.retry_stalled();
         self.tend_canary();
         self.admit();
-        let turn = self.run();
+        let turn = match self.run() {
+            Ok(turn) => turn,
+            Err(error) => return Step::Failed(error.to_string()),
+        };
         self.feel_pulse();
         self.report();
         let (ran, held) = match turn {
@@ -210,7 +212,7 @@ impl AttentionEngine {
     pub(crate) fn new(
         half: AttentionHalf,
         pace: Pace,
-        kv: KvCache,
+        (kv, scratch): (KvCache, Scratch),
         bounds: Bounds,
         ready: Ready,
         experts: Experts,
@@ -239,7 +241,7 @@ impl AttentionEngine {
             pulse: Pulse::new(bounds.canary, Instant::now()),
             canary: None,
             canaries: 0,
-            buffers: Buffers::default(),
+            buffers: Buffers { scratch, ..Buffers::default() },
             work: Work::default(),
             drawn: Drawn::default(),
             began: Instant::now(),

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use chassis::{Shutdown, engine::Engine, role::Process};
 use domain::Role;
-use model::{AttentionHalf, BLOCK_TOKENS, Checkpoint};
+use model::{AttentionHalf, BLOCK_TOKENS, BatchBounds, Checkpoint};
 use node::{Membership, Newcomer, Pace, Progress, Site, config::Schedule};
 use proto::internal::sequences_server::SequencesServer;
 use tokio::runtime::Handle;
@@ -76,7 +76,11 @@ impl AttentionNode {
         let model_fingerprint = checkpoint.fingerprint_in(site.cpu.compute());
         let mut progress = Progress::new("layers");
         let told = |done, all| progress.left(all - done);
-        let half = AttentionHalf::load(&checkpoint, Arc::clone(&site.cpu), told)?;
+        let cpu = Arc::clone(&site.cpu);
+        let half = match &site.gpu {
+            None => AttentionHalf::load(&checkpoint, cpu, told)?,
+            Some(gpu) => AttentionHalf::on_gpu(&checkpoint, cpu, Arc::clone(gpu), told)?,
+        };
         drop(checkpoint);
         let listener = Listener::bind(&config.node.listen, &site.hub).await?;
         let newcomer = Newcomer {
@@ -133,6 +137,14 @@ fn assemble(
     let blocks = kv_blocks(config, &half)?;
     let bounds = bounds(config, &half, blocks);
     let kv = half.new_kv(blocks)?;
+    let scratch = half.new_scratch(
+        BatchBounds {
+            rows: config.bounds.rows_max,
+            head_rows: bounds.head_rows_max,
+            positions: bounds.positions_max,
+        },
+        &kv,
+    )?;
     let stages = usize::from(shape.layers) + 1;
     let ready = match config.node.schedule {
         Schedule::Async => Ready::asynchronous(stages, config.batching),
@@ -155,7 +167,7 @@ fn assemble(
     let by_batch = config.routing.by_batch;
     let experts = Experts::new(links, Handle::current(), &shape, by_batch);
     let pace = Pace::open(&config.node.device, &config.node.name)?;
-    Ok((AttentionEngine::new(half, pace, kv, bounds, ready, experts, joints), door))
+    Ok((AttentionEngine::new(half, pace, (kv, scratch), bounds, ready, experts, joints), door))
 }
 
 /// Blocks of the KV cache: what its memory holds, but no more than all sequences can fill.

@@ -97,6 +97,14 @@ pub enum ModelError {
         /// Rows for experts of one launch.
         pairs: usize,
     },
+    /// There are no kernels for something in the model.
+    #[error("{architecture} does not run on a GPU: {reason}")]
+    NotOnGpu {
+        /// The name in `architectures`.
+        architecture: &'static str,
+        /// What there are no kernels for.
+        reason: String,
+    },
     /// The GPU does not compute, or not any more.
     #[error(transparent)]
     Gpu(#[from] CudaError),

@@ -15,15 +15,15 @@ mod spec;
 mod synth;
 mod weights;
 
-pub use attention::{AttentionHalf, Routed, Scratch};
+pub use attention::{AttentionHalf, BatchBounds, KvCache, Routed, Scratch};
 pub use checkpoint::Checkpoint;
 pub use error::ModelError;
 pub use experts::{ExpertHalf, ExpertLoader, ExpertWork, LoadedExpert};
 // What engines hand to the halves; they know the kernels by these names only.
 pub use kernels::cuda::{CudaError, Device as Gpu};
 pub use kernels::{
-    BLOCK_TOKENS, Compute, Cpu, CpuError, CpuOptions, Draw, FfnRow, Isa, KvCache, RopeSpec,
-    Sampled, SamplingScratch, SamplingSpec, Span, TokenCounts, sample,
+    BLOCK_TOKENS, Compute, Cpu, CpuError, CpuOptions, Draw, FfnRow, Isa, RopeSpec, Sampled,
+    SamplingScratch, SamplingSpec, Span, TokenCounts, sample,
 };
 pub use reference::Reference;
 pub use spec::{

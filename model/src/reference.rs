@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use domain::{Expert, Layer};
-use kernels::{BLOCK_TOKENS, Cpu, FfnRow, KvCache, Span};
+use kernels::{BLOCK_TOKENS, Cpu, FfnRow, Span};
 
 use crate::{
-    AttentionHalf, Checkpoint, ExpertHalf, ExpertWork, LayerKind, ModelError, ModelSpec, Routed,
-    Scratch,
+    AttentionHalf, BatchBounds, Checkpoint, ExpertHalf, ExpertWork, KvCache, LayerKind, ModelError,
+    ModelSpec, Routed, Scratch,
 };
 
 /// Both halves of a model with every expert, and a KV cache.
@@ -46,11 +46,28 @@ impl Reference {
         blocks: usize,
     ) -> Result<Self, ModelError> {
         let attention = AttentionHalf::load(checkpoint, Arc::clone(cpu), |_, _| ())?;
+        let experts = ExpertHalf::new(Arc::clone(checkpoint), Arc::clone(cpu));
+        Self::of(attention, experts, blocks)
+    }
+
+    /// From both halves, wherever they compute; those of `experts` are resident. Batches are as large as the cache of
+    /// `blocks` blocks.
+    ///
+    /// # Errors
+    /// If there is no room for the cache or the batch.
+    pub fn of(
+        attention: AttentionHalf,
+        experts: ExpertHalf,
+        blocks: usize,
+    ) -> Result<Self, ModelError> {
+        let positions = (blocks * BLOCK_TOKENS).min(attention.spec().positions_max);
+        let bounds = BatchBounds { rows: positions, head_rows: positions, positions };
+        let kv = attention.new_kv(blocks)?;
         Ok(Self {
-            kv: attention.new_kv(blocks)?,
+            scratch: attention.new_scratch(bounds, &kv)?,
+            kv,
             attention,
-            experts: ExpertHalf::new(Arc::clone(checkpoint), Arc::clone(cpu)),
-            scratch: Scratch::default(),
+            experts,
             routed: Routed::default(),
             residual: Vec::new(),
             outputs: Vec::new(),
@@ -66,7 +83,7 @@ impl Reference {
     /// Runs `tokens`, one per row of `spans`, through all layers and replaces `logits` by `[rows, vocab]`.
     ///
     /// # Errors
-    /// Never for a reference whose experts are all resident, as they are after loading.
+    /// If a GPU fails; else never for a reference whose experts are all resident, as they are after loading.
     ///
     /// # Panics
     /// If spans, blocks and tokens do not fit each other.
@@ -82,16 +99,17 @@ impl Reference {
         self.attention.embed(tokens, &mut residual);
         for layer in (0..self.spec().layers.len()).map(|layer| Layer(layer as u16)) {
             let (half, scratch) = (&self.attention, &mut self.scratch);
-            half.attend(layer, spans, &mut self.kv, &mut residual, scratch);
+            half.attend(layer, spans, &mut self.kv, &mut residual, scratch)?;
             if half.layer_kind(layer) == LayerKind::Moe {
-                half.route(layer, &residual, &mut self.routed, scratch);
+                half.route(layer, &residual, &mut self.routed, scratch)?;
             }
-            half.local_mlp(layer, &mut residual, scratch);
+            half.local_mlp(layer, &mut residual, scratch)?;
             if half.layer_kind(layer) == LayerKind::Moe {
                 self.run_experts(layer, &mut residual)?;
             }
         }
-        self.attention.logits(&residual, logits, &mut self.scratch);
+        logits.clear();
+        logits.extend_from_slice(self.attention.logits(&residual, &mut self.scratch)?);
         self.residual = residual;
         Ok(())
     }

@@ -95,11 +95,21 @@ impl<'a> Weights<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Vec<bf16>, ModelError> {
+        Ok(self.floats(name, rows, cols)?.into_iter().map(bf16::from_f32).collect())
+    }
+
+    /// The elements of a matrix as they are.
+    pub(crate) fn floats(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Vec<f32>, ModelError> {
         let tensor = self.stored(name, rows, cols)?;
         let mut values = vec![0.0; rows * cols];
         widen(tensor.dtype, tensor.bytes(), &mut values);
         tensor.release();
-        Ok(values.into_iter().map(bf16::from_f32).collect())
+        Ok(values)
     }
 
     /// A gated MLP: an expert, the shared experts or a dense layer's. `names` are gate, up and down.

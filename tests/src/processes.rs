@@ -28,6 +28,7 @@ use crate::{
 };
 
 pub use faults::Throttle;
+use gpu::Emulated;
 pub use gpu::refusal;
 
 /// Nothing in a test takes this long unless it hangs.
@@ -64,8 +65,8 @@ pub struct Processes {
     stepped: bool,
     /// Where their traces go.
     collector: Option<String>,
-    /// The folder of the GPU that expert nodes compute on.
-    gpu: Option<PathBuf>,
+    /// The GPU that nodes of some roles compute on.
+    gpu: Option<Emulated>,
 }
 
 /// An address that no other test and no other program uses: each test process has an address of the
@@ -340,8 +341,8 @@ impl Processes {
             settings.push(("NODE__PROFILE", "false"));
         }
         self.add(&name, &binary, &settings)?;
-        if let Some(gpu) = self.gpu.clone().filter(|_| role == "expert") {
-            gpu::give(&mut self.program(&name)?.command, &gpu);
+        if let Some(folder) = self.gpu.as_ref().and_then(|gpu| gpu.folder_for(role)) {
+            gpu::give(&mut self.program(&name)?.command, &folder);
         }
         Ok(())
     }

@@ -15,10 +15,10 @@ const LAUNCHES: u32 = 40;
 async fn experts_on_gpus_answer_alike_in_any_company() -> Result<()> {
     // Few: an emulated GPU is slow.
     let asks = asks(1..6);
-    let alone = Processes::on_gpus(1, 1).await?;
+    let alone = Processes::on_gpus(&["expert"], (1, 1)).await?;
     let expected = alone.client()?.ask_all(&asks, 1).await?;
 
-    let mut shared = Processes::on_gpus(2, 1).await?;
+    let mut shared = Processes::on_gpus(&["expert"], (2, 1)).await?;
     shared.add_late("expert", 1)?;
     shared.break_gpu("expert-1", LAUNCHES)?;
     shared.start("expert-1")?;
@@ -26,6 +26,25 @@ async fn experts_on_gpus_answer_alike_in_any_company() -> Result<()> {
     let replies = shared.client()?.ask_all(&asks, AT_ONCE).await?;
     ensure!(replies == expected, "{replies:?}\nwere expected to be\n{expected:?}");
     let code = shared.gives_up("expert-1").await?;
+    ensure!(code == 1, "a node without its GPU ended with {code}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attention_and_experts_on_gpus_answer_alike_in_any_company() -> Result<()> {
+    const BOTH: &[&str] = &["attention", "expert"];
+    let asks = asks(1..5);
+    let alone = Processes::on_gpus(BOTH, (1, 1)).await?;
+    let expected = alone.client()?.ask_all(&asks, 1).await?;
+
+    let mut shared = Processes::on_gpus(BOTH, (1, 2)).await?;
+    shared.add_late("attention", 1)?;
+    shared.break_gpu("attention-1", 8 * LAUNCHES)?;
+    shared.start("attention-1")?;
+    shared.ready("attention-1").await?;
+    let replies = shared.client()?.ask_all(&asks, AT_ONCE).await?;
+    ensure!(replies == expected, "{replies:?}\nwere expected to be\n{expected:?}");
+    let code = shared.gives_up("attention-1").await?;
     ensure!(code == 1, "a node without its GPU ended with {code}");
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use model::LayerKind;
+use model::{LayerKind, ModelError};
 use node::Pace;
 use proto::frame::Tally;
 
@@ -10,18 +10,19 @@ use super::{Asked, AttentionEngine, Turn};
 use crate::sequence::Next;
 
 impl AttentionEngine {
-    /// Picks a stage and runs it.
-    pub(super) fn run(&mut self) -> Turn {
+    /// Picks a stage and runs it. After an error its sequences are lost: the node must not stay, so that gateways send
+    /// them to another.
+    pub(super) fn run(&mut self) -> Result<Turn, ModelError> {
         let mut picked = std::mem::take(&mut self.buffers.picked);
         let turn = self.ready.pick(self.now_ns(), &mut picked);
         match turn {
-            Turn::Run(stage) if stage == self.head() => self.run_head(&picked),
-            Turn::Run(stage) => self.run_layer(stage, &picked),
+            Turn::Run(stage) if stage == self.head() => self.run_head(&picked)?,
+            Turn::Run(stage) => self.run_layer(stage, &picked)?,
             Turn::Empty(_) => self.send_empty_step(),
             Turn::Hold { .. } | Turn::Rest => {}
         }
         self.buffers.picked = picked;
-        turn
+        Ok(turn)
     }
 
     /// Lockstep mode: takes part in a step without having anything for it.
@@ -31,21 +32,21 @@ impl AttentionEngine {
         }
     }
 
-    fn run_layer(&mut self, stage: usize, picked: &[usize]) {
+    fn run_layer(&mut self, stage: usize, picked: &[usize]) -> Result<(), ModelError> {
         let (layer, began) = (Self::layer(stage), Instant::now());
         let mut residual = std::mem::take(&mut self.buffers.residual);
         self.gather(picked, &mut residual);
-        self.attend(layer, picked, &mut residual);
+        self.attend(layer, picked, &mut residual)?;
         let kind = self.half.layer_kind(layer);
         if kind == LayerKind::Moe {
-            self.route(layer, picked, &residual);
+            self.route(layer, picked, &residual)?;
             Pace::hold(began + self.pace.layer(self.buffers.rows.len()));
             self.ready.leave(stage, self.buffers.rows.len());
             self.send(layer, picked);
         }
         self.trace_attended(picked, began);
         // The experts are at work meanwhile.
-        self.half.local_mlp(layer, &mut residual, &mut self.buffers.scratch);
+        self.half.local_mlp(layer, &mut residual, &mut self.buffers.scratch)?;
         self.scatter(picked, &residual);
         self.buffers.residual = residual;
         let rows = self.buffers.rows.len();
@@ -57,6 +58,7 @@ impl AttentionEngine {
             let now = self.now_ns();
             picked.iter().for_each(|&key| self.advance(key, now));
         }
+        Ok(())
     }
 
     /// Brings the spans' rows side by side, with what their experts gave.
@@ -93,7 +95,12 @@ impl AttentionEngine {
         }
     }
 
-    fn attend(&mut self, layer: domain::Layer, picked: &[usize], residual: &mut [f32]) {
+    fn attend(
+        &mut self,
+        layer: domain::Layer,
+        picked: &[usize],
+        residual: &mut [f32],
+    ) -> Result<(), ModelError> {
         let mut begin = 0;
         let spans: Vec<model::Span<'_>> = picked
             .iter()
@@ -105,13 +112,18 @@ impl AttentionEngine {
                 model::Span { rows, first_position: span.first_position, blocks }
             })
             .collect();
-        self.half.attend(layer, &spans, &mut self.kv, residual, &mut self.buffers.scratch);
+        self.half.attend(layer, &spans, &mut self.kv, residual, &mut self.buffers.scratch)
     }
 
     /// Runs the gate: every row has its experts.
-    fn route(&mut self, layer: domain::Layer, picked: &[usize], residual: &[f32]) {
+    fn route(
+        &mut self,
+        layer: domain::Layer,
+        picked: &[usize],
+        residual: &[f32],
+    ) -> Result<(), ModelError> {
         let mut routed = std::mem::take(&mut self.buffers.routed);
-        self.half.route(layer, residual, &mut routed, &mut self.buffers.scratch);
+        self.half.route(layer, residual, &mut routed, &mut self.buffers.scratch)?;
         let (top_k, row_bytes) = (routed.top_k(), routed.row_bytes());
         let (mut begin, now) = (0, Instant::now());
         for &key in picked {
@@ -124,6 +136,7 @@ impl AttentionEngine {
             span.trip.begin(now, self.trips, layer, top_k, wire, choices);
         }
         self.buffers.routed = routed;
+        Ok(())
     }
 
     /// Sends every row to its experts, or asks first what other nodes' rows chose.
@@ -161,10 +174,10 @@ impl AttentionEngine {
     }
 
     /// Draws the next token of every picked span.
-    fn run_head(&mut self, picked: &[usize]) {
+    fn run_head(&mut self, picked: &[usize]) -> Result<(), ModelError> {
         for picked in picked.chunks(self.bounds.head_rows_max) {
             let began = Instant::now();
-            self.draw(picked);
+            self.draw(picked)?;
             self.joints.metrics.ran_head(began.elapsed());
             for (at, &key) in picked.iter().enumerate() {
                 // One that had to give way to an earlier one draws this token again later.
@@ -173,10 +186,11 @@ impl AttentionEngine {
                 }
             }
         }
+        Ok(())
     }
 
     /// Logits of the spans' last rows, and a token for each.
-    fn draw(&mut self, picked: &[usize]) {
+    fn draw(&mut self, picked: &[usize]) -> Result<(), ModelError> {
         let hidden = self.half.spec().hidden;
         let Self { half, spans, sequences, buffers, .. } = self;
         buffers.residual.clear();
@@ -188,12 +202,12 @@ impl AttentionEngine {
             buffers.residual.extend_from_slice(&span.residual[row * hidden..]);
             half.absorb(span.trip.outputs(row), &mut buffers.residual[begin..]);
         }
-        half.logits(&buffers.residual, &mut buffers.logits, &mut buffers.scratch);
+        let logits = half.logits(&buffers.residual, &mut buffers.scratch)?;
         let draws: Vec<_> =
             picked.iter().map(|&key| sequences[spans[key].sequence].draw()).collect();
-        let (logits, sampling, sampled) =
-            (&mut buffers.logits, &mut buffers.sampling, &mut buffers.sampled);
+        let (sampling, sampled) = (&mut buffers.sampling, &mut buffers.sampled);
         model::sample(half.cpu(), logits, &draws, sampling, sampled);
+        Ok(())
     }
 
     /// Hands a drawn token over and starts the sequence's next step, or ends the sequence.

@@ -5,7 +5,7 @@ use kernels::{
     ExpertWeights, Linear, RouterSpec, Routing, encode_rows, linear, swiglu, top_k_route,
 };
 
-use super::{AttentionHalf, Scratch, scratch::sized};
+use super::{Scratch, host::Host, scratch::sized};
 use crate::rows::for_each_row;
 
 #[derive(Debug)]
@@ -36,9 +36,9 @@ pub(super) struct Shared {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Routed {
     /// Normalised rows in wire form, one after another.
-    wire: Vec<u8>,
-    row_bytes: usize,
-    routing: Routing,
+    pub(super) wire: Vec<u8>,
+    pub(super) row_bytes: usize,
+    pub(super) routing: Routing,
 }
 
 impl Routed {
@@ -108,7 +108,7 @@ impl FeedForward {
     }
 
     /// From `scratch.normed` to `scratch.gate`.
-    pub(super) fn gate(&self, half: &AttentionHalf, scratch: &mut Scratch) {
+    pub(super) fn gate(&self, half: &Host, scratch: &mut Scratch) {
         let routed = self.routed();
         let rows = scratch.normed.len() / half.spec.hidden;
         let logits = sized(&mut scratch.gate, rows * routed.router.experts);
@@ -116,7 +116,7 @@ impl FeedForward {
     }
 
     /// From `scratch.normed` to `into`.
-    pub(super) fn route(&self, half: &AttentionHalf, into: &mut Routed, scratch: &mut Scratch) {
+    pub(super) fn route(&self, half: &Host, into: &mut Routed, scratch: &mut Scratch) {
         self.gate(half, scratch);
         let cpu = &*half.cpu;
         top_k_route(cpu, &self.routed().router, &scratch.gate, &mut into.routing);
@@ -143,7 +143,7 @@ impl FeedForward {
     }
 
     /// Adds what `scratch.normed` gives to `residual`.
-    pub(super) fn local(&self, half: &AttentionHalf, residual: &mut [f32], scratch: &mut Scratch) {
+    pub(super) fn local(&self, half: &Host, residual: &mut [f32], scratch: &mut Scratch) {
         let cpu = &*half.cpu;
         match self {
             Self::Dense(mlp) => swiglu(cpu, mlp, &scratch.normed, None, residual),

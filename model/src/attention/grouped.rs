@@ -4,7 +4,7 @@ use kernels::{
     Columns, ColumnsMut, KvCache, Linear, Span, attend, linear, rms_norm_heads, write_kv,
 };
 
-use super::{AttentionHalf, Scratch, scratch::sized};
+use super::{Scratch, host::Host, scratch::sized};
 use crate::{GroupedSpec, rows::for_each_row};
 
 /// The weights of one layer's grouped attention, but for the output projection.
@@ -25,7 +25,7 @@ impl Grouped {
     /// From `scratch.normed` to `scratch.attended`.
     pub(super) fn attend(
         &self,
-        half: &AttentionHalf,
+        half: &Host,
         (layer, spans): (usize, &[Span<'_>]),
         kv: &mut KvCache,
         scratch: &mut Scratch,

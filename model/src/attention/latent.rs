@@ -4,7 +4,7 @@ use kernels::{
     Columns, ColumnsMut, Cpu, KvCache, Linear, Span, attend, linear, rms_norm_heads, write_kv,
 };
 
-use super::{AttentionHalf, Scratch, scratch::sized};
+use super::{Scratch, host::Host, scratch::sized};
 use crate::{
     LatentSpec,
     rows::{for_each_part, for_each_row},
@@ -39,7 +39,7 @@ impl Latent {
     /// From `scratch.normed` to `scratch.attended`.
     pub(super) fn attend(
         &self,
-        half: &AttentionHalf,
+        half: &Host,
         (layer, spans): (usize, &[Span<'_>]),
         kv: &mut KvCache,
         scratch: &mut Scratch,
@@ -85,7 +85,7 @@ impl Latent {
     }
 
     /// From `scratch.projected` to `scratch.queries`, turned: `[rows, heads * (nope_dim + rope_dim)]`.
-    fn project_queries(&self, half: &AttentionHalf, rows: usize, scratch: &mut Scratch) {
+    fn project_queries(&self, half: &Host, rows: usize, scratch: &mut Scratch) {
         let cpu = &*half.cpu;
         let LatentSpec { heads, nope_dim, rope_dim, kv_rank, .. } = self.spec;
         let head_dim = nope_dim + rope_dim;
@@ -111,7 +111,7 @@ impl Latent {
     }
 
     /// From `scratch.queries` to `scratch.absorbed`: each head's query over the compressed keys and their turned part.
-    fn absorb_queries(&self, half: &AttentionHalf, rows: usize, scratch: &mut Scratch) {
+    fn absorb_queries(&self, half: &Host, rows: usize, scratch: &mut Scratch) {
         let LatentSpec { heads, nope_dim, rope_dim, kv_rank, .. } = self.spec;
         let (head_dim, wide) = (nope_dim + rope_dim, kv_rank + rope_dim);
         let queries = &scratch.queries;
@@ -137,7 +137,7 @@ impl Latent {
 /// `input(row, head, into)` writes one input row. `by_head` gets, head after head, the `rows` inputs
 /// and then the `rows` outputs; [`output`] finds one.
 fn per_head(
-    half: &AttentionHalf,
+    half: &Host,
     projections: &[Linear],
     rows: usize,
     by_head: &mut Vec<f32>,

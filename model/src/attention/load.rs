@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use kernels::{Cpu, ExpertWeights, Groups, KvLayout, Linear, Rope, RouterSpec};
+use kernels::{Cpu, ExpertWeights, Groups, KvLayout, Linear, Rope, RouterSpec, cuda::Device};
 
 use super::{
-    Attention, AttentionHalf, DecoderLayer, Embedding,
+    AttentionHalf, Embedding, Layers,
     feed_forward::{FeedForward, RoutedExperts, Shared},
+    gpu::Gpu,
     grouped::Grouped,
+    host::{Attention, DecoderLayer, Host},
     latent::Latent,
 };
 use crate::{
@@ -17,11 +19,12 @@ use crate::{
     weights::{Part, Weights},
 };
 
+const EMBEDDING: &str = "model.embed_tokens";
 /// Tensors of a gated MLP below its name.
-const MLP: [&str; 3] = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"];
+pub(super) const MLP: [&str; 3] = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"];
 
 impl AttentionHalf {
-    /// Reads and packs the attention half's own tensors; pages of experts are not touched. Before
+    /// Reads and packs the attention half's own tensors, to compute on the processor; pages of experts are not touched. Before
     /// each layer `progress` hears how many are loaded, and of how many.
     ///
     /// # Errors
@@ -31,10 +34,11 @@ impl AttentionHalf {
         cpu: Arc<Cpu>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, ModelError> {
-        let spec = checkpoint.spec().clone();
+        let spec = Arc::new(checkpoint.spec().clone());
         let model = Weights::new(checkpoint, &cpu, String::new());
         // The largest first, while nothing else is resident.
-        let (head, embedding) = vocabulary(&model, &spec)?;
+        let head = model.linear(&[part(head(&spec), spec.vocab, false)], spec.hidden)?;
+        let embedding = embedding(&model, &spec)?;
         let layers = spec
             .layers
             .iter()
@@ -51,8 +55,32 @@ impl AttentionHalf {
             AttentionSpec::Latent(_) => cpu.threads(),
         };
         let workers = (0..workers).map(|_| single_thread(&cpu)).collect::<Result<_, _>>()?;
-        Ok(Self { workers, rope: Rope::new(&spec.rope), spec, embedding, layers, norm, head, cpu })
+        let (cpu_there, rope) = (Arc::clone(&cpu), Rope::new(&spec.rope));
+        let spec_there = Arc::clone(&spec);
+        let host = Host { cpu: cpu_there, workers, spec: spec_there, layers, rope, norm, head };
+        Ok(Self { cpu, spec, embedding, layers: Layers::Host(Box::new(host)) })
     }
+
+    /// The same to compute on a GPU; `cpu` reads, embeds and absorbs.
+    ///
+    /// # Errors
+    /// One sentence on the first tensor that is missing or wrong, or on what the GPU does not compute.
+    pub fn on_gpu(
+        checkpoint: &Checkpoint,
+        cpu: Arc<Cpu>,
+        gpu: Arc<Device>,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Self, ModelError> {
+        let spec = Arc::new(checkpoint.spec().clone());
+        let embedding = embedding(&Weights::new(checkpoint, &cpu, String::new()), &spec)?;
+        let layers = Gpu::load(checkpoint, (&cpu, gpu), &spec, progress)?;
+        Ok(Self { cpu, spec, embedding, layers: Layers::Gpu(Box::new(layers)) })
+    }
+}
+
+/// Where the output head's weights are.
+pub(super) fn head(spec: &ModelSpec) -> &'static str {
+    if spec.tied { EMBEDDING } else { "lm_head" }
 }
 
 /// The shape of the cache that a model's attention needs.
@@ -74,14 +102,11 @@ pub(super) fn kv_layout(spec: &ModelSpec) -> KvLayout {
     }
 }
 
-fn vocabulary(model: &Weights<'_>, spec: &ModelSpec) -> Result<(Linear, Embedding), ModelError> {
-    let table = "model.embed_tokens";
-    let head = if spec.tied { table } else { "lm_head" };
-    let head = model.linear(&[part(head, spec.vocab, false)], spec.hidden)?;
-    let tensor = model.stored(&format!("{table}.weight"), spec.vocab, spec.hidden)?;
+fn embedding(model: &Weights<'_>, spec: &ModelSpec) -> Result<Embedding, ModelError> {
+    let tensor = model.stored(&format!("{EMBEDDING}.weight"), spec.vocab, spec.hidden)?;
     let embedding = Embedding { dtype: tensor.dtype, bytes: tensor.bytes().to_vec() };
     tensor.release();
-    Ok((head, embedding))
+    Ok(embedding)
 }
 
 fn decoder_layer(

@@ -1,7 +1,10 @@
 //! The attention half: everything of a model but its routed experts, as functions of one layer over a batch of rows.
 
 mod feed_forward;
+mod gpu;
 mod grouped;
+mod host;
+mod kv;
 mod latent;
 mod load;
 mod scratch;
@@ -9,13 +12,10 @@ mod scratch;
 use std::sync::Arc;
 
 use domain::Layer;
-use kernels::{
-    Columns, Cpu, Dtype, KvCache, KvLayout, Linear, MatrixView, Rope, Span, add_wire_rows, linear,
-    rms_norm,
-};
+use kernels::{Cpu, Dtype, Span, add_wire_rows};
 
-use self::{feed_forward::FeedForward, grouped::Grouped, latent::Latent};
-pub use self::{feed_forward::Routed, scratch::Scratch};
+pub use self::{feed_forward::Routed, kv::KvCache, scratch::Scratch};
+use self::{gpu::Gpu, host::Host, kv::Place};
 use crate::{LayerKind, ModelError, ModelSpec, rows, weights::widen};
 
 /// Elements that are summed at a time when outputs of experts are absorbed; fits the first-level cache.
@@ -28,17 +28,22 @@ const ABSORB: usize = 512;
 /// [`route`](Self::route) and [`local_mlp`](Self::local_mlp) for an MoE layer or `local_mlp` alone
 /// for a dense one, then [`absorb`](Self::absorb) for every row when its experts have answered.
 /// A row's result does not depend on the rows beside it.
+///
+/// On a GPU the batch stays there from `attend` to `local_mlp`, which brings it back: in between the
+/// caller's `residual` is not read and not yet right. Embedding and absorbing are the processor's.
 #[derive(Debug)]
 pub struct AttentionHalf {
     cpu: Arc<Cpu>,
-    /// For latent attention, one processor of one thread for every thread of `cpu`: heads are computed side by side.
-    workers: Vec<Cpu>,
-    spec: ModelSpec,
+    spec: Arc<ModelSpec>,
     embedding: Embedding,
-    layers: Vec<DecoderLayer>,
-    rope: Rope,
-    norm: Vec<f32>,
-    head: Linear,
+    layers: Layers,
+}
+
+/// Where the layers and the output head are computed.
+#[derive(Debug)]
+enum Layers {
+    Host(Box<Host>),
+    Gpu(Box<Gpu>),
 }
 
 /// The embedding's rows as the checkpoint stores them.
@@ -48,19 +53,15 @@ struct Embedding {
     bytes: Vec<u8>,
 }
 
-#[derive(Debug)]
-struct DecoderLayer {
-    input_norm: Vec<f32>,
-    attention: Attention,
-    output: Linear,
-    post_norm: Vec<f32>,
-    feed_forward: FeedForward,
-}
-
-#[derive(Debug)]
-enum Attention {
-    Grouped(Grouped),
-    Latent(Latent),
+/// The most that an engine asks of its half at once.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchBounds {
+    /// Rows of a batch.
+    pub rows: usize,
+    /// Rows whose logits are asked for at once.
+    pub head_rows: usize,
+    /// Positions of a sequence.
+    pub positions: usize,
 }
 
 impl AttentionHalf {
@@ -70,7 +71,7 @@ impl AttentionHalf {
         &self.spec
     }
 
-    /// The processor it computes on.
+    /// The processor it computes on, or that serves its GPU.
     #[must_use]
     pub fn cpu(&self) -> &Arc<Cpu> {
         &self.cpu
@@ -85,29 +86,48 @@ impl AttentionHalf {
         self.spec.layer_kind(layer)
     }
 
-    /// Bytes of its weights as they are resident.
+    /// Bytes of its weights as they are resident, on the GPU if that has them.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let layers: usize = self.layers.iter().map(DecoderLayer::bytes).sum();
-        self.embedding.bytes.len() + layers + self.head.bytes()
+        let layers = match &self.layers {
+            Layers::Host(host) => host.bytes(),
+            Layers::Gpu(gpu) => gpu.bytes(),
+        };
+        self.embedding.bytes.len() + layers
     }
 
-    /// A KV cache of `blocks` blocks of [`BLOCK_TOKENS`](kernels::BLOCK_TOKENS) positions.
+    /// A KV cache of `blocks` blocks of [`BLOCK_TOKENS`](kernels::BLOCK_TOKENS) positions. A GPU gives all of its
+    /// memory now, a processor as it is used.
     ///
     /// # Errors
     /// If there is no room for it.
     pub fn new_kv(&self, blocks: usize) -> Result<KvCache, ModelError> {
-        Ok(KvCache::new(&self.cpu, self.kv_layout(), blocks)?)
+        let place = match &self.layers {
+            Layers::Host(_) => {
+                let layout = load::kv_layout(&self.spec);
+                Place::Host(kernels::KvCache::new(&self.cpu, layout, blocks)?)
+            }
+            Layers::Gpu(gpu) => Place::Gpu(gpu.new_kv(blocks)?),
+        };
+        Ok(KvCache { blocks, place })
     }
 
     /// Bytes that one KV block takes over all layers.
     #[must_use]
     pub fn kv_bytes_per_block(&self) -> usize {
-        self.kv_layout().block_bytes(self.cpu.compute())
+        load::kv_layout(&self.spec).block_bytes(self.cpu.compute())
     }
 
-    fn kv_layout(&self) -> KvLayout {
-        load::kv_layout(&self.spec)
+    /// Working memory for batches within `bounds` over `kv`. A GPU gives all of it now.
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    pub fn new_scratch(&self, bounds: BatchBounds, kv: &KvCache) -> Result<Scratch, ModelError> {
+        let gpu = match &self.layers {
+            Layers::Host(_) => None,
+            Layers::Gpu(gpu) => Some(Box::new(gpu.new_memory(bounds, kv.blocks)?)),
+        };
+        Ok(Scratch { gpu, ..Scratch::default() })
     }
 
     /// Writes the embeddings of `tokens` to `residual`, `[tokens, hidden]`.
@@ -126,11 +146,14 @@ impl AttentionHalf {
 
     /// The attention part of a layer: norm, projections, RoPE, KV write, attention, output, residual.
     ///
-    /// `spans` say which rows of `residual`, `[rows, hidden]`, are which positions of which sequence;
-    /// their blocks in `kv` cover those positions.
+    /// `spans` say which rows of `residual`, `[rows, hidden]`, are which positions of which sequence, one span after
+    /// another; their blocks in `kv` cover those positions.
+    ///
+    /// # Errors
+    /// If the GPU fails.
     ///
     /// # Panics
-    /// If rows, spans and blocks do not fit each other.
+    /// If rows, spans and blocks do not fit each other, or `kv` or `scratch` were made by a half that computes elsewhere.
     pub fn attend(
         &self,
         layer: Layer,
@@ -138,22 +161,25 @@ impl AttentionHalf {
         kv: &mut KvCache,
         residual: &mut [f32],
         scratch: &mut Scratch,
-    ) {
-        let weights = &self.layers[layer.index()];
-        positions(spans, residual.len() / self.spec.hidden, &mut scratch.positions);
-        self.normalise(residual, &weights.input_norm, &mut scratch.normed);
-        match &weights.attention {
-            Attention::Grouped(grouped) => {
-                grouped.attend(self, (layer.index(), spans), kv, scratch);
+    ) -> Result<(), ModelError> {
+        match (&self.layers, &mut kv.place) {
+            (Layers::Host(host), Place::Host(kv)) => {
+                host.attend(layer, spans, kv, residual, scratch);
             }
-            Attention::Latent(latent) => latent.attend(self, (layer.index(), spans), kv, scratch),
+            (Layers::Gpu(gpu), Place::Gpu(kv)) => {
+                gpu.attend(layer, spans, kv, residual, scratch.gpu())?;
+            }
+            _ => panic!("a cache that another half has made"),
         }
-        kernels::linear_add(&self.cpu, &weights.output, &scratch.attended, residual);
+        Ok(())
     }
 
     /// The gate of an MoE layer: writes the rows to dispatch and each row's experts to `routed`.
     ///
     /// Call it before [`local_mlp`](Self::local_mlp), which changes `residual`.
+    ///
+    /// # Errors
+    /// If the GPU fails.
     ///
     /// # Panics
     /// If the layer is dense.
@@ -163,41 +189,50 @@ impl AttentionHalf {
         residual: &[f32],
         routed: &mut Routed,
         scratch: &mut Scratch,
-    ) {
-        let weights = &self.layers[layer.index()];
-        self.normalise(residual, &weights.post_norm, &mut scratch.normed);
-        weights.feed_forward.route(self, routed, scratch);
+    ) -> Result<(), ModelError> {
+        match &self.layers {
+            Layers::Host(host) => host.route(layer, residual, routed, scratch),
+            Layers::Gpu(gpu) => gpu.route(layer, routed, scratch.gpu())?,
+        }
+        Ok(())
     }
 
-    /// The normalised rows and the gate's logits, `[rows, experts]`, of an MoE layer.
+    /// The normalised rows and the gate's logits, `[rows, experts]`, of an MoE layer on the processor.
     pub(crate) fn gate<'a>(
         &self,
         layer: Layer,
         residual: &[f32],
         scratch: &'a mut Scratch,
     ) -> (&'a [f32], &'a [f32]) {
-        let weights = &self.layers[layer.index()];
-        self.normalise(residual, &weights.post_norm, &mut scratch.normed);
-        weights.feed_forward.gate(self, scratch);
-        (&scratch.normed, &scratch.gate)
+        match &self.layers {
+            Layers::Host(host) => host.gate(layer, residual, scratch),
+            Layers::Gpu(_) => panic!("gates are calibrated on processors"),
+        }
     }
 
-    /// Takes other weights, `[experts, hidden]` in bf16, for the gate of an MoE layer.
+    /// Takes other weights, `[experts, hidden]` in bf16, for the gate of an MoE layer on the processor.
     pub(crate) fn replace_gate(&mut self, layer: Layer, stored: &[u8]) -> Result<(), ModelError> {
-        let (experts, hidden) = (self.spec.moe.experts, self.spec.hidden);
-        let matrix = MatrixView::new(stored, Dtype::Bf16, experts, hidden)?;
-        let gate = Linear::pack_f32(&self.cpu, &[matrix], None)?;
-        self.layers[layer.index()].feed_forward.replace_gate(gate);
-        Ok(())
+        match &mut self.layers {
+            Layers::Host(host) => host.replace_gate(layer, stored),
+            Layers::Gpu(_) => panic!("gates are calibrated on processors"),
+        }
     }
 
     /// Adds the dense MLP of a dense layer, or the shared experts of an MoE layer; nothing if there are none.
-    pub fn local_mlp(&self, layer: Layer, residual: &mut [f32], scratch: &mut Scratch) {
-        let weights = &self.layers[layer.index()];
-        if weights.feed_forward.is_local() {
-            self.normalise(residual, &weights.post_norm, &mut scratch.normed);
-            weights.feed_forward.local(self, residual, scratch);
+    ///
+    /// # Errors
+    /// If the GPU fails, or has failed since [`attend`](Self::attend).
+    pub fn local_mlp(
+        &self,
+        layer: Layer,
+        residual: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), ModelError> {
+        match &self.layers {
+            Layers::Host(host) => host.local_mlp(layer, residual, scratch),
+            Layers::Gpu(gpu) => gpu.local_mlp(layer, residual, scratch.gpu())?,
         }
+        Ok(())
     }
 
     /// Adds the outputs of a row's experts to its residual.
@@ -236,38 +271,19 @@ impl AttentionHalf {
         rows::for_each_row(&self.cpu, residual, self.spec.hidden, f);
     }
 
-    /// The logits of `residual`, `[rows, hidden]`, after the last layer: replaces `out` by `[rows, vocab]`.
-    pub fn logits(&self, residual: &[f32], out: &mut Vec<f32>, scratch: &mut Scratch) {
-        self.normalise(residual, &self.norm, &mut scratch.normed);
-        let rows = residual.len() / self.spec.hidden;
-        out.resize(rows * self.spec.vocab, 0.0);
-        linear(&self.cpu, &self.head, &scratch.normed, out);
-    }
-
-    fn normalise(&self, rows: &[f32], weight: &[f32], into: &mut Vec<f32>) {
-        into.resize(rows.len(), 0.0);
-        let rows = Columns::dense(rows, weight.len());
-        rms_norm(&self.cpu, rows, weight, self.spec.norm_eps, into);
-    }
-}
-
-/// The position of every row of a batch; rows outside all spans stand at 0 and are nobody's.
-fn positions(spans: &[Span<'_>], rows: usize, into: &mut Vec<u32>) {
-    into.clear();
-    into.resize(rows, 0);
-    for span in spans {
-        for (position, row) in (span.first_position..).zip(span.rows.clone()) {
-            into[row] = position as u32;
+    /// The logits of `residual`, `[rows, hidden]`, after the last layer: `[rows, vocab]`, the caller's until the next
+    /// call with the same scratch.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    pub fn logits<'a>(
+        &self,
+        residual: &[f32],
+        scratch: &'a mut Scratch,
+    ) -> Result<&'a mut [f32], ModelError> {
+        match &self.layers {
+            Layers::Host(host) => Ok(host.logits(residual, scratch)),
+            Layers::Gpu(gpu) => Ok(gpu.logits(residual, scratch.gpu())?),
         }
-    }
-}
-
-impl DecoderLayer {
-    fn bytes(&self) -> usize {
-        let attention = match &self.attention {
-            Attention::Grouped(grouped) => grouped.bytes(),
-            Attention::Latent(latent) => latent.bytes(),
-        };
-        attention + self.output.bytes() + self.feed_forward.bytes()
     }
 }

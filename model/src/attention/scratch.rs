@@ -2,9 +2,12 @@
 
 use kernels::AttentionScratch;
 
+use super::gpu::Memory;
+
 /// Working memory of an attention engine: one per thread that calls the layer functions.
 ///
-/// It grows to the largest batch seen and holds nothing between calls.
+/// On a processor it grows to the largest batch seen and holds nothing between calls; that of a GPU is made by
+/// [`AttentionHalf::new_scratch`](super::AttentionHalf::new_scratch) and holds the batch between the calls of a layer.
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// The position of every row.
@@ -25,7 +28,17 @@ pub struct Scratch {
     pub(super) attended: Vec<f32>,
     /// The gate's logits, `[rows, experts]`, or the shared experts' gate, `[rows]`.
     pub(super) gate: Vec<f32>,
+    /// Logits, `[rows, vocab]`.
+    pub(super) logits: Vec<f32>,
     pub(super) attention: AttentionScratch,
+    /// What a GPU works in instead of all that.
+    pub(super) gpu: Option<Box<Memory>>,
+}
+
+impl Scratch {
+    pub(super) fn gpu(&mut self) -> &mut Memory {
+        self.gpu.as_deref_mut().expect("a half on a GPU has made its scratch itself")
+    }
 }
 
 /// The buffer at exactly `len` elements; it never gives memory back.

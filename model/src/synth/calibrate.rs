@@ -42,7 +42,7 @@ pub(super) fn calibrate(
     let mut shares = Vec::new();
     for number in 0..spec.layers {
         let layer = Layer(number as u16);
-        model.attention.attend(layer, &spans, &mut model.kv, &mut residual, &mut model.scratch);
+        model.attention.attend(layer, &spans, &mut model.kv, &mut residual, &mut model.scratch)?;
         let target = target_shares(spec, number);
         let (rows, logits) = model.attention.gate(layer, &residual, &mut model.scratch);
         let carrier: Vec<f32> = rows.iter().step_by(spec.hidden).copied().collect();
@@ -68,7 +68,7 @@ fn run_layer(
     for &(layer, expert) in &experts {
         model.experts.load_expert(layer, expert)?;
     }
-    model.attention.route(layer, residual, &mut model.routed, &mut model.scratch);
+    model.attention.route(layer, residual, &mut model.routed, &mut model.scratch)?;
     model.run_experts(layer, residual)?;
     for &(layer, expert) in &experts {
         model.experts.unload(layer, expert);

@@ -8,14 +8,32 @@ use tokio::{process::Command, time::timeout};
 use super::{PATIENCE, Processes, address, binary, example};
 use crate::checkpoint;
 
+/// An emulated GPU, of which each node has one.
+#[derive(Debug)]
+pub(super) struct Emulated {
+    folder: PathBuf,
+    roles: &'static [&'static str],
+}
+
+impl Emulated {
+    /// Where the driver lies that nodes of a role get, if they compute on one.
+    pub(super) fn folder_for(&self, role: &str) -> Option<PathBuf> {
+        self.roles.contains(&role).then(|| self.folder.clone())
+    }
+}
+
 impl Processes {
-    /// A cluster like [`Processes::cluster`] whose expert nodes compute on an emulated GPU each.
+    /// A cluster like [`Processes::cluster`] whose nodes of some roles, `attention` and `expert`, compute on an
+    /// emulated GPU each.
     ///
     /// # Errors
     /// When something does not start.
-    pub async fn on_gpus(attention: usize, experts: usize) -> Result<Self> {
+    pub async fn on_gpus(
+        roles: &'static [&'static str],
+        (attention, experts): (usize, usize),
+    ) -> Result<Self> {
         let mut all = Self::new()?;
-        all.gpu = Some(emulated().await?);
+        all.gpu = Some(Emulated { folder: emulated().await?, roles });
         all.joined(attention, experts, &[]).await
     }
 

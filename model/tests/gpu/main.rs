@@ -1,0 +1,210 @@
+//! The attention half on an emulated GPU beside the processor's, for every family of models, and its bits in other
+//! batches and chunks.
+//!
+//! The emulated driver is found by the environment that a process starts with, so each test runs in a child: one of
+//! the ignored tests of this file.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod families;
+#[path = "../scratch_checkpoint/stored.rs"]
+mod stored;
+
+use std::{ops::Range, path::Path, process::Command, sync::Arc};
+
+use model::{
+    AttentionHalf, BLOCK_TOKENS, Checkpoint, Compute, Cpu, CpuOptions, ExpertHalf, Gpu, Isa,
+    Reference, Span,
+};
+
+use families::Family;
+
+/// Runs an ignored test of this file on the emulated GPU.
+fn on_the_emulated_gpu(test: &str, environment: &[(&str, &str)]) {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated-gpu");
+    let build = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/cuda/emulator/build.sh");
+    let built = Command::new(build).arg(&folder).output().unwrap();
+    let text = String::from_utf8_lossy(&built.stderr).into_owned();
+    assert!(built.status.success(), "this test needs a C++ compiler called c++: {text}");
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--ignored", "--exact", "--nocapture", test]);
+    child.env("LD_LIBRARY_PATH", &folder).envs(environment.iter().copied());
+    let output = child.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn every_family_gives_the_logits_that_the_processor_gives() {
+    on_the_emulated_gpu("families_agree", &[]);
+}
+
+#[test]
+fn bits_depend_neither_on_the_batch_nor_on_the_chunks() {
+    on_the_emulated_gpu("bits_stay", &[]);
+}
+
+#[test]
+fn nor_do_they_on_an_older_gpu() {
+    on_the_emulated_gpu("bits_stay", &[("AMOE_EMULATED_CAPABILITY", "80")]);
+}
+
+#[test]
+fn what_has_no_kernels_is_refused_with_a_sentence() {
+    on_the_emulated_gpu("refusals", &[]);
+}
+
+#[test]
+fn too_little_memory_is_said() {
+    on_the_emulated_gpu("memory_is_out", &[("AMOE_EMULATED_FAULT", "out-of-memory")]);
+}
+
+const BLOCKS: usize = 12;
+/// What the norm of the difference may be of the norm of the processor's logits, both in bf16.
+const TOLERANCE: f64 = 2e-2;
+
+#[test]
+#[ignore = "runs as a child on the emulated GPU"]
+fn families_agree() {
+    for family in Family::ALL {
+        let dir = family.checkpoint(11);
+        let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
+        let tokens = tokens(41, 3);
+        // In two chunks, and the last tokens one by one.
+        let passes: Vec<_> = [0..17, 17..39, 39..40, 40..41].map(|range| vec![(0, range)]).into();
+        let sequences = [tokens.as_slice()];
+        let want = run(&mut on_cpu(&checkpoint), &sequences, &passes);
+        let got = run(&mut on_gpu(&checkpoint), &sequences, &passes);
+        let error = relative_error(&got[0], &want[0]);
+        assert!(error <= TOLERANCE, "{family:?}: error {error:.1e}");
+    }
+}
+
+#[test]
+#[ignore = "runs as a child on the emulated GPU"]
+fn bits_stay() {
+    for family in [Family::Qwen3, Family::Glm] {
+        let dir = family.checkpoint(12);
+        let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
+        let texts = [tokens(45, 4), tokens(70, 5), tokens(3, 6)];
+        let sequences = texts.each_ref().map(Vec::as_slice);
+        let alone = [vec![(0, 0..45)], vec![(1, 0..70)], vec![(2, 0..3)]];
+        let mut among = vec![
+            vec![(0, 0..20), (2, 0..1), (1, 0..33)],
+            vec![(1, 33..69)],
+            vec![(2, 1..3), (0, 20..43), (1, 69..70)],
+        ];
+        among.extend((43..45).map(|at| vec![(0, at..at + 1)]));
+        let mut model = on_gpu(&checkpoint);
+        let want = run(&mut model, &sequences, &alone);
+        let got = run(&mut model, &sequences, &among);
+        for (sequence, (got, want)) in got.iter().zip(&want).enumerate() {
+            let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(want.iter().all(|x| x.is_finite()), "{family:?}, sequence {sequence}");
+            assert!(bits(got) == bits(want), "{family:?}, sequence {sequence}: other bits");
+        }
+    }
+}
+
+#[test]
+#[ignore = "runs as a child on the emulated GPU"]
+fn refusals() {
+    let gpu = gpu();
+    let refused = |dir: &Path| {
+        let checkpoint = Checkpoint::open(dir).unwrap();
+        let half = AttentionHalf::on_gpu(&checkpoint, cpu(), Arc::clone(&gpu), |_, _| ());
+        half.unwrap_err().to_string()
+    };
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+    let latent = refused(&goldens.join("deepseek_v3"));
+    let want =
+        "DeepseekV3ForCausalLM does not run on a GPU: latent attention has no kernels there yet";
+    assert_eq!(latent, want);
+    let narrow = refused(&goldens.join("qwen3_moe"));
+    let part = "Qwen3MoeForCausalLM does not run on a GPU: no attention for";
+    assert!(narrow.starts_with(part), "{narrow}");
+}
+
+#[test]
+#[ignore = "runs as a child on the emulated GPU"]
+fn memory_is_out() {
+    let dir = Family::Qwen3.checkpoint(13);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let half = AttentionHalf::on_gpu(&checkpoint, cpu(), gpu(), |_, _| ());
+    let sentence = half.unwrap_err().to_string();
+    assert!(sentence.starts_with("out of device memory: "), "{sentence}");
+}
+
+fn cpu() -> Arc<Cpu> {
+    let isa = Some(Isa::Portable);
+    let options = CpuOptions { threads: 2, compute: Compute::Bf16, isa, pin: false };
+    Arc::new(Cpu::new(&options).unwrap())
+}
+
+fn gpu() -> Arc<Gpu> {
+    // The emulated driver has the kernels compiled in, and takes any image for them.
+    Arc::new(Gpu::open_with(0, b"any").unwrap())
+}
+
+fn on_cpu(checkpoint: &Arc<Checkpoint>) -> Reference {
+    Reference::load(checkpoint, &cpu(), BLOCKS).unwrap()
+}
+
+/// Both halves on the GPU.
+fn on_gpu(checkpoint: &Arc<Checkpoint>) -> Reference {
+    let (cpu, gpu) = (cpu(), gpu());
+    let attention =
+        AttentionHalf::on_gpu(checkpoint, Arc::clone(&cpu), Arc::clone(&gpu), |_, _| ());
+    let mut experts =
+        ExpertHalf::on_gpu(Arc::clone(checkpoint), cpu, gpu, (64 << 20, 128)).unwrap();
+    for (layer, expert) in checkpoint.spec().shape().slots() {
+        experts.load_expert(layer, expert).unwrap();
+    }
+    Reference::of(attention.unwrap(), experts, BLOCKS).unwrap()
+}
+
+fn tokens(count: u32, seed: u32) -> Vec<u32> {
+    (0..count).map(|i| (i * 37 + seed * 101) % families::VOCAB as u32).collect()
+}
+
+/// Each sequence's logits, `[positions, vocab]`, from batches of ranges of positions.
+fn run(
+    model: &mut Reference,
+    sequences: &[&[u32]],
+    passes: &[Vec<(usize, Range<usize>)>],
+) -> Vec<Vec<f32>> {
+    let mut first = 0;
+    let blocks: Vec<Vec<u32>> = sequences
+        .iter()
+        .map(|tokens| {
+            let count = tokens.len().div_ceil(BLOCK_TOKENS) as u32;
+            first += count;
+            // Not in order: a sequence's blocks lie anywhere.
+            (first - count..first).rev().collect()
+        })
+        .collect();
+    let (mut all, mut logits) = (vec![Vec::new(); sequences.len()], Vec::new());
+    for pass in passes {
+        let (mut spans, mut fed) = (Vec::new(), Vec::new());
+        for (sequence, range) in pass {
+            let rows = fed.len()..fed.len() + range.len();
+            spans.push(Span { rows, first_position: range.start, blocks: &blocks[*sequence] });
+            fed.extend_from_slice(&sequences[*sequence][range.clone()]);
+        }
+        model.step(&spans, &fed, &mut logits).unwrap();
+        let vocab = model.spec().vocab;
+        for (span, (sequence, _)) in spans.iter().zip(pass) {
+            all[*sequence]
+                .extend_from_slice(&logits[span.rows.start * vocab..span.rows.end * vocab]);
+        }
+    }
+    all
+}
+
+fn relative_error(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |x: f64| x * x;
+    let pairs = got.iter().zip(want);
+    let difference: f64 = pairs.map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    (difference / want.iter().map(|x| square(f64::from(*x))).sum::<f64>()).sqrt()
+}
