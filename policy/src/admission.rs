@@ -129,8 +129,9 @@ impl fmt::Display for Verdict {
 
 /// No client is sent away for longer than this, in seconds: the estimate is a rough one.
 const RETRY_AFTER_MAX_S: f64 = 60.0;
-/// An expected wait is off by some: so much of the time to the first token is given away by it.
-const EXPECTED_SHARE: f64 = 0.75;
+/// An expected wait is off by some, most of all when the nodes have just become slower: so much of the time to the first
+/// token is given away by it. Under a load that fills even this queue no capacity is lost by it.
+const EXPECTED_SHARE: f64 = 0.5;
 /// An expectation alone turns nobody away: the one that has waited longest must have waited for this
 /// part of the time too. After a pause, or for a sudden crowd, the pace of before says little.
 const PROVEN_SHARE: f64 = 0.5;
@@ -247,22 +248,22 @@ mod tests {
     #[test]
     fn those_who_would_wait_too_long_do_not_come_in() {
         let bounds = Bounds { sequences_max: 1000, waiting_max: 1000, first_token_ms: 2000 };
-        // The 15th in line is expected after three quarters of 2 s.
-        assert_eq!(admit(bounds, queue(14, 1.4), 1), Verdict::Admit);
-        let refused = admit(bounds, queue(15, 1.4), 1);
+        // The tenth in line is expected after half of 2 s.
+        assert_eq!(admit(bounds, queue(9, 1.4), 1), Verdict::Admit);
+        let refused = admit(bounds, queue(10, 1.4), 1);
         let Verdict::Later { bound: Bound::FirstToken { expected_ms, max_ms }, retry_after_s } =
             refused
         else {
             panic!("{refused}")
         };
-        assert!((1590..=1610).contains(&expected_ms), "{expected_ms}");
+        assert!((1090..=1110).contains(&expected_ms), "{expected_ms}");
         assert_eq!((max_ms, retry_after_s), (2000, 1));
         assert!(matches!(
             admit(bounds, queue(100, 1.4), 1),
-            Verdict::Later { retry_after_s: 9, .. }
+            Verdict::Later { retry_after_s: 10, .. }
         ));
         let patient = Bounds { first_token_ms: 20_000, ..bounds };
-        assert_eq!(admit(patient, queue(100, 1.4), 1), Verdict::Admit);
+        assert_eq!(admit(patient, queue(99, 1.4), 1), Verdict::Admit);
     }
 
     #[test]
@@ -284,9 +285,9 @@ mod tests {
             let sequence_s = Some(10.0);
             Traffic { waiting, running, oldest_s: 1.0, pace, sequence_s }
         };
-        assert_eq!(admit(bounds, full(29, 200), 1), Verdict::Admit);
-        assert!(matches!(admit(bounds, full(30, 200), 1), Verdict::Later { .. }));
-        let fresh = Traffic { sequence_s: None, ..full(30, 200) };
+        assert_eq!(admit(bounds, full(19, 200), 1), Verdict::Admit);
+        assert!(matches!(admit(bounds, full(20, 200), 1), Verdict::Later { .. }));
+        let fresh = Traffic { sequence_s: None, ..full(20, 200) };
         assert_eq!(admit(bounds, fresh, 1), Verdict::Admit, "nobody has left yet");
     }
 
