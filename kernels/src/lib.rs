@@ -20,6 +20,7 @@ mod lanes;
 mod linear;
 mod matrix;
 mod memory;
+pub mod nccl;
 mod norm;
 mod pool;
 #[cfg(test)]

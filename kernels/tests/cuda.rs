@@ -5,38 +5,27 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
-use std::path::{Path, PathBuf};
+mod emulator;
+
 use std::process::{Command, Output};
 
-/// The folder with the emulated `libcuda.so.1`, built again when a source is younger.
-fn emulator() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated-gpu");
-    let build = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/emulator/build.sh");
-    let output = Command::new(build).arg(&folder).output().unwrap();
-    assert!(
-        output.status.success(),
-        "this test needs a C++ compiler called c++: {}",
-        text(&output)
-    );
-    folder
-}
+use emulator::text;
 
 fn gpu_check(environment: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut program = Command::new(env!("CARGO_BIN_EXE_gpu-check"));
-    program.env("LD_LIBRARY_PATH", emulator()).envs(environment.iter().copied()).args(arguments);
+    program
+        .env("LD_LIBRARY_PATH", emulator::folder())
+        .envs(environment.iter().copied())
+        .args(arguments);
     program.output().unwrap()
 }
 
 /// The emulated driver takes any image: it has the kernels compiled in.
 const IMAGE: [&str; 2] = ["--image", concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/amoe.cu")];
 
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
 #[test]
 fn every_check_holds_on_the_emulated_gpu_and_a_measurement_is_reported() {
-    let folder = emulator().join("report");
+    let folder = emulator::folder().join("report");
     let path = folder.to_str().unwrap();
     let rest = ["--seed", "7", "--report", path, "--shapes", "tiny", "--notes", "a \"rehearsal\""];
     let output = gpu_check(&[], &[&IMAGE[..], &rest].concat());
@@ -97,7 +86,7 @@ fn too_little_memory_says_how_much_was_wanted() {
 
 #[test]
 fn an_image_without_kernels_says_how_to_build_them() {
-    let empty = emulator().join("empty.fatbin");
+    let empty = emulator::folder().join("empty.fatbin");
     std::fs::write(&empty, []).unwrap();
     let sentence = refusal(&[("AMOE_EMULATED_SEED", "1")], &["--image", empty.to_str().unwrap()]);
     assert_eq!(sentence, "gpu-check: the CUDA kernels were not built: run cargo xtask kernels");

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include <chrono>
+#include <mutex>
 #include <string>
 
 #include "dispatch.h"
@@ -31,6 +32,7 @@ unsigned number(const char *name, unsigned otherwise) {
 
 const size_t PAGE = 4096;
 std::map<Pointer, std::pair<void *, size_t>> allocations;
+std::mutex allocating;  // NCCL's thread has memory of its own
 void *current;
 
 /// Ends at a page that may not be touched, as near as sixteen-byte alignment allows.
@@ -41,6 +43,7 @@ Pointer allocate(size_t bytes) {
     mprotect(start + pages, PAGE, PROT_NONE);
     memset(start, 0xff, pages);
     const Pointer at = (Pointer)(start + pages - used);
+    std::lock_guard<std::mutex> lock(allocating);
     allocations[at] = {start, pages + PAGE};
     return at;
 }
@@ -121,6 +124,7 @@ CALL cuMemAlloc_v2(Pointer *at, size_t bytes) {
     return *at ? SUCCESS : OUT_OF_MEMORY;
 }
 CALL cuMemFree_v2(Pointer at) {
+    std::lock_guard<std::mutex> lock(allocating);
     const auto found = allocations.find(at);
     if (found == allocations.end()) return INVALID_VALUE;
     munmap(found->second.first, found->second.second);
@@ -153,6 +157,7 @@ CALL cuStreamCreate(void **stream, unsigned) {
 }
 CALL cuStreamDestroy_v2(void *) { return SUCCESS; }
 CALL cuStreamSynchronize(void *) { return SUCCESS; }
+CALL cuStreamQuery(void *) { return SUCCESS; }
 CALL cuStreamWaitEvent(void *, void *, unsigned) { return SUCCESS; }
 CALL cuEventCreate(void **event, unsigned) {
     *event = new std::chrono::steady_clock::time_point;

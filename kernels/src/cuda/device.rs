@@ -258,7 +258,7 @@ impl Device {
 }
 
 /// The library is there and new enough; the first call of any other function may otherwise panic.
-fn check_driver() -> Result<(), CudaError> {
+pub(crate) fn check_driver() -> Result<(), CudaError> {
     // SAFETY: looks for the library and runs its initialisers, as every later call would.
     if !unsafe { sys::is_culib_present() } {
         return Err(CudaError::DriverMissing);

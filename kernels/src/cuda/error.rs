@@ -62,13 +62,13 @@ pub enum CudaError {
 
 impl CudaError {
     /// An error of the driver during `doing`.
-    pub(super) fn driver(doing: &'static str) -> impl Fn(DriverError) -> Self {
+    pub(crate) fn driver(doing: &'static str) -> impl Fn(DriverError) -> Self {
         move |error| Self::Driver { doing, reason: words(&error) }
     }
 }
 
 /// The driver's code and sentence, without the debug dressing.
-pub(super) fn words(error: &DriverError) -> String {
+pub(crate) fn words(error: &DriverError) -> String {
     let name = error.error_name().ok().map(|n| n.to_string_lossy().into_owned());
     let text = error.error_string().ok().map(|t| t.to_string_lossy().into_owned());
     match (name, text) {
