@@ -9,6 +9,11 @@ use domain::{Epoch, Expert, Layer, NodeId};
 
 use crate::{Invalid, internal as wire};
 
+pub use self::nccl::{NCCL_NAME_BYTES, NcclName, NcclOffer, NcclStep, NcclWord};
+
+pub mod apart;
+mod nccl;
+
 /// Bytes of one packed [`Pair`]: ticket u64, row u32, weight f32, expert u16, rank u8, flags u8 (1: traced; receivers
 /// ignore flags that they do not know).
 pub const PAIR_BYTES: usize = 20;
@@ -111,6 +116,8 @@ pub struct Hello {
     pub model_fingerprint: String,
     /// Bytes of rows that may be in flight towards the sender of this frame.
     pub credit_bytes: u64,
+    /// What the sender can do by NCCL.
+    pub nccl: Option<NcclOffer>,
 }
 
 /// Everything that travels on a data link.
@@ -135,6 +142,8 @@ pub enum Frame {
     },
     /// Both ways, lockstep mode.
     Tally(Tally),
+    /// Both ways: the making of a faster path beside the link.
+    Nccl(NcclWord),
 }
 
 /// Bounds a frame is held against on receipt.
@@ -164,7 +173,8 @@ impl Frame {
             | Self::Reject(_)
             | Self::Credit(_)
             | Self::Barrier { .. }
-            | Self::Tally(_) => 0,
+            | Self::Tally(_)
+            | Self::Nccl(_) => 0,
         }
     }
 
@@ -177,6 +187,7 @@ impl Frame {
                 node_id: hello.node.0,
                 model_fingerprint: hello.model_fingerprint,
                 credit_bytes: hello.credit_bytes,
+                nccl: hello.nccl.map(NcclOffer::encode),
             }),
             Self::Dispatch(dispatch) => Kind::Dispatch(wire::Dispatch {
                 epoch: dispatch.epoch.0,
@@ -185,6 +196,7 @@ impl Frame {
                 pairs: pack_pairs(&dispatch.pairs),
                 rows: dispatch.rows,
                 behind: dispatch.behind,
+                row_bytes_apart: 0,
             }),
             Self::Output(output) => Kind::Output(wire::Output {
                 step: output.step,
@@ -192,6 +204,7 @@ impl Frame {
                 results: pack_results(&output.results),
                 rows: output.rows,
                 timings: output.timings.into_iter().map(Timing::encode).collect(),
+                row_bytes_apart: 0,
             }),
             Self::Cancel(tickets) => Kind::Cancel(wire::Cancel {
                 tickets: tickets.into_iter().map(|ticket| ticket.0).collect(),
@@ -204,6 +217,7 @@ impl Frame {
             Self::Tally(Tally { step, layer, tokens }) => {
                 Kind::Tally(wire::Tally { step, layer: u32::from(layer.0), tokens })
             }
+            Self::Nccl(word) => Kind::Nccl(word.encode()),
         };
         wire::Frame { kind: Some(kind) }
     }
@@ -219,6 +233,7 @@ impl Frame {
                 node: NodeId(hello.node_id),
                 model_fingerprint: hello.model_fingerprint,
                 credit_bytes: hello.credit_bytes,
+                nccl: hello.nccl.map(NcclOffer::decode),
             })),
             Kind::Dispatch(dispatch) => decode_dispatch(dispatch, limits).map(Self::Dispatch),
             Kind::Output(output) => decode_output(output, limits).map(Self::Output),
@@ -231,6 +246,7 @@ impl Frame {
             Kind::Credit(credit) => Ok(Self::Credit(credit.bytes)),
             Kind::Barrier(barrier) => Ok(Self::Barrier { step: barrier.step }),
             Kind::Tally(tally) => decode_tally(tally, limits).map(Self::Tally),
+            Kind::Nccl(word) => NcclWord::decode(word).map(Self::Nccl),
         }
     }
 }
@@ -281,6 +297,7 @@ impl Limits {
 }
 
 fn decode_dispatch(dispatch: wire::Dispatch, limits: &Limits) -> Result<Dispatch, Invalid> {
+    all_here("dispatch.row_bytes_apart", dispatch.row_bytes_apart)?;
     let layer = limits.layer("dispatch.layer", dispatch.layer)?;
     let rows = limits.rows("dispatch.rows", &dispatch.rows)?;
     let pairs = records::<PAIR_BYTES>("dispatch.pairs", &dispatch.pairs)?
@@ -302,6 +319,7 @@ fn decode_dispatch(dispatch: wire::Dispatch, limits: &Limits) -> Result<Dispatch
 }
 
 fn decode_output(output: wire::Output, limits: &Limits) -> Result<Output, Invalid> {
+    all_here("output.row_bytes_apart", output.row_bytes_apart)?;
     let layer = limits.layer("output.layer", output.layer)?;
     let rows = limits.rows("output.rows", &output.rows)?;
     let results: Vec<Done> = records::<DONE_BYTES>("output.results", &output.results)?
@@ -319,6 +337,14 @@ fn decode_output(output: wire::Output, limits: &Limits) -> Result<Output, Invali
     };
     let timings = output.timings.into_iter().map(timing).collect::<Result<_, _>>()?;
     Ok(Output { step: output.step, layer, results, rows: output.rows, timings })
+}
+
+/// Rows that come apart have to be [attached](apart::attach) before a frame is read.
+fn all_here(field: &'static str, apart: u64) -> Result<(), Invalid> {
+    if apart == 0 {
+        return Ok(());
+    }
+    Err(Invalid::new(field, format!("is {apart}, but no rows were awaited beside the link")))
 }
 
 fn decode_tally(tally: wire::Tally, limits: &Limits) -> Result<Tally, Invalid> {
@@ -443,8 +469,9 @@ mod tests {
             rows: Bytes::from_static(b"01234567"),
             timings: vec![Timing { result: 0, queued_ns: 7, ran_ns: u64::MAX }],
         };
+        let nccl = Some(NcclOffer { major: 2, row_bytes_max: 1 << 22 });
         let hello =
-            Hello { node: NodeId(4), model_fingerprint: "abc".into(), credit_bytes: 1 << 40 };
+            Hello { node: NodeId(4), model_fingerprint: "abc".into(), credit_bytes: 1 << 40, nccl };
         for frame in [
             Frame::Dispatch(dispatch()),
             Frame::Output(output),
@@ -492,10 +519,11 @@ mod tests {
         fn random_bytes_never_panic(pairs: Vec<u8>, results: Vec<u8>, rows: Vec<u8>, layer: u32) {
             let dispatch = wire::Dispatch {
                 epoch: 0, step: 0, layer, pairs: pairs.into(), rows: rows.clone().into(),
-                behind: Vec::new(),
+                behind: Vec::new(), row_bytes_apart: 0,
             };
             let output = wire::Output {
                 layer, results: results.into(), rows: rows.into(), step: 0, timings: Vec::new(),
+                row_bytes_apart: 0,
             };
             for kind in [wire::frame::Kind::Dispatch(dispatch), wire::frame::Kind::Output(output)] {
                 let _ = Frame::decode(wire::Frame { kind: Some(kind) }, &LIMITS);

@@ -70,7 +70,7 @@ impl Lane {
         unsafe { to.transfer(self.device.0, rows.len(), &self.stream) }
     }
 
-    /// Begins to receive `bytes` bytes. Post it only when they are known to come: it keeps part of the device busy.
+    /// Begins to receive `bytes` bytes. Do so only when they are known to come: it keeps part of the device busy.
     ///
     /// # Errors
     /// When they do not fit, or the device or the communicator is broken.
@@ -84,15 +84,15 @@ impl Lane {
         unsafe { from.transfer(self.device.0, bytes, &self.stream) }
     }
 
-    /// Whether the transfer through `by` is over; [`Lane::received`] has the rows then.
+    /// The rows, once the transfer through `by` is over; the lane is free again then.
     ///
     /// # Errors
     /// When the device or the communicator is broken.
-    pub fn poll(&mut self, by: &Communicator) -> Result<bool, NcclError> {
+    pub fn poll(&mut self, by: &Communicator) -> Result<Option<&[u8]>, NcclError> {
         if let Work::Launching { bytes } = self.work {
             // Before this a copy would overtake what NCCL has not put on the stream yet.
             if !by.check()? {
-                return Ok(false);
+                return Ok(None);
             }
             if by.end() == End::Receiver {
                 self.fetch(bytes)?;
@@ -100,24 +100,14 @@ impl Lane {
             self.work = Work::Running { bytes };
         }
         by.check()?;
+        let Work::Running { bytes } = self.work else { return Ok(None) };
         // SAFETY: the stream is live.
         match unsafe { sys::cuStreamQuery(self.stream.cu_stream()) } {
-            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            code => {
-                let done = code.result().map_err(CudaError::driver("exchanging rows by NCCL"));
-                done.map_err(NcclError::from).map(|()| true)
-            }
+            CUresult::CUDA_ERROR_NOT_READY => return Ok(None),
+            code => code.result().map_err(CudaError::driver("exchanging rows by NCCL"))?,
         }
-    }
-
-    /// What came, once [`Lane::poll`] has said that it is over. The lane is free again.
-    pub fn received(&mut self) -> &[u8] {
-        let bytes = match self.work {
-            Work::Running { bytes } => bytes,
-            Work::Idle | Work::Launching { .. } => 0,
-        };
         self.work = Work::Idle;
-        &self.host.bytes(self.bytes)[..bytes]
+        Ok(Some(&self.host.bytes(self.bytes)[..bytes]))
     }
 
     /// Waits until the stream is empty, which it soon is once its communicator was dropped. The lane is free again.

@@ -650,7 +650,7 @@ pub mod control_server {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Frame {
-    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub kind: ::core::option::Option<frame::Kind>,
 }
 /// Nested message and enum types in `Frame`.
@@ -673,6 +673,8 @@ pub mod frame {
         Reject(super::Reject),
         #[prost(message, tag = "8")]
         Tally(super::Tally),
+        #[prost(message, tag = "9")]
+        Nccl(super::Nccl),
     }
 }
 /// First frame in both directions.
@@ -686,7 +688,54 @@ pub struct Hello {
     /// Bytes of rows the receiver of this frame may have in flight towards its sender.
     #[prost(uint64, tag = "3")]
     pub credit_bytes: u64,
+    /// What the sender can do by NCCL; not there: nothing.
+    #[prost(message, optional, tag = "4")]
+    pub nccl: ::core::option::Option<NcclOffer>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NcclOffer {
+    /// First part of the library's version, which must be the same at both ends.
+    #[prost(uint32, tag = "1")]
+    pub major: u32,
+    /// The most bytes of rows that one frame may bring the sender of this by NCCL.
+    #[prost(uint64, tag = "2")]
+    pub row_bytes_max: u64,
+}
+/// Both ways, between ends that both offered it: the making of a pair of communicators.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Nccl {
+    /// Counts the attempts of one link from 1.
+    #[prost(uint32, tag = "1")]
+    pub attempt: u32,
+    #[prost(oneof = "nccl::Step", tags = "2, 3, 4")]
+    pub step: ::core::option::Option<nccl::Step>,
+}
+/// Nested message and enum types in `Nccl`.
+pub mod nccl {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Step {
+        /// Attention → expert: names of the communicators to be made.
+        #[prost(message, tag = "2")]
+        Names(super::NcclNames),
+        /// The sender has made both and takes rows by them.
+        #[prost(message, tag = "3")]
+        Joined(super::NcclJoined),
+        /// The sender has given the attempt up; why, as a sentence.
+        #[prost(string, tag = "4")]
+        Failed(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NcclNames {
+    /// NCCL's unique id of the communicator for dispatches.
+    #[prost(bytes = "vec", tag = "1")]
+    pub forth: ::prost::alloc::vec::Vec<u8>,
+    /// The same for outputs.
+    #[prost(bytes = "vec", tag = "2")]
+    pub back: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NcclJoined {}
 /// Attention → expert: rows to run through experts of one layer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Dispatch {
@@ -706,6 +755,9 @@ pub struct Dispatch {
     /// Asynchronous mode: rows of the sender that come to the experts of each decoder layer next.
     #[prost(uint32, repeated, tag = "6")]
     pub behind: ::prost::alloc::vec::Vec<u32>,
+    /// Bytes of rows that come by NCCL instead of in this frame.
+    #[prost(uint64, tag = "7")]
+    pub row_bytes_apart: u64,
 }
 /// Expert → attention: finished (row, expert) results, already scaled by their gate weight.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -723,6 +775,9 @@ pub struct Output {
     /// What became here of the pairs that were marked as traced.
     #[prost(message, repeated, tag = "5")]
     pub timings: ::prost::alloc::vec::Vec<Timing>,
+    /// Bytes of rows that come by NCCL instead of in this frame.
+    #[prost(uint64, tag = "6")]
+    pub row_bytes_apart: u64,
 }
 /// The time of one traced pair on its expert node.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
