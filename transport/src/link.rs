@@ -41,6 +41,7 @@ pub use self::{
     dial::Connection,
     memory::MemoryListener,
     metrics::LinkMetrics,
+    nccl::Nccl,
     server::{Acceptor, LinkService},
 };
 
@@ -48,6 +49,8 @@ mod credit;
 mod dial;
 mod memory;
 mod metrics;
+mod nccl;
+mod reader;
 mod server;
 mod wire;
 
@@ -82,6 +85,8 @@ pub struct LinkSettings {
     pub refused_pause: Duration,
     /// How a silent connection is noticed.
     pub keep_alive: KeepAlive,
+    /// How rows reach the GPUs of peers without a detour through processors. Without it gRPC carries all.
+    pub nccl: Option<Nccl>,
 }
 
 /// All links of one engine. Clones are the same.
@@ -199,6 +204,7 @@ impl LinkSettings {
             backoff: Backoff::default(),
             refused_pause: Duration::from_secs(10),
             keep_alive: KeepAlive::default(),
+            nccl: None,
         }
     }
 
@@ -303,11 +309,11 @@ impl LinkSender {
     /// Every refusal brings the frame back.
     ///
     /// # Panics
-    /// On `Hello` and `Credit`, which links exchange among themselves.
+    /// On `Hello`, `Credit` and `Nccl`, which links exchange among themselves.
     pub fn try_send(&self, frame: Frame) -> Result<(), Refused> {
         assert!(
-            !matches!(frame, Frame::Hello(_) | Frame::Credit(_)),
-            "greetings and credits belong to the link"
+            !matches!(frame, Frame::Hello(_) | Frame::Credit(_) | Frame::Nccl(_)),
+            "greetings, credits and words on NCCL belong to the link"
         );
         let (bytes, max) = (bytes_on_wire(&frame), self.frame_bytes_max);
         if bytes > max {
@@ -343,7 +349,7 @@ fn bytes_on_wire(frame: &Frame) -> usize {
             Frame::Output(output) => output.results.len() * DONE_BYTES + output.rows.len(),
             Frame::Cancel(tickets) | Frame::Reject(tickets) => tickets.len() * TICKET,
             Frame::Tally(tally) => tally.tokens.len() * COUNT,
-            Frame::Hello(_) | Frame::Credit(_) | Frame::Barrier { .. } => 0,
+            Frame::Hello(_) | Frame::Credit(_) | Frame::Barrier { .. } | Frame::Nccl(_) => 0,
         }
 }
 

@@ -11,7 +11,8 @@ use trust::Party;
 
 use super::{
     Links, LocalEnd, NoLink, memory,
-    wire::{self, Ending, Opening, Reader, Side},
+    reader::Reader,
+    wire::{self, Ending, Opening, Side},
 };
 use crate::{
     Address,

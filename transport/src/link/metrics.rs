@@ -15,6 +15,10 @@ pub struct LinkMetrics {
     pub(super) credit_refusals: IntCounter,
     pub(super) dials_failed: IntCounter,
     pub(super) frames_malformed: IntCounter,
+    pub(super) nccl_pairs: IntGauge,
+    pub(super) nccl_pairs_failed: IntCounter,
+    pub(super) nccl_row_bytes_sent: IntCounter,
+    pub(super) nccl_row_bytes_received: IntCounter,
 }
 
 impl LinkMetrics {
@@ -29,10 +33,13 @@ impl LinkMetrics {
             registry.register(Box::new(counter.clone()))?;
             Ok(counter)
         };
-        let links_up = IntGauge::with_opts(opts("amoe_links_up", "Data links that are up."))?;
-        registry.register(Box::new(links_up.clone()))?;
+        let gauge = |name, help| -> Result<IntGauge, prometheus::Error> {
+            let gauge = IntGauge::with_opts(opts(name, help))?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
         Ok(Self {
-            links_up,
+            links_up: gauge("amoe_links_up", "Data links that are up.")?,
             frames_sent: counter("amoe_link_frames_sent_total", "Frames given to links.")?,
             frames_received: counter(
                 "amoe_link_frames_received_total",
@@ -57,6 +64,19 @@ impl LinkMetrics {
             frames_malformed: counter(
                 "amoe_link_frames_malformed_total",
                 "Links closed because the peer sent what no peer should.",
+            )?,
+            nccl_pairs: gauge("amoe_link_nccl_pairs", "Links whose rows go by NCCL.")?,
+            nccl_pairs_failed: counter(
+                "amoe_link_nccl_pairs_failed_total",
+                "Pairs of NCCL communicators that could not be made, or broke.",
+            )?,
+            nccl_row_bytes_sent: counter(
+                "amoe_link_nccl_row_bytes_sent_total",
+                "Bytes of rows sent by NCCL.",
+            )?,
+            nccl_row_bytes_received: counter(
+                "amoe_link_nccl_row_bytes_received_total",
+                "Bytes of rows received by NCCL.",
             )?,
         })
     }

@@ -1,16 +1,17 @@
 //! Every kind of link through the same cases, and what is special to links between processes.
 
-use std::time::Instant;
+use std::{sync::LazyLock, time::Instant};
 
 use bytes::Bytes;
 use domain::{Epoch, Layer};
 use proto::frame::{Dispatch, Done, Output, Ticket};
 use trust::{Callers, Party};
 
-use super::*;
+use super::{nccl::tests::fake::World, *};
 use crate::server::{Listener, Services, serve};
 
 mod cases;
+mod nccl;
 mod wire;
 
 const ROW_BYTES: usize = 1024;
@@ -46,10 +47,14 @@ fn settings() -> LinkSettings {
 }
 
 fn engine(node: NodeId, model: &str, hub: &Hub) -> Engine {
+    engine_with(settings(), node, model, hub)
+}
+
+fn engine_with(settings: LinkSettings, node: NodeId, model: &str, hub: &Hub) -> Engine {
     let identity = Identity { node, model_fingerprint: model.into() };
     let metrics = LinkMetrics::register(&prometheus::Registry::new(), "test").unwrap();
     let bell = Doorbell::new();
-    let (links, mailbox) = Links::new(identity, settings(), metrics, hub.clone(), bell.clone());
+    let (links, mailbox) = Links::new(identity, settings, metrics, hub.clone(), bell.clone());
     Engine { links, mailbox, bell }
 }
 
@@ -100,6 +105,21 @@ enum Kind {
     Memory,
     Inproc,
     Tcp,
+    /// As `Tcp`, with rows beside it as soon as the two have made a pair: somewhere within the case.
+    Nccl,
+}
+
+impl Kind {
+    fn engine(self, node: NodeId, model: &str, hub: &Hub) -> Engine {
+        static WORLD: LazyLock<World> = LazyLock::new(World::default);
+        match self {
+            Self::Memory | Self::Inproc | Self::Tcp => engine(node, model, hub),
+            Self::Nccl => {
+                let nccl = Some(Nccl::fake(&WORLD));
+                engine_with(LinkSettings { nccl, ..settings() }, node, model, hub)
+            }
+        }
+    }
 }
 
 /// A listening end, killed when dropped as if its process died.
@@ -114,7 +134,7 @@ impl Serving {
         let address = match kind {
             Kind::Memory => "memory:expert",
             Kind::Inproc => "inproc:expert",
-            Kind::Tcp => "127.0.0.1:0",
+            Kind::Tcp | Kind::Nccl => "127.0.0.1:0",
         };
         Self::start_at(address, engine, hub)
     }

@@ -1,16 +1,15 @@
-//! The two halves of a gRPC link: the stream of frames going out and the reader of those coming in.
+//! A gRPC link up to its first greeting, and the stream of frames going out.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
-    time::Duration,
+    task::{Context, Poll, ready},
 };
 
-use domain::NodeId;
 use futures::{Stream, task::AtomicWaker};
 use proto::{
     frame::{Frame, Hello},
@@ -25,10 +24,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
 use super::{
-    LinkEvent, LinkEventKind, LinkSender, LocalEnd, Path, Refused, Seat,
-    credit::{Credit, Permit, Source, cost, frames_max},
+    LinkSender, LocalEnd, Path, Refused, Seat,
+    credit::{Credit, cost, frames_max},
+    nccl::{Nccl, Outlet, Unpaired},
+    reader::Reader,
 };
-use crate::{channel::sentence, mailbox};
+use crate::channel::sentence;
 
 /// Which end of the link this process is; it decides what may come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,7 @@ pub(super) struct Opening {
     seat: Arc<Seat>,
     frames: mpsc::Sender<Frame>,
     ledger: Arc<Ledger>,
+    unpaired: Option<Unpaired>,
 }
 
 /// What goes out, as the connection's task pulls it: greeting, credits, frames.
@@ -77,20 +79,10 @@ pub(super) struct Opening {
 pub(super) struct Outgoing {
     hello: Option<internal::Frame>,
     frames: mpsc::Receiver<Frame>,
+    /// Taken from the queue, and waiting for a place among the transfers by NCCL.
+    held: Option<Frame>,
     ledger: Arc<Ledger>,
-}
-
-/// One end of a link that is up: reads what comes in until the link ends.
-#[derive(Debug)]
-pub(super) struct Reader {
-    end: Arc<LocalEnd>,
-    side: Side,
-    seat: Arc<Seat>,
-    ledger: Arc<Ledger>,
-    inbound: Streaming<internal::Frame>,
-    peer: NodeId,
-    credit: Arc<Credit>,
-    closing: CancellationToken,
+    outlet: Option<Outlet>,
 }
 
 // === sending ===
@@ -142,7 +134,28 @@ impl Stream for Outgoing {
         if let Some(bytes) = self.ledger.owed() {
             return Poll::Ready(Some(Frame::Credit(bytes).encode()));
         }
-        self.frames.poll_recv(cx).map(|frame| frame.map(Frame::encode))
+        let this = &mut *self;
+        let Some(outlet) = &mut this.outlet else {
+            return this.frames.poll_recv(cx).map(|frame| frame.map(Frame::encode));
+        };
+        // Words go before frames: rows follow the news that they may.
+        if let Poll::Ready(word) = outlet.poll_word(cx) {
+            return Poll::Ready(Some(Frame::Nccl(word).encode()));
+        }
+        let frame = match this.held.take() {
+            Some(frame) => frame,
+            None => match ready!(this.frames.poll_recv(cx)) {
+                Some(frame) => frame,
+                None => return Poll::Ready(None),
+            },
+        };
+        match outlet.poll_encode(frame, cx) {
+            Ok(frame) => Poll::Ready(Some(frame)),
+            Err(frame) => {
+                this.held = Some(frame);
+                Poll::Pending
+            }
+        }
     }
 }
 
@@ -160,7 +173,7 @@ impl Ledger {
     }
 
     /// Books a frame that arrived; false when its sender had not been granted that much.
-    fn book(&self, cost: u64) -> bool {
+    pub(super) fn book(&self, cost: u64) -> bool {
         let held = self.held.fetch_add(cost, Ordering::AcqRel);
         held == 0 || held.saturating_add(cost) <= self.granted
     }
@@ -189,7 +202,7 @@ impl Ledger {
         released > 0 && (held == 0 || released >= self.granted / 4)
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.outgoing.wake();
     }
@@ -201,16 +214,24 @@ impl Opening {
     /// One end of a new link, and the stream that greets the peer.
     pub(super) fn new(end: Arc<LocalEnd>, side: Side, seat: Arc<Seat>) -> (Self, Outgoing) {
         let granted = end.settings.credit_bytes;
+        let nccl = end.settings.nccl.as_ref();
         let hello = Frame::Hello(Hello {
             node: end.identity.node,
             model_fingerprint: end.identity.model_fingerprint.clone(),
             credit_bytes: granted,
+            nccl: nccl.map(Nccl::offer),
         });
+        let (unpaired, outlet) = nccl.map(Nccl::beside).unzip();
         let (frames, queued) = mpsc::channel(frames_max(granted));
         let ledger = Arc::new(Ledger::new(granted));
-        let outgoing =
-            Outgoing { hello: Some(hello.encode()), frames: queued, ledger: Arc::clone(&ledger) };
-        let opening = Self { end, side, seat, frames, ledger };
+        let outgoing = Outgoing {
+            hello: Some(hello.encode()),
+            frames: queued,
+            held: None,
+            ledger: Arc::clone(&ledger),
+            outlet,
+        };
+        let opening = Self { end, side, seat, frames, ledger, unpaired };
         (opening, outgoing)
     }
 
@@ -220,7 +241,10 @@ impl Opening {
         hello: &Hello,
         inbound: Streaming<internal::Frame>,
     ) -> (Reader, LinkSender) {
-        let Self { end, side, seat, frames, ledger } = self;
+        let Self { end, side, seat, frames, ledger, unpaired } = self;
+        let leads = side == Side::Attention;
+        let inlet = unpaired
+            .and_then(|unpaired| unpaired.greeted(hello.node, leads, hello.nccl, &end.metrics));
         // No more than the queue has places for.
         let window = hello.credit_bytes.min(ledger.granted);
         let credit = Arc::new(Credit::new(window, end.inbox.bell().clone()));
@@ -238,7 +262,18 @@ impl Opening {
             metrics: end.metrics.clone(),
             _seat: Arc::clone(&seat),
         };
-        let reader = Reader { end, side, seat, ledger, inbound, peer: hello.node, credit, closing };
+        let reader = Reader {
+            end,
+            side,
+            seat,
+            ledger,
+            inbound,
+            peer: hello.node,
+            credit,
+            closing,
+            inlet,
+            awaiting: VecDeque::new(),
+        };
         (reader, sender)
     }
 }
@@ -262,117 +297,9 @@ pub(super) async fn greeting(
 }
 
 /// The error of a stream; what cannot be decoded, or is too large to be, is the peer's fault.
-fn broken(status: &Status) -> Ending {
+pub(super) fn broken(status: &Status) -> Ending {
     match status.code() {
         Code::Internal | Code::OutOfRange => Ending::Malformed(status.message().to_owned()),
         _ => Ending::Gone(sentence(status)),
-    }
-}
-
-// === impl Reader ===
-
-impl Reader {
-    /// Runs a link from its `Up` to its `Down`; ends early when `stop` is cancelled.
-    pub(super) async fn run(mut self, sender: LinkSender, stop: &CancellationToken) -> Ending {
-        self.end.metrics.links_up.inc();
-        let up = LinkEvent { peer: self.peer, kind: LinkEventKind::Up(sender) };
-        let ending = match self.end.inbox.send(up).await {
-            Ok(()) => self.read(stop).await,
-            Err(_) => Ending::Gone("the engine is gone".into()),
-        };
-        self.ledger.end();
-        self.end.metrics.links_up.dec();
-        if matches!(ending, Ending::Malformed(_)) {
-            self.end.metrics.frames_malformed.inc();
-        }
-        let down = LinkEvent::down(self.peer, ending.to_string(), Arc::clone(&self.seat));
-        // An engine that is gone needs no telling.
-        let _ = self.end.inbox.send(down).await;
-        ending
-    }
-
-    async fn read(&mut self, stop: &CancellationToken) -> Ending {
-        let quit = quit(
-            stop.clone(),
-            self.closing.clone(),
-            self.end.inbox.clone(),
-            self.end.settings.greeting_timeout,
-        );
-        tokio::pin!(quit);
-        loop {
-            let message = tokio::select! {
-                message = self.inbound.message() => message,
-                ending = &mut quit => return ending,
-            };
-            let taken = match message {
-                Ok(Some(frame)) => self.take(frame).await,
-                Ok(None) => Err(Ending::Gone(format!("{} closed the link", self.peer))),
-                Err(status) => Err(broken(&status)),
-            };
-            match taken {
-                Ok(()) => {}
-                Err(Ending::Gone(_)) if self.closing.is_cancelled() => {
-                    let here = self.end.identity.node;
-                    return Ending::Gone(format!("{here} closed the link"));
-                }
-                Err(ending) => return ending,
-            }
-        }
-    }
-
-    async fn take(&self, frame: internal::Frame) -> Result<(), Ending> {
-        let frame = Frame::decode(frame, &self.end.settings.limits)
-            .map_err(|invalid| Ending::Malformed(invalid.to_string()))?;
-        match (&frame, self.side) {
-            (&Frame::Credit(bytes), _) => self
-                .credit
-                .give_back(bytes)
-                .map_err(|_| malformed("more credit came back than was taken")),
-            (Frame::Hello(_), _) => Err(malformed("a second hello")),
-            (Frame::Dispatch(_) | Frame::Cancel(_), Side::Expert)
-            | (Frame::Output(_) | Frame::Reject(_) | Frame::Barrier { .. }, Side::Attention)
-            | (Frame::Tally(_), _) => self.deliver(frame).await,
-            (Frame::Dispatch(_) | Frame::Cancel(_), Side::Attention) => {
-                Err(malformed("a dispatch or cancel for an attention node"))
-            }
-            (Frame::Output(_) | Frame::Reject(_) | Frame::Barrier { .. }, Side::Expert) => {
-                Err(malformed("an output, reject or barrier for an expert node"))
-            }
-        }
-    }
-
-    async fn deliver(&self, frame: Frame) -> Result<(), Ending> {
-        let payload = frame.payload_bytes();
-        let cost = cost(payload);
-        if !self.ledger.book(cost) {
-            return Err(malformed("more rows than the credit granted"));
-        }
-        let source = Source::Wire(Arc::clone(&self.ledger));
-        let permit = Permit::new(cost, source, Arc::clone(&self.seat));
-        self.end.metrics.received(payload);
-        let event = LinkEvent { peer: self.peer, kind: LinkEventKind::Frame(frame, permit) };
-        let delivered = self.end.inbox.send(event).await;
-        delivered.map_err(|_| Ending::Gone("the engine is gone".into()))
-    }
-}
-
-fn malformed(what: &str) -> Ending {
-    Ending::Malformed(what.to_owned())
-}
-
-/// What ends a link from this side: the owner of its task, the engine, or a peer that does not
-/// answer the engine's goodbye within `linger`.
-async fn quit(
-    stop: CancellationToken,
-    closing: CancellationToken,
-    inbox: mailbox::Sender<LinkEvent>,
-    linger: Duration,
-) -> Ending {
-    tokio::select! {
-        () = stop.cancelled() => Ending::Gone("closed here".into()),
-        () = inbox.closed() => Ending::Gone("the engine is gone".into()),
-        () = async { closing.cancelled().await; time::sleep(linger).await } => {
-            Ending::Gone("closed here, without an answer".into())
-        }
     }
 }

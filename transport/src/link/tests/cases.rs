@@ -16,8 +16,8 @@ struct Pair {
 impl Pair {
     fn linked(kind: Kind) -> Self {
         let hub = Hub::new();
-        let mut attention = engine(ATTENTION, "m", &hub);
-        let mut expert = engine(EXPERT, "m", &hub);
+        let mut attention = kind.engine(ATTENTION, "m", &hub);
+        let mut expert = kind.engine(EXPERT, "m", &hub);
         let serving = Serving::start(kind, &expert, &hub);
         let connection = attention.links.connect(EXPERT, &serving.address).unwrap();
         let to_expert = attention.up(EXPERT);
@@ -32,6 +32,7 @@ macro_rules! for_every_kind_of_link {
         for_every_kind_of_link!(memory, Memory, $($case)*);
         for_every_kind_of_link!(inproc, Inproc, $($case)*);
         for_every_kind_of_link!(tcp, Tcp, $($case)*);
+        for_every_kind_of_link!(nccl, Nccl, $($case)*);
     };
     ($name:ident, $kind:ident, $($case:ident)*) => {
         mod $name {
@@ -216,7 +217,7 @@ fn a_peer_that_restarts_is_found_again(kind: Kind) {
         pair.attention.down(EXPERT);
         let refused = pair.to_expert.try_send(dispatch(0, 1));
         assert!(matches!(refused, Err(Refused::Closed(_))));
-        pair.expert = engine(EXPERT, "m", &pair.hub);
+        pair.expert = kind.engine(EXPERT, "m", &pair.hub);
         pair.serving = Serving::start_at(&address, &pair.expert, &pair.hub);
         pair.to_expert = pair.attention.up(EXPERT);
         pair.to_attention = pair.expert.up(ATTENTION);
@@ -243,23 +244,23 @@ fn credits_start_anew_with_each_link(kind: Kind) {
 
 fn another_model_is_refused_until_it_is_the_same(kind: Kind) {
     let hub = Hub::new();
-    let mut attention = engine(ATTENTION, "ours", &hub);
-    let expert = engine(EXPERT, "theirs", &hub);
+    let mut attention = kind.engine(ATTENTION, "ours", &hub);
+    let expert = kind.engine(EXPERT, "theirs", &hub);
     let serving = Serving::start(kind, &expert, &hub);
     let address = serving.address.clone();
     let _connection = attention.links.connect(EXPERT, &address).unwrap();
     refused_twice(&attention);
     assert!(attention.mailbox.is_empty() && expert.mailbox.is_empty());
     drop((serving, expert));
-    let mut expert = engine(EXPERT, "ours", &hub);
+    let mut expert = kind.engine(EXPERT, "ours", &hub);
     let _serving = Serving::start_at(&address, &expert, &hub);
     drop((attention.up(EXPERT), expert.up(ATTENTION)));
 }
 
 fn another_node_at_the_address_is_refused(kind: Kind) {
     let hub = Hub::new();
-    let attention = engine(ATTENTION, "m", &hub);
-    let expert = engine(NodeId(9), "m", &hub);
+    let attention = kind.engine(ATTENTION, "m", &hub);
+    let expert = kind.engine(NodeId(9), "m", &hub);
     let serving = Serving::start(kind, &expert, &hub);
     let _connection = attention.links.connect(EXPERT, &serving.address).unwrap();
     refused_twice(&attention);
@@ -277,7 +278,7 @@ fn refused_twice(engine: &Engine) {
 
 fn a_node_that_dials_again_replaces_its_link(kind: Kind) {
     let mut pair = Pair::linked(kind);
-    let mut restarted = engine(ATTENTION, "m", &pair.hub);
+    let mut restarted = kind.engine(ATTENTION, "m", &pair.hub);
     let connection = restarted.links.connect(EXPERT, &pair.serving.address).unwrap();
     pair.expert.down(ATTENTION);
     let to_attention = pair.expert.up(ATTENTION);
@@ -290,16 +291,16 @@ fn a_node_that_dials_again_replaces_its_link(kind: Kind) {
 
 fn links_above_the_bound_wait_for_a_seat(kind: Kind) {
     let hub = Hub::new();
-    let mut expert = engine(EXPERT, "m", &hub);
+    let mut expert = kind.engine(EXPERT, "m", &hub);
     let serving = Serving::start(kind, &expert, &hub);
     let mut seated = Vec::new();
     for node in 10..13 {
-        let mut attention = engine(NodeId(node), "m", &hub);
+        let mut attention = kind.engine(NodeId(node), "m", &hub);
         let connection = attention.links.connect(EXPERT, &serving.address).unwrap();
         let senders = (attention.up(EXPERT), expert.up(NodeId(node)));
         seated.push((attention, senders, connection));
     }
-    let mut late = engine(NodeId(13), "m", &hub);
+    let mut late = kind.engine(NodeId(13), "m", &hub);
     let _connection = late.links.connect(EXPERT, &serving.address).unwrap();
     refused_twice(&late);
     assert!(late.mailbox.is_empty() && expert.mailbox.is_empty());

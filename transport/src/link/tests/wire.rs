@@ -57,8 +57,8 @@ impl Decoder for Raw {
 }
 
 /// An expert node, and a peer of it that sends what it likes.
-struct Rude {
-    expert: Engine,
+pub(super) struct Rude {
+    pub(super) expert: Engine,
     hub: Hub,
     serving: Serving,
 }
@@ -66,13 +66,16 @@ struct Rude {
 impl Rude {
     fn new() -> Self {
         let hub = Hub::new();
-        let expert = engine(EXPERT, "m", &hub);
+        Self::to(engine(EXPERT, "m", &hub), hub)
+    }
+
+    pub(super) fn to(expert: Engine, hub: Hub) -> Self {
         let serving = Serving::start(Kind::Tcp, &expert, &hub);
         Self { expert, hub, serving }
     }
 
     /// Sends `messages` as one stream and returns what came back until the server ended it.
-    async fn send(&self, messages: Vec<Bytes>) -> Status {
+    pub(super) async fn send(&self, messages: Vec<Bytes>) -> Status {
         let channel =
             channel(&self.serving.address, Party::ExpertNode, &self.hub, settings().keep_alive)
                 .unwrap();
@@ -122,6 +125,7 @@ fn hello(model: &str) -> Bytes {
         node: ATTENTION,
         model_fingerprint: model.into(),
         credit_bytes: 1 << 20,
+        nccl: None,
     }))
 }
 
