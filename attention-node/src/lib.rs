@@ -129,7 +129,7 @@ fn assemble(
     let (registry, shape) = (&site.process.registry, half.spec().shape());
     let (links, link_events) = Links::new(
         membership.identity.clone(),
-        node::link_settings(&shape, site.cpu.compute(), &config.links),
+        node::link_settings(&shape, site, &config.links)?,
         LinkMetrics::register(registry, &config.node.name)?,
         site.hub.clone(),
         site.bell.clone(),

@@ -20,7 +20,7 @@ use gateway::{Gateway, Membership};
 use model::{Compute, CpuOptions, Isa};
 use node::{
     Site,
-    config::{ClusterConfig, LinksConfig, ModelConfig, Schedule},
+    config::{ClusterConfig, LinksConfig, ModelConfig, NcclUse, Schedule},
 };
 use policy::batching::Tuning;
 use transport::Hub;
@@ -255,9 +255,14 @@ fn attention_config(flags: &LocalFlags, number: u16) -> attention_node::Config {
         batching: Tuning::default(),
         routing: RoutingConfig::default(),
         bounds: bounds(flags),
-        links: LinksConfig::default(),
+        links: links(),
         canary: CanaryConfig::default(),
     }
+}
+
+/// Links within the process carry pointers, on a GPU too.
+fn links() -> LinksConfig {
+    LinksConfig { nccl: NcclUse::Off, ..LinksConfig::default() }
 }
 
 fn bounds(flags: &LocalFlags) -> BoundsConfig {
@@ -294,7 +299,7 @@ fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {
         device: processor(flags),
         gpu: flags.device.gpu(),
         batching: expert_node::config::default_batching(),
-        links: LinksConfig::default(),
+        links: links(),
         loading: expert_node::config::LoadingConfig::default(),
     }
 }

@@ -102,7 +102,7 @@ impl ExpertNode {
         };
         let (links, inbox) = Links::new(
             membership.identity.clone(),
-            node::link_settings(&shape, site.cpu.compute(), &config.links),
+            node::link_settings(&shape, site, &config.links)?,
             LinkMetrics::register(&site.process.registry, &config.node.name)?,
             site.hub.clone(),
             site.bell.clone(),

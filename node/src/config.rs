@@ -63,6 +63,21 @@ pub struct LinksConfig {
     pub credit_bytes: u64,
     /// Largest frame; the same on all nodes.
     pub frame_bytes_max: usize,
+    /// Whether rows go by NCCL between this node's GPU and others'.
+    pub nccl: NcclUse,
+}
+
+/// When rows go by NCCL. A pair of nodes needs both to be willing; gRPC carries all else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NcclUse {
+    /// Where there is a GPU and the library, and `[tls]` does not say that rows have to be encrypted.
+    #[default]
+    Auto,
+    /// Also beside `[tls]`; a node that cannot does not start.
+    On,
+    /// Never.
+    Off,
 }
 
 // === impl Device ===
@@ -141,6 +156,6 @@ impl ClusterConfig {
 
 impl Default for LinksConfig {
     fn default() -> Self {
-        Self { credit_bytes: 64 << 20, frame_bytes_max: 64 << 20 }
+        Self { credit_bytes: 64 << 20, frame_bytes_max: 64 << 20, nccl: NcclUse::Auto }
     }
 }

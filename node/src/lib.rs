@@ -3,6 +3,7 @@
 
 pub mod config;
 mod gpu;
+mod links;
 mod membership;
 mod outbox;
 mod pace;
@@ -13,7 +14,8 @@ mod site;
 mod stall;
 
 pub use gpu::open_gpu;
-pub use membership::{Membership, Newcomer, link_settings};
+pub use links::link_settings;
+pub use membership::{Membership, Newcomer};
 pub use outbox::Outbox;
 pub use pace::Pace;
 pub use plans::{Followed, Plans};

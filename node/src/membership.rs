@@ -4,18 +4,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use domain::{ClusterView, Curves, Epoch, Guidance, Health, Load, ModelShape, Role};
-use model::Compute;
-use proto::{
-    control::{Beat, Registration},
-    frame::Limits,
-};
+use proto::control::{Beat, Registration};
 use tokio::{sync::watch, task::JoinHandle};
 use transport::{
     control::{ControlClient, ControlSettings},
-    link::{Identity, LinkSettings},
+    link::Identity,
 };
 
-use crate::{Reports, Site, config::LinksConfig, reports, stall};
+use crate::{Reports, Site, reports, stall};
 
 /// What a node says of itself when it joins.
 #[derive(Clone, Debug)]
@@ -107,21 +103,5 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
-/// Settings of a node's links for a model of `shape` computed in `compute`.
-#[must_use]
-pub fn link_settings(shape: &ModelShape, compute: Compute, config: &LinksConfig) -> LinkSettings {
-    let limits = Limits {
-        row_bytes: compute.row_bytes(shape.hidden as usize),
-        layers: shape.layers,
-        experts: shape.experts,
-        top_k: shape.top_k,
-    };
-    LinkSettings {
-        credit_bytes: config.credit_bytes,
-        frame_bytes_max: config.frame_bytes_max,
-        ..LinkSettings::new(limits)
     }
 }

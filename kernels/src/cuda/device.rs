@@ -72,6 +72,12 @@ impl Device {
         Ok(Self { context, stream, module, name, capability, multiprocessors })
     }
 
+    /// The device's number, as it was opened.
+    #[must_use]
+    pub fn ordinal(&self) -> usize {
+        self.context.ordinal()
+    }
+
     /// The device's name, as in `NVIDIA H200`.
     #[must_use]
     pub fn name(&self) -> &str {
