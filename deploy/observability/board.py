@@ -121,7 +121,10 @@ ROWS = [
         ("State store answers", "none", "", [("min(amoe_coordinator_store_up{@})", "up")]),
     ]),
     ("Links", [
-        ("Links up", "none", "", [("sum by (node) (amoe_links_up{@})", "{{node}}")]),
+        ("Links up", "none", "", [
+            ("sum by (node) (amoe_links_up{@})", "{{node}}"),
+            ("sum by (node) (amoe_link_nccl_pairs{@})", "{{node}}, rows by NCCL"),
+        ]),
         ("Rows sent", "Bps", "Bytes of rows.", [rate("amoe_link_row_bytes_sent_total{@}", "node")]),
         ("Frames sent", "short", "", [rate("amoe_link_frames_sent_total{@}", "node")]),
         ("Frames that had to wait", "short", "The receiver had granted no more.",

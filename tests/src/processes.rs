@@ -341,8 +341,8 @@ impl Processes {
             settings.push(("NODE__PROFILE", "false"));
         }
         self.add(&name, &binary, &settings)?;
-        if let Some(folder) = self.gpu.as_ref().and_then(|gpu| gpu.folder_for(role)) {
-            gpu::give(&mut self.program(&name)?.command, &folder);
+        if let Some(gpu) = self.gpu.clone() {
+            gpu.give(role, &mut self.program(&name)?.command);
         }
         Ok(())
     }

@@ -50,6 +50,32 @@ async fn attention_and_experts_on_gpus_answer_alike_in_any_company() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_go_by_nccl_and_communicators_that_break_change_no_answer() -> Result<()> {
+    // A prompt so long that its rows are worth it.
+    let asks = asks(14..15);
+    let by_grpc = Processes::between_gpus(&[("AMOE_LINKS__NCCL", "off")]).await?;
+    let expected = by_grpc.client()?.ask_all(&asks, 1).await?;
+    let count = by_grpc.read("attention-0", "amoe_link_nccl_row_bytes_sent_total").await?;
+    ensure!(count == Some(0.0), "{count:?} bytes went by NCCL");
+
+    const BREAKS: &[(&str, &str)] =
+        &[("AMOE_LINKS__NCCL", "on"), ("AMOE_EMULATED_NCCL_BREAK", "4")];
+    let by_nccl = Processes::between_gpus(BREAKS).await?;
+    for node in ["attention-0", "expert-0"] {
+        by_nccl.until(node, "amoe_link_nccl_pairs", |pairs| pairs == 1.0).await?;
+    }
+    let replies = by_nccl.client()?.ask_all(&asks, AT_ONCE).await?;
+    ensure!(replies == expected, "{replies:?}\nwere expected to be\n{expected:?}");
+    for node in ["attention-0", "expert-0"] {
+        let sent = by_nccl.read(node, "amoe_link_nccl_row_bytes_sent_total").await?;
+        ensure!(sent > Some(0.0), "{node} sent nothing by NCCL");
+        by_nccl.until(node, "amoe_link_nccl_pairs_failed_total", |failed| failed > 0.0).await?;
+        by_nccl.until(node, "amoe_link_nccl_pairs", |pairs| pairs == 1.0).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_cannot_have_its_gpu_says_why_in_a_sentence() -> Result<()> {
     let cases = [
         (

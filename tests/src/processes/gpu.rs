@@ -9,16 +9,21 @@ use super::{PATIENCE, Processes, address, binary, example};
 use crate::checkpoint;
 
 /// An emulated GPU, of which each node has one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Emulated {
     folder: PathBuf,
     roles: &'static [&'static str],
+    /// What else those nodes are told.
+    environment: &'static [(&'static str, &'static str)],
 }
 
 impl Emulated {
-    /// Where the driver lies that nodes of a role get, if they compute on one.
-    pub(super) fn folder_for(&self, role: &str) -> Option<PathBuf> {
-        self.roles.contains(&role).then(|| self.folder.clone())
+    /// Lets a node compute on one, if nodes of its role do.
+    pub(super) fn give(&self, role: &str, command: &mut Command) {
+        if self.roles.contains(&role) {
+            give(command, &self.folder);
+            command.envs(self.environment.iter().copied());
+        }
     }
 }
 
@@ -33,8 +38,21 @@ impl Processes {
         (attention, experts): (usize, usize),
     ) -> Result<Self> {
         let mut all = Self::new()?;
-        all.gpu = Some(Emulated { folder: emulated().await?, roles });
+        all.gpu = Some(Emulated { folder: emulated().await?, roles, environment: &[] });
         all.joined(attention, experts, &[]).await
+    }
+
+    /// An attention node and an expert node on an emulated GPU each, with something more in their environment.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn between_gpus(
+        environment: &'static [(&'static str, &'static str)],
+    ) -> Result<Self> {
+        let (folder, roles) = (emulated().await?, &["attention", "expert"]);
+        let mut all = Self::new()?;
+        all.gpu = Some(Emulated { folder, roles, environment });
+        all.joined(1, 1, &[]).await
     }
 
     /// Lets the GPU of a node that is to be started fail for good after so many launches.
@@ -73,7 +91,7 @@ async fn emulated() -> Result<PathBuf> {
 }
 
 /// Lets a node compute on the emulated GPU in `folder`.
-pub(super) fn give(command: &mut Command, folder: &Path) {
+fn give(command: &mut Command, folder: &Path) {
     command.env("LD_LIBRARY_PATH", folder).env("AMOE_NODE__DEVICE", "cuda:0");
     // It takes any image: it has the kernels compiled in.
     command.env("AMOE_GPU__KERNELS", kernels("amoe.cu"));

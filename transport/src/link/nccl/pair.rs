@@ -11,8 +11,9 @@ use proto::frame::{NcclName, NcclStep, NcclWord};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Awaited, Bounds, Parcel, Route,
+    Awaited, Bounds, Parcel,
     backend::{Backend, End},
+    ends::Route,
     machine::PairId,
     way::Way,
 };

@@ -1,12 +1,11 @@
 //! Pairs over a fake NCCL: two machines turned by hand on a clock of their own, and links with a thread each.
 
+use domain::NodeId;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use self::fake::{Fake, World};
-use super::{
-    machine::{Machine, PairId},
-    *,
-};
+use super::{ends::Route, *};
+use crate::link::LinkMetrics;
 
 pub(in crate::link) mod fake;
 mod machines;
