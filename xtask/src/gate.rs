@@ -19,7 +19,7 @@ struct Step {
 
 /// The same features and profile throughout, so that little is compiled twice. Whole-cluster tests
 /// start the binaries of the rooms, so these are built before any test runs.
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step { name: "format", command: "cargo fmt --all --check" },
     Step {
         name: "clippy",
@@ -44,6 +44,8 @@ const STEPS: [Step; 8] = [
         command: "RUSTDOCFLAGS='-D warnings' \
                   cargo doc --locked --workspace --no-deps --features coordinator/etcd",
     },
+    // Wants PyPI for the compiler, and no GPU.
+    Step { name: "CUDA kernels", command: "cargo xtask kernels --check" },
     // Charts, compose, rules and board, by the binaries built above; beyond crates it needs npm and PyPI.
     Step { name: "deployment", command: "tests/deploy/check.sh" },
     // Not advisories: their database is a download, and the gate needs nothing beyond registries.

@@ -6,7 +6,7 @@ mod report;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::root;
 use manifest::Manifest;
@@ -91,23 +91,25 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
-/// The folder with nvcc and cuobjdump: of `CUDA_HOME`, else of the `.cuda` environment in the root.
+/// The compiler's folder: that of `CUDA_HOME`, or of the pinned wheels, which are installed if they are not there.
 fn tools() -> Result<PathBuf> {
     if let Some(home) = std::env::var_os("CUDA_HOME") {
         return Ok(PathBuf::from(home).join("bin"));
     }
-    let lib = root().join(".cuda/lib");
-    let pythons = std::fs::read_dir(&lib).into_iter().flatten().flatten();
-    for python in pythons {
-        let bin = python.path().join("site-packages/nvidia/cu13/bin");
-        if bin.join("nvcc").exists() {
-            return Ok(bin);
-        }
+    if let Some(bin) = wheels() {
+        return Ok(bin);
     }
-    bail!(
-        "no CUDA compiler: run python3 -m venv .cuda && \
-         .cuda/bin/pip install -r kernels/cuda/requirements-cuda.txt, or set CUDA_HOME"
-    )
+    let environment = root().join(".cuda");
+    run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    let mut pip = Command::new(environment.join("bin/pip"));
+    run(pip.args(["install", "--quiet", "-r"]).arg(folder().join("requirements-cuda.txt")))?;
+    wheels().context("the wheels of kernels/cuda/requirements-cuda.txt hold no nvcc")
+}
+
+fn wheels() -> Option<PathBuf> {
+    let pythons = std::fs::read_dir(root().join(".cuda/lib")).into_iter().flatten().flatten();
+    let mut bins = pythons.map(|python| python.path().join("site-packages/nvidia/cu13/bin"));
+    bins.find(|bin| bin.join("nvcc").exists())
 }
 
 /// Runs a command and returns all it printed.
