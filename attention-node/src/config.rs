@@ -82,7 +82,7 @@ pub struct BoundsConfig {
     pub rows_max: usize,
     /// Longest sequence; by default what the model was made for.
     pub positions_max: Option<usize>,
-    /// Memory of the KV cache. It becomes resident as it is used.
+    /// Memory of the KV cache. It becomes resident as it is used, or is taken from a GPU at start.
     pub kv_bytes: u64,
 }
 

@@ -68,7 +68,7 @@ pub(crate) struct LocalFlags {
     /// Tokens under way at once on an attention node, of prompts and generated ones together.
     #[arg(long, default_value_t = rows_max(), value_name = "TOKENS", env = "AMOE_MAX_NUM_BATCHED_TOKENS")]
     pub(crate) max_num_batched_tokens: NonZeroUsize,
-    /// Memory of an attention node's KV cache; it becomes resident as it is used.
+    /// Memory of an attention node's KV cache; it becomes resident as it is used, or is taken from a GPU at start.
     #[arg(long, default_value_t = 2 << 30, value_name = "BYTES", env = "AMOE_KV_CACHE_BYTES")]
     pub(crate) kv_cache_bytes: u64,
     /// Time to the first token that is promised; requests that would wait longer get 429.
