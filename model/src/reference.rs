@@ -47,21 +47,21 @@ impl Reference {
     ) -> Result<Self, ModelError> {
         let attention = AttentionHalf::load(checkpoint, Arc::clone(cpu), |_, _| ())?;
         let experts = ExpertHalf::new(Arc::clone(checkpoint), Arc::clone(cpu));
-        Self::of(attention, experts, blocks)
+        Self::of(attention, experts, (blocks, blocks * BLOCK_TOKENS))
     }
 
-    /// From both halves, wherever they compute; those of `experts` are resident. Batches are as large as the cache of
-    /// `blocks` blocks.
+    /// From both halves, wherever they compute, with all experts resident. The KV cache has `blocks` blocks; `rows` is
+    /// the most that one [`step`](Self::step) takes on a GPU.
     ///
     /// # Errors
     /// If there is no room for the cache or the batch.
     pub fn of(
         attention: AttentionHalf,
         experts: ExpertHalf,
-        blocks: usize,
+        (blocks, rows): (usize, usize),
     ) -> Result<Self, ModelError> {
         let positions = (blocks * BLOCK_TOKENS).min(attention.spec().positions_max);
-        let bounds = BatchBounds { rows: positions, head_rows: positions, positions };
+        let bounds = BatchBounds { rows, head_rows: rows, positions };
         let kv = attention.new_kv(blocks)?;
         Ok(Self {
             scratch: attention.new_scratch(bounds, &kv)?,

@@ -160,7 +160,7 @@ fn on_gpu(checkpoint: &Arc<Checkpoint>) -> Reference {
     for (layer, expert) in checkpoint.spec().shape().slots() {
         experts.load_expert(layer, expert).unwrap();
     }
-    Reference::of(attention.unwrap(), experts, BLOCKS).unwrap()
+    Reference::of(attention.unwrap(), experts, (BLOCKS, 128)).unwrap()
 }
 
 fn tokens(count: u32, seed: u32) -> Vec<u32> {
