@@ -20,7 +20,7 @@ use gateway::{Gateway, Membership};
 use model::{Compute, CpuOptions, Isa};
 use node::{
     Site,
-    config::{ClusterConfig, LinksConfig, ModelConfig, NcclUse, Schedule},
+    config::{ClusterConfig, Device, LinksConfig, ModelConfig, NcclUse, Schedule},
 };
 use policy::batching::Tuning;
 use transport::Hub;
@@ -130,6 +130,12 @@ impl LocalCluster {
             folder.is_dir(),
             "{}: no such folder, expected one that holds a checkpoint in Hugging Face's layout",
             folder.display()
+        );
+        let on_gpu = matches!(flags.device.device, Device::Cuda(_));
+        ensure!(
+            !on_gpu || flags.experts == NonZeroU16::MIN,
+            "--experts is {}, expected 1 on a GPU: an expert node takes what the device has left",
+            flags.experts
         );
         let hub = Hub::new();
         let coordinator =
