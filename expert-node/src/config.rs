@@ -63,7 +63,8 @@ pub struct NodeConfig {
     /// compares nodes that do not with each other. A paced device has its curve anyway.
     #[serde(default = "default_profile")]
     pub profile: bool,
-    /// Experts this node has room for, over all layers; if absent all of the model's, or on a GPU as many as fit.
+    /// Experts this node has room for, over all layers; if absent all of the model's, or on a GPU seven eighths of what
+    /// fits.
     pub expert_slots: Option<u32>,
 }
 

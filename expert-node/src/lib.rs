@@ -34,6 +34,9 @@ use shard::Shard;
 /// The condition that this node names to its process's readiness.
 const EXPERTS_LOADED: &str = "experts";
 
+/// The part of a GPU's places for experts that is left to a next plan, whose experts come before the old ones go.
+const SPARE_PART: usize = 8;
+
 /// A node that has joined its cluster and is not driven yet.
 #[derive(Debug)]
 pub struct ExpertNode {
@@ -190,11 +193,14 @@ pub fn open_half(
     half.context("experts on the GPU")
 }
 
-/// How many experts the node says it has room for.
+/// How many experts the node says it has room for. Where a GPU does not hold all of the model's, some places stay free
+/// for those of a next plan.
 fn expert_slots(config: &Config, half: &ExpertHalf) -> Result<u32> {
     let all = half.spec().shape().slots().count();
-    let fit = u32::try_from(half.slots().unwrap_or(all))?;
-    let slots = config.node.expert_slots.unwrap_or(fit);
+    let fit = half.slots().unwrap_or(all);
+    let spare = if fit < all { fit / SPARE_PART } else { 0 };
+    let (fit, told) = (u32::try_from(fit)?, u32::try_from(fit - spare)?);
+    let slots = config.node.expert_slots.unwrap_or(told);
     ensure!(
         half.slots().is_none() || slots <= fit,
         "key `node.expert_slots` is {slots}, expected at most {fit}: the GPU's memory holds no more"

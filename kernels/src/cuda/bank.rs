@@ -107,6 +107,12 @@ impl ExpertBank {
         self.experts.slots()
     }
 
+    /// Bytes of one expert's weights.
+    #[must_use]
+    pub fn bytes_each(&self) -> usize {
+        self.experts.bytes_each()
+    }
+
     /// Puts an expert into a slot: `gate` and `up`, `[inter, hidden]`, and `down`, `[hidden, inter]`.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ pub enum NcclError {
         /// The loader's words.
         reason: String,
     },
-    /// The library lacks what every version since [`super::library::VERSION_MIN`] has.
+    /// The library lacks what every version since the oldest that will do has.
     #[error("the NCCL library has no {symbol}")]
     Symbol {
         /// The function that is missing.

@@ -16,8 +16,8 @@ use crate::cuda::CudaError;
 
 /// Carries one transfer at a time between memory of the host and a communicator.
 ///
-/// Rows that lie on the device already need no lane's buffers: they would be handed to
-/// [`Communicator::transfer`] where `send` hands over the lane's, behind an event of the stream that made them.
+/// Rows that lie on the device already need no lane's buffers: they would be handed to the communicator where `send`
+/// hands over the lane's, behind an event of the stream that made them.
 pub struct Lane {
     host: HostMemory,
     device: DeviceMemory,

@@ -67,45 +67,34 @@ impl Bank {
         }
     }
 
-    /// Puts an expert into an empty place.
-    pub(super) fn put(&mut self, place: usize, weights: LoadedWeights) -> Result<(), NotPut> {
+    /// Puts an expert into an empty place; its bytes.
+    pub(super) fn put(&mut self, place: usize, weights: LoadedWeights) -> Result<usize, NotPut> {
         match (self, weights) {
             (Self::Cpu { places, .. }, LoadedWeights::Packed(weights)) => {
-                places[place] = Some(weights);
+                Ok(places[place].insert(weights).bytes())
             }
             (Self::Gpu { gpu, places, free }, LoadedWeights::Plain(weights)) => {
                 let slot = free.pop().ok_or(NotPut::Full { slots: gpu.slots() })?;
                 places[place] = Some(slot);
                 let written = gpu.write(slot, weights.each_ref().map(Vec::as_slice));
                 written.map_err(NotPut::Gpu)?;
+                Ok(gpu.bytes_each())
             }
             (Self::Cpu { .. }, LoadedWeights::Plain(_))
             | (Self::Gpu { .. }, LoadedWeights::Packed(_)) => {
                 unreachable!("a half installs what its own loaders have read")
             }
         }
-        Ok(())
     }
 
-    /// Empties a place and says whether an expert was there.
-    pub(super) fn clear(&mut self, place: usize) -> bool {
+    /// Empties a place; the bytes of the expert that was there.
+    pub(super) fn clear(&mut self, place: usize) -> Option<usize> {
         match self {
-            Self::Cpu { places, .. } => places[place].take().is_some(),
-            Self::Gpu { places, free, .. } => {
-                let slot = places[place].take();
-                free.extend(slot);
-                slot.is_some()
+            Self::Cpu { places, .. } => places[place].take().map(|weights| weights.bytes()),
+            Self::Gpu { gpu, places, free } => {
+                free.push(places[place].take()?);
+                Some(gpu.bytes_each())
             }
-        }
-    }
-
-    /// Bytes of the resident experts, `each` on a GPU.
-    pub(super) fn bytes(&self, each: usize) -> usize {
-        match self {
-            Self::Cpu { places, .. } => {
-                places.iter().flatten().map(|weights| weights.bytes()).sum()
-            }
-            Self::Gpu { places, .. } => places.iter().flatten().count() * each,
         }
     }
 

@@ -23,6 +23,7 @@ pub struct ExpertHalf {
     loader: ExpertLoader,
     /// Its places are `[layer][expert]`, flattened; dense layers have their empty places too.
     bank: Bank,
+    bytes: usize,
 }
 
 /// The rows that one expert has to compute.
@@ -39,7 +40,7 @@ impl ExpertHalf {
     #[must_use]
     pub fn new(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Self {
         let bank = Bank::cpu(Arc::clone(&cpu), places(checkpoint.spec()));
-        Self { loader: ExpertLoader { checkpoint, cpu, form: Form::Packed }, bank }
+        Self { loader: ExpertLoader { checkpoint, cpu, form: Form::Packed }, bank, bytes: 0 }
     }
 
     /// A half that computes on a GPU, in launches of at most `pairs` rows for experts, and holds no expert yet. It takes
@@ -62,7 +63,7 @@ impl ExpertHalf {
             return Err(ModelError::NoRoomAtAll { bytes, each, pairs });
         }
         let bank = Bank::gpu(ExpertBank::new(gpu, shape, slots)?, places(spec));
-        Ok(Self { loader: ExpertLoader { checkpoint, cpu, form: Form::Plain }, bank })
+        Ok(Self { loader: ExpertLoader { checkpoint, cpu, form: Form::Plain }, bank, bytes: 0 })
     }
 
     /// The model this is a half of.
@@ -111,15 +112,19 @@ impl ExpertHalf {
         let LoadedExpert { layer, expert, weights } = loaded;
         self.unload(layer, expert);
         let Some(place) = self.place(layer, expert) else { return Ok(()) };
-        self.bank.put(place, weights).map_err(|why| match why {
+        let put = self.bank.put(place, weights);
+        self.bytes += put.map_err(|why| match why {
             NotPut::Full { slots } => ModelError::NoRoom { layer, expert, slots },
             NotPut::Gpu(error) => ModelError::Gpu(error),
-        })
+        })?;
+        Ok(())
     }
 
     /// Drops one expert and says whether it was there.
     pub fn unload(&mut self, layer: Layer, expert: Expert) -> bool {
-        self.place(layer, expert).is_some_and(|place| self.bank.clear(place))
+        let freed = self.place(layer, expert).and_then(|place| self.bank.clear(place));
+        self.bytes -= freed.unwrap_or(0);
+        freed.is_some()
     }
 
     /// Whether an expert is resident.
@@ -139,7 +144,7 @@ impl ExpertHalf {
     /// Bytes of the resident experts.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bank.bytes(expert_bytes(self.spec().hidden, self.spec().moe.width))
+        self.bytes
     }
 
     /// Computes rows of several experts of one layer in one launch.
