@@ -327,6 +327,28 @@ fn a_peer_that_failed_is_left_alone_for_a_while_also_by_its_next_link() {
 }
 
 #[test]
+fn a_peer_with_whom_all_went_well_for_long_is_tried_again_soon() {
+    let mut bench = Bench::new();
+    for (failures, well) in [(0, 0), (1, 0), (2, 61)] {
+        let mut link = bench.link();
+        bench.now += SECOND * (1 << failures);
+        bench.settle(&mut link);
+        assert!(link.iter().all(End::is_joined));
+        bench.now += SECOND * well;
+        bench.world.state().breaks_after = Some(0);
+        bench.send(0, &link[0], b"broken");
+        let _rows = bench.receive(1, &link[1], 6);
+        (0..3).for_each(|_| bench.turn());
+        assert!(link[0].lost().is_some());
+    }
+    // The third pause in a row would be longer.
+    let mut link = bench.link();
+    bench.now += SECOND;
+    bench.settle(&mut link);
+    assert!(link.iter().all(End::is_joined));
+}
+
+#[test]
 fn receives_under_way_are_bounded_and_all_get_their_turn() {
     const PAIRS: usize = 3 * RECEIVES_MAX;
     let mut bench = Bench::new();
