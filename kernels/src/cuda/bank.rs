@@ -136,62 +136,66 @@ impl ExpertBank {
         })?;
         out.clear();
         out.resize(jobs.iter().map(|job| job.rows.len()).sum::<usize>() * row_bytes, 0);
-        for job in jobs {
-            let mut rows = job.rows;
+        let (mut launch, mut room) = (Vec::with_capacity(jobs.len()), pairs);
+        for &BankJob { slot, mut rows } in jobs {
             while !rows.is_empty() {
-                let room = pairs - self.list.row.len();
                 let (now, later) = rows.split_at(room.min(rows.len()));
-                self.add(job.slot, now)?;
-                rows = later;
-                if self.list.row.len() == pairs {
-                    self.launch(out)?;
+                launch.push(BankJob { slot, rows: now });
+                (rows, room) = (later, room - now.len());
+                if room == 0 {
+                    self.launch(&launch, out)?;
+                    launch.clear();
+                    room = pairs;
                 }
             }
         }
-        self.launch(out)
+        self.launch(&launch, out)
     }
 
-    /// Puts an expert's rows on the list, and what of them is new beside the rows that travel.
-    fn add(&mut self, slot: u32, rows: &[FfnRow<'_>]) -> Result<(), CudaError> {
-        let hidden = self.shape.hidden;
-        let staged = self.rows.values_mut()?;
-        if self.list.first.is_empty() {
-            self.list.first.push(0);
+    /// Computes what fits one launch, and puts the outputs in their places.
+    fn launch(&mut self, jobs: &[BankJob<'_>], out: &mut [u8]) -> Result<(), CudaError> {
+        self.stage(jobs)?;
+        let (device, hidden) = (&*self.device, self.shape.hidden);
+        let (pairs, rows) = (self.list.row.len(), self.places.len());
+        if pairs == 0 {
+            return Ok(());
         }
-        for row in rows {
-            let next = self.places.len() as u32;
-            let place = *self.places.entry(row.input.as_ptr() as usize).or_insert(next);
-            if place == next {
-                decode(row.input, &mut staged[next as usize * hidden..][..hidden]);
-            }
-            self.list.row.push(place);
-            self.list.weight.push(row.weight);
-            self.order.push(row.output);
+        self.pairs.set(device, &self.list, self.experts.slots(), rows)?;
+        self.rows.send(device, rows * hidden, &mut self.x)?;
+        let input = (&self.x, &self.pairs);
+        self.ffn.launch(device, &self.experts, input, &mut self.out)?;
+        self.outputs.fetch(device, pairs * hidden, &self.out)?;
+        let computed = self.outputs.values()?;
+        let row_bytes = hidden * size_of::<bf16>();
+        for (&output, row) in self.order.iter().zip(computed.chunks_exact(hidden)) {
+            encode(row, &mut out[output * row_bytes..][..row_bytes]);
         }
-        self.list.slot.push(slot);
-        self.list.first.push(self.list.row.len() as u32);
         Ok(())
     }
 
-    /// Computes what is on the list, and puts the outputs in their places.
-    fn launch(&mut self, out: &mut [u8]) -> Result<(), CudaError> {
-        let (device, hidden) = (&*self.device, self.shape.hidden);
-        let (pairs, rows) = (self.list.row.len(), self.places.len());
-        if pairs > 0 {
-            self.pairs.set(device, &self.list, self.experts.slots(), rows)?;
-            self.rows.send(device, rows * hidden, &mut self.x)?;
-            let input = (&self.x, &self.pairs);
-            self.ffn.launch(device, &self.experts, input, &mut self.out)?;
-            self.outputs.fetch(device, pairs * hidden, &self.out)?;
-            let computed = self.outputs.values()?;
-            let row_bytes = hidden * size_of::<bf16>();
-            for (&output, row) in self.order.iter().zip(computed.chunks_exact(hidden)) {
-                encode(row, &mut out[output * row_bytes..][..row_bytes]);
+    /// Makes the list of a launch, and lays its distinct rows beside each other.
+    fn stage(&mut self, jobs: &[BankJob<'_>]) -> Result<(), CudaError> {
+        let Self { list, places, order, shape: BankShape { hidden, .. }, .. } = self;
+        list.clear();
+        places.clear();
+        order.clear();
+        // Looked into once: every look asks the device whether a copy is under way.
+        let staged = self.rows.values_mut()?;
+        list.first.push(0);
+        for job in jobs {
+            for row in job.rows {
+                let next = places.len() as u32;
+                let place = *places.entry(row.input.as_ptr() as usize).or_insert(next);
+                if place == next {
+                    decode(row.input, &mut staged[next as usize * *hidden..][..*hidden]);
+                }
+                list.row.push(place);
+                list.weight.push(row.weight);
+                order.push(row.output);
             }
+            list.slot.push(job.slot);
+            list.first.push(list.row.len() as u32);
         }
-        self.list.clear();
-        self.places.clear();
-        self.order.clear();
         Ok(())
     }
 }
