@@ -18,14 +18,14 @@ mod rows;
 
 pub use attention::{Attention, Cache, CacheShape, HeadNorms, KvSteps};
 pub use bank::{BankJob, BankShape, ExpertBank};
-pub(crate) use device::check_driver;
+pub(crate) use device::open_context;
 pub use device::{Buffer, Device, Timer};
 pub use error::CudaError;
-pub(crate) use error::words;
 pub use exact::{Exact, Finish};
 pub use ffn::{Experts, FfnKernel, GroupedFfn, PairList, Pairs, expert_bytes};
 pub use linear::{Dense, Matrix};
 pub use paged::PagedRows;
 pub use pinned::Pinned;
+pub(crate) use pinned::zeroed;
 pub use probe::{Probe, filled};
 pub use rows::{RouteSpec, Rows, Terms};

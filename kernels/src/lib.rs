@@ -46,4 +46,4 @@ pub use norm::{rms_norm, rms_norm_heads};
 pub use rope::{Llama3Scaling, Pairing, Rope, RopeScaling, RopeSpec, YarnScaling};
 pub use router::{Groups, RouterSpec, Routing, Scoring, top_k_route};
 pub use sampling::{Draw, Sampled, SamplingScratch, SamplingSpec, TokenCounts, sample};
-pub use wire::{add_wire_rows, decode_rows, encode_rows};
+pub use wire::{add_wire_rows, decode_bf16, decode_rows, encode_bf16, encode_rows};

@@ -1,5 +1,7 @@
 //! Rows of hidden states as they travel: bf16 or f32, little endian, by [`Compute`].
 
+use half::bf16;
+
 use crate::cpu::Compute;
 
 /// The bf16 bits nearest to `value` (ties to even); NaN stays NaN.
@@ -40,6 +42,28 @@ pub fn encode_rows(compute: Compute, x: &[f32], out: &mut [u8]) {
     }
 }
 
+/// Writes bf16 values in wire form.
+///
+/// # Panics
+/// When `out` is not two bytes for each.
+pub fn encode_bf16(x: &[bf16], out: &mut [u8]) {
+    assert_eq!(out.len(), Compute::Bf16.row_bytes(x.len()), "bytes of the wire rows");
+    for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+        *out = value.to_le_bytes();
+    }
+}
+
+/// Reads bf16 values from wire form.
+///
+/// # Panics
+/// When `rows` is not two bytes for each of `out`.
+pub fn decode_bf16(rows: &[u8], out: &mut [bf16]) {
+    assert_eq!(rows.len(), Compute::Bf16.row_bytes(out.len()), "bytes of the wire rows");
+    for (out, &bytes) in out.iter_mut().zip(rows.as_chunks::<2>().0) {
+        *out = bf16::from_le_bytes(bytes);
+    }
+}
+
 /// Reads wire form into `out`.
 ///
 /// # Panics
@@ -74,8 +98,6 @@ fn each(compute: Compute, rows: &[u8], out: &mut [f32], mut f: impl FnMut(&mut f
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::*;
 
     #[test]

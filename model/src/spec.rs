@@ -49,6 +49,19 @@ pub struct GroupedSpec {
     pub clip: Option<f32>,
 }
 
+impl GroupedSpec {
+    /// Widths of the norms' weights, of queries and of keys, if there are norms.
+    pub(crate) fn norm_widths(&self) -> Option<[usize; 2]> {
+        match self.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some([self.head_dim; 2]),
+            QkNorm::FullWidth => {
+                Some([self.heads, self.kv_heads].map(|heads| heads * self.head_dim))
+            }
+        }
+    }
+}
+
 /// Multi-head latent attention: one compressed key-value row per token (DeepSeek-V2, section 2.1).
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentSpec {

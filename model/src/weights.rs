@@ -1,7 +1,7 @@
 //! Turns tensors of a checkpoint into packed weights, and gives their pages back as soon as they are packed.
 
 use half::{bf16, f16};
-use kernels::{Compute, Cpu, Dtype, ExpertWeights, Linear, MatrixView, decode_rows};
+use kernels::{Compute, Cpu, Dtype, ExpertWeights, Linear, MatrixView, decode_bf16, decode_rows};
 
 use crate::{Checkpoint, ModelError, checkpoint::Tensor};
 
@@ -35,11 +35,7 @@ impl<'a> Weights<'a> {
 
     /// The elements of a tensor of one dimension.
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        let tensor = self.tensor(name, &[len])?;
-        let mut values = vec![0.0; len];
-        widen(tensor.dtype, tensor.bytes(), &mut values);
-        tensor.release();
-        Ok(values)
+        Ok(self.tensor(name, &[len])?.floats(len))
     }
 
     /// A matrix as it is stored.
@@ -95,7 +91,14 @@ impl<'a> Weights<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Vec<bf16>, ModelError> {
-        Ok(self.floats(name, rows, cols)?.into_iter().map(bf16::from_f32).collect())
+        let tensor = self.stored(name, rows, cols)?;
+        if tensor.dtype != Dtype::Bf16 {
+            return Ok(tensor.floats(rows * cols).into_iter().map(bf16::from_f32).collect());
+        }
+        let mut values = vec![bf16::ZERO; rows * cols];
+        decode_bf16(tensor.bytes(), &mut values);
+        tensor.release();
+        Ok(values)
     }
 
     /// The elements of a matrix as they are.
@@ -105,11 +108,7 @@ impl<'a> Weights<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Vec<f32>, ModelError> {
-        let tensor = self.stored(name, rows, cols)?;
-        let mut values = vec![0.0; rows * cols];
-        widen(tensor.dtype, tensor.bytes(), &mut values);
-        tensor.release();
-        Ok(values)
+        Ok(self.stored(name, rows, cols)?.floats(rows * cols))
     }
 
     /// A gated MLP: an expert, the shared experts or a dense layer's. `names` are gate, up and down.
@@ -134,12 +133,34 @@ impl<'a> Weights<'a> {
         Ok(packed)
     }
 
+    /// Gate, up and down of a gated MLP in bf16, as [`mlp`](Self::mlp) reads them.
+    pub(crate) fn mlp_halves(
+        &self,
+        names: [&str; 3],
+        hidden: usize,
+        width: usize,
+    ) -> Result<[Vec<bf16>; 3], ModelError> {
+        Ok([
+            self.halves(names[0], width, hidden)?,
+            self.halves(names[1], width, hidden)?,
+            self.halves(names[2], hidden, width)?,
+        ])
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, ModelError> {
         self.checkpoint.tensor(&format!("{}{name}", self.prefix), shape)
     }
 }
 
 impl<'a> Tensor<'a> {
+    /// The values of its `len` elements; its pages are given back.
+    fn floats(self, len: usize) -> Vec<f32> {
+        let mut values = vec![0.0; len];
+        widen(self.dtype, self.bytes(), &mut values);
+        self.release();
+        values
+    }
+
     /// Its elements as a matrix; the shape was checked when it was found.
     pub(crate) fn matrix(&self, rows: usize, cols: usize) -> Result<MatrixView<'a>, ModelError> {
         Ok(MatrixView::new(self.bytes(), self.dtype, rows, cols)?)

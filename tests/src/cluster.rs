@@ -124,14 +124,12 @@ impl Cluster {
         };
         let coordinator = coordinator::Coordinator::bind(config, &hub, process.clone()).await?;
         let mut tasks = vec![tokio::spawn(async move { Ok(coordinator.serve().await?) })];
+        let site = |processor: &CpuOptions, device: &Device, gpu: &GpuConfig| {
+            Site::open(processor, (device, gpu), hub.clone(), process.clone())
+        };
         for number in 0..layout.experts {
             let config = expert_config(checkpoint, layout, number);
-            let site = Site::open(
-                &config.device,
-                (&config.node.device, &config.gpu),
-                hub.clone(),
-                process.clone(),
-            )?;
+            let site = site(&config.device, &config.node.device, &config.gpu)?;
             tasks.push(tokio::spawn(async move {
                 let joined = ExpertNode::join(config, &site).await?;
                 let (engine, door) = joined.context("stopped early")?.start(&site);
@@ -141,12 +139,7 @@ impl Cluster {
         }
         for number in 0..layout.attention {
             let config = attention_config(checkpoint, layout, number);
-            let site = Site::open(
-                &config.device,
-                (&config.node.device, &config.gpu),
-                hub.clone(),
-                process.clone(),
-            )?;
+            let site = site(&config.device, &config.node.device, &config.gpu)?;
             let joined = AttentionNode::join(config, &site).await?;
             let (engine, door) = joined.context("stopped early")?.start(&site);
             tasks.push(tokio::spawn(async move {

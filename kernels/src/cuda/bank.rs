@@ -10,7 +10,7 @@ use super::device::{Buffer, Device};
 use super::error::{CudaError, require};
 use super::ffn::{Experts, FfnKernel, GroupedFfn, PairList, Pairs, expert_bytes};
 use super::pinned::Pinned;
-use crate::FfnRow;
+use crate::{FfnRow, decode_bf16, encode_bf16};
 
 /// The sizes of a bank, all of whose memory is taken when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +168,7 @@ impl ExpertBank {
         let computed = self.outputs.values()?;
         let row_bytes = hidden * size_of::<bf16>();
         for (&output, row) in self.order.iter().zip(computed.chunks_exact(hidden)) {
-            encode(row, &mut out[output * row_bytes..][..row_bytes]);
+            encode_bf16(row, &mut out[output * row_bytes..][..row_bytes]);
         }
         Ok(())
     }
@@ -187,7 +187,7 @@ impl ExpertBank {
                 let next = places.len() as u32;
                 let place = *places.entry(row.input.as_ptr() as usize).or_insert(next);
                 if place == next {
-                    decode(row.input, &mut staged[next as usize * *hidden..][..*hidden]);
+                    decode_bf16(row.input, &mut staged[next as usize * *hidden..][..*hidden]);
                 }
                 list.row.push(place);
                 list.weight.push(row.weight);
@@ -197,22 +197,6 @@ impl ExpertBank {
             list.first.push(list.row.len() as u32);
         }
         Ok(())
-    }
-}
-
-/// A wire row as values.
-fn decode(wire: &[u8], row: &mut [bf16]) {
-    let values = wire.as_chunks::<2>().0;
-    assert_eq!((values.len(), wire.len()), (row.len(), 2 * row.len()), "values of an input row");
-    for (value, bytes) in row.iter_mut().zip(values) {
-        *value = bf16::from_le_bytes(*bytes);
-    }
-}
-
-/// Values as a wire row.
-fn encode(row: &[bf16], wire: &mut [u8]) {
-    for (bytes, value) in wire.as_chunks_mut::<2>().0.iter_mut().zip(row) {
-        *bytes = value.to_le_bytes();
     }
 }
 

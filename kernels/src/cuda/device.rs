@@ -11,7 +11,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use super::error::{CudaError, require, words};
+use super::error::{CudaError, require};
 
 /// The kernels' machine code; empty when they were not built.
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/amoe.fatbin"));
@@ -49,14 +49,13 @@ impl Device {
     /// # Errors
     /// As [`Device::open`], and when the driver does not accept the image.
     pub fn open_with(ordinal: usize, image: &[u8]) -> Result<Self, CudaError> {
-        check_driver()?;
-        let missing = |error: DriverError| CudaError::NoDevice { ordinal, reason: words(&error) };
-        let context = CudaContext::new(ordinal).map_err(missing)?;
+        let context = open_context(ordinal)?;
+        let missing = CudaError::no_device(ordinal);
         // SAFETY: no buffer exists yet. All work goes to the one stream below, so that nothing
         // needs the events that order several streams.
         unsafe { context.disable_event_tracking() };
-        let name = context.name().map_err(missing)?;
-        let capability = context.compute_capability().map_err(missing)?;
+        let name = context.name().map_err(&missing)?;
+        let capability = context.compute_capability().map_err(&missing)?;
         let (major, minor) = capability;
         if major < 8 {
             return Err(CudaError::DeviceOld { name, major, minor });
@@ -140,9 +139,7 @@ impl Device {
         values: &[T],
     ) -> Result<(), CudaError> {
         let end = at.saturating_add(values.len());
-        if end > buffer.len {
-            return Err(CudaError::Shape(format!("values {at}..{end} of {}", buffer.len)));
-        }
+        require(end <= buffer.len, || format!("values {at}..{end} of {}", buffer.len))?;
         let copied = self.stream.memcpy_htod(values, &mut buffer.slice.slice_mut(at..end));
         copied.map_err(CudaError::driver("copying to the device"))
     }
@@ -167,9 +164,7 @@ impl Device {
         buffer: &Buffer<T>,
         range: Range<usize>,
     ) -> Result<Vec<T>, CudaError> {
-        if range.end > buffer.len {
-            return Err(CudaError::Shape(format!("values {range:?} of {}", buffer.len)));
-        }
+        require(range.end <= buffer.len, || format!("values {range:?} of {}", buffer.len))?;
         let mut values = vec![T::default(); range.len()];
         if !range.is_empty() {
             let copied = self.stream.memcpy_dtoh(&buffer.slice.slice(range), &mut values);
@@ -263,8 +258,14 @@ impl Device {
     }
 }
 
+/// The context that all of a device's work in this process shares.
+pub(crate) fn open_context(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
+    check_driver()?;
+    CudaContext::new(ordinal).map_err(CudaError::no_device(ordinal))
+}
+
 /// The library is there and new enough; the first call of any other function may otherwise panic.
-pub(crate) fn check_driver() -> Result<(), CudaError> {
+fn check_driver() -> Result<(), CudaError> {
     // SAFETY: looks for the library and runs its initialisers, as every later call would.
     if !unsafe { sys::is_culib_present() } {
         return Err(CudaError::DriverMissing);

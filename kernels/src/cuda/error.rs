@@ -61,6 +61,11 @@ pub enum CudaError {
 }
 
 impl CudaError {
+    /// An error of the driver while device `ordinal` was opened.
+    pub(super) fn no_device(ordinal: usize) -> impl Fn(DriverError) -> Self {
+        move |error| Self::NoDevice { ordinal, reason: words(&error) }
+    }
+
     /// An error of the driver during `doing`.
     pub(crate) fn driver(doing: &'static str) -> impl Fn(DriverError) -> Self {
         move |error| Self::Driver { doing, reason: words(&error) }
@@ -68,7 +73,7 @@ impl CudaError {
 }
 
 /// The driver's code and sentence, without the debug dressing.
-pub(crate) fn words(error: &DriverError) -> String {
+fn words(error: &DriverError) -> String {
     let name = error.error_name().ok().map(|n| n.to_string_lossy().into_owned());
     let text = error.error_string().ok().map(|t| t.to_string_lossy().into_owned());
     match (name, text) {

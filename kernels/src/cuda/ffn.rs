@@ -329,18 +329,15 @@ impl GroupedFfn {
             gate: expert.gate.pointer(),
             up: expert.up.pointer(),
             down: expert.down.pointer(),
-            slot: 0,
-            first: 0,
-            row: 0,
             weight: weight.map_or(0, Buffer::pointer),
             act: self.act.pointer(),
             out: out.pointer(),
-            exact: 0,
             ready: self.ready.pointer(),
             groups: 1,
             hidden: size(expert.hidden)?,
             inter: size(expert.inter)?,
             dense: size(rows)?,
+            ..Params::default()
         };
         self.start(device, expert, &params)
     }
@@ -411,7 +408,7 @@ impl GroupedFfn {
 
 /// Mirrors `FfnParams` in `ffn.cuh`.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Params {
     pub(super) x: u64,
     pub(super) gate: u64,

@@ -142,22 +142,14 @@ impl Dense {
     /// Those of a product whose output is still to be named.
     fn params(&self, matrix: &Matrix, x: &Buffer<bf16>, rows: u32) -> Result<Params, CudaError> {
         Ok(Params {
-            x: 0,
-            gate: 0,
-            up: 0,
             down: matrix.weights.pointer(),
-            slot: 0,
-            first: 0,
-            row: 0,
-            weight: 0,
             act: x.pointer(),
-            out: 0,
-            exact: 0,
             ready: self.ready.pointer(),
             groups: 1,
             hidden: size(matrix.features)?,
             inter: size(matrix.inner)?,
             dense: rows,
+            ..Params::default()
         })
     }
 }

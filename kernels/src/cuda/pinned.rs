@@ -1,8 +1,11 @@
 //! Page-locked memory of the host: what goes to a device and comes back without a copy in between.
 
 use std::fmt;
+use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, DeviceRepr, PinnedHostSlice, ValidAsZeroBits, result};
+use cudarc::driver::{
+    CudaContext, CudaEvent, DeviceRepr, PinnedHostSlice, ValidAsZeroBits, result,
+};
 
 use super::device::{Buffer, Device};
 use super::error::{CudaError, require};
@@ -35,13 +38,7 @@ impl<T: DeviceRepr + ValidAsZeroBits + Default + Clone> Pinned<T> {
     pub fn new(device: &Device, len: usize) -> Result<Self, CudaError> {
         let context = device.stream().context();
         let copied = context.new_event(None).map_err(CudaError::driver("making an event"))?;
-        // SAFETY: every value is written right below.
-        let slice = unsafe { context.alloc_pinned_with_flags(len.max(1), 0) };
-        let mut slice = slice.map_err(CudaError::driver("locking memory of the host"))?;
-        let values =
-            slice.as_mut_slice().map_err(CudaError::driver("locking memory of the host"))?;
-        values.fill(T::default());
-        Ok(Self { slice, copied })
+        Ok(Self { slice: zeroed(context, len)?, copied })
     }
 
     /// The values, once no copy is under way.
@@ -111,4 +108,17 @@ impl<T: DeviceRepr + ValidAsZeroBits + Default + Clone> Pinned<T> {
     fn settle(&self) -> Result<(), CudaError> {
         self.copied.synchronize().map_err(CudaError::driver("running on the device"))
     }
+}
+
+/// `len` zeros, one at least, in page-locked memory.
+pub(crate) fn zeroed<T: DeviceRepr + ValidAsZeroBits + Default + Clone>(
+    context: &Arc<CudaContext>,
+    len: usize,
+) -> Result<PinnedHostSlice<T>, CudaError> {
+    let refused = CudaError::driver("locking memory of the host");
+    // SAFETY: every value is written right below.
+    let slice = unsafe { context.alloc_pinned_with_flags(len.max(1), 0) };
+    let mut slice = slice.map_err(&refused)?;
+    slice.as_mut_slice().map_err(&refused)?.fill(T::default());
+    Ok(slice)
 }

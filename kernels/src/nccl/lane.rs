@@ -1,25 +1,22 @@
 //! A lane: the stream, and the memory on device and host, that one transfer at a time goes through.
 
-use std::ffi::c_void;
 use std::fmt;
-use std::ptr::NonNull;
-use std::slice;
 use std::sync::Arc;
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaStream, PinnedHostSlice};
 
 use super::communicator::{Communicator, End};
 use super::error::NcclError;
-use crate::cuda::CudaError;
+use crate::cuda::{CudaError, zeroed};
 
 /// Carries one transfer at a time between memory of the host and a communicator.
 ///
 /// Rows that lie on the device already need no lane's buffers: they would be handed to the communicator where `send`
 /// hands over the lane's, behind an event of the stream that made them.
 pub struct Lane {
-    host: HostMemory,
+    host: PinnedHostSlice<u8>,
     device: DeviceMemory,
     stream: Arc<CudaStream>,
     bytes: usize,
@@ -46,7 +43,7 @@ impl fmt::Debug for Lane {
 impl Lane {
     pub(super) fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, CudaError> {
         let stream = context.new_stream().map_err(CudaError::driver("making a stream"))?;
-        let (host, device) = (HostMemory::new(bytes)?, DeviceMemory::new(bytes)?);
+        let (host, device) = (zeroed(context, bytes)?, DeviceMemory::new(bytes)?);
         Ok(Self { host, device, stream, bytes, work: Work::Idle })
     }
 
@@ -60,7 +57,9 @@ impl Lane {
     pub fn send(&mut self, to: &Communicator, rows: &[u8]) -> Result<(), NcclError> {
         assert_eq!(to.end(), End::Sender, "rows go out of the sending end");
         self.begin(rows.len())?;
-        let staged = &mut self.host.bytes(self.bytes)[..rows.len()];
+        let staged =
+            self.host.as_mut_slice().map_err(CudaError::driver("copying to the device"))?;
+        let staged = &mut staged[..rows.len()];
         staged.copy_from_slice(rows);
         // SAFETY: both sides have that many bytes and are not freed before the stream is empty (`drop`).
         let copied =
@@ -107,7 +106,8 @@ impl Lane {
             code => code.result().map_err(CudaError::driver("exchanging rows by NCCL"))?,
         }
         self.work = Work::Idle;
-        Ok(Some(&self.host.bytes(self.bytes)[..bytes]))
+        let rows = self.host.as_slice().map_err(CudaError::driver("copying from the device"))?;
+        Ok(Some(&rows[..bytes]))
     }
 
     /// Waits until the stream is empty, which it soon is once its communicator was dropped. The lane is free again.
@@ -130,11 +130,12 @@ impl Lane {
     }
 
     fn fetch(&mut self, bytes: usize) -> Result<(), CudaError> {
-        let staged = &mut self.host.bytes(self.bytes)[..bytes];
+        let failed = CudaError::driver("copying from the device");
+        let staged = &mut self.host.as_mut_slice().map_err(&failed)?[..bytes];
         // SAFETY: as the copy in `send`.
         let copied =
             unsafe { result::memcpy_dtoh_async(staged, self.device.0, self.stream.cu_stream()) };
-        copied.map_err(CudaError::driver("copying from the device"))
+        copied.map_err(failed)
     }
 }
 
@@ -160,34 +161,5 @@ impl Drop for DeviceMemory {
     fn drop(&mut self) {
         // SAFETY: allocated in `new`, freed once; the lane has seen its stream empty. A refusal changes nothing.
         let _ = unsafe { result::free_sync(self.0) };
-    }
-}
-
-/// Page-locked memory of the host.
-struct HostMemory(NonNull<c_void>);
-
-impl HostMemory {
-    fn new(bytes: usize) -> Result<Self, CudaError> {
-        // SAFETY: the context is current on this thread.
-        let memory = unsafe { result::malloc_host(bytes.max(1), 0) };
-        let memory = memory.map_err(CudaError::driver("locking memory of the host"))?;
-        // SAFETY: fresh memory of that size.
-        unsafe { memory.cast::<u8>().write_bytes(0, bytes.max(1)) };
-        NonNull::new(memory)
-            .map(Self)
-            .ok_or_else(|| CudaError::Shape("the driver gave no page-locked memory".to_owned()))
-    }
-
-    fn bytes(&mut self, len: usize) -> &mut [u8] {
-        // SAFETY: `len` is what `new` allocated and zeroed; the exclusive borrow of the lane keeps others away, and the
-        // device writes only between `fetch` and the end that `poll` sees.
-        unsafe { slice::from_raw_parts_mut(self.0.as_ptr().cast(), len) }
-    }
-}
-
-impl Drop for HostMemory {
-    fn drop(&mut self) {
-        // SAFETY: as for the device's memory.
-        let _ = unsafe { result::free_host(self.0.as_ptr()) };
     }
 }

@@ -5,14 +5,14 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, DriverError};
+use cudarc::driver::CudaContext;
 use cudarc::nccl::sys::ncclUniqueId;
 
 use super::communicator::{Communicator, End};
 use super::error::NcclError;
 use super::lane::Lane;
 use super::library::Library;
-use crate::cuda::{CudaError, check_driver, words};
+use crate::cuda::{CudaError, open_context};
 
 /// Bytes of a [`UniqueId`].
 pub const UNIQUE_ID_BYTES: usize = size_of::<ncclUniqueId>();
@@ -46,9 +46,7 @@ impl Port {
     /// # Errors
     /// When driver, device or NCCL are missing, or too old.
     pub fn open(ordinal: usize) -> Result<Self, NcclError> {
-        check_driver()?;
-        let missing = |error: DriverError| CudaError::NoDevice { ordinal, reason: words(&error) };
-        let context = CudaContext::new(ordinal).map_err(missing)?;
+        let context = open_context(ordinal)?;
         let library = Rc::new(Library::load()?);
         context.bind_to_thread().map_err(CudaError::driver("using the device"))?;
         Ok(Self { context, library })

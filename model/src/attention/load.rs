@@ -13,8 +13,7 @@ use super::{
     latent::Latent,
 };
 use crate::{
-    AttentionSpec, Checkpoint, GroupedSpec, LatentSpec, LayerKind, ModelError, ModelSpec, QkNorm,
-    Scoring,
+    AttentionSpec, Checkpoint, GroupedSpec, LatentSpec, LayerKind, ModelError, ModelSpec, Scoring,
     experts::single_thread,
     weights::{Part, Weights},
 };
@@ -147,12 +146,8 @@ fn grouped(
         part("self_attn.k_proj", keys, shape.qkv_bias),
         part("self_attn.v_proj", keys, shape.qkv_bias),
     ];
-    let widths = match shape.qk_norm {
-        QkNorm::None => None,
-        QkNorm::PerHead => Some([shape.head_dim; 2]),
-        QkNorm::FullWidth => Some([queries, keys]),
-    };
-    let norms = widths
+    let norms = shape
+        .norm_widths()
         .map(|[query, key]| {
             Ok::<_, ModelError>([
                 weights.vector("self_attn.q_norm.weight", query)?,

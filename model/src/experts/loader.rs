@@ -56,11 +56,7 @@ impl ExpertLoader {
         let (names, hidden, width) = (spec.names.expert_parts, spec.hidden, spec.moe.width);
         let weights = match self.form {
             Form::Packed => LoadedWeights::Packed(Box::new(weights.mlp(names, hidden, width)?)),
-            Form::Plain => LoadedWeights::Plain([
-                weights.halves(names[0], width, hidden)?,
-                weights.halves(names[1], width, hidden)?,
-                weights.halves(names[2], hidden, width)?,
-            ]),
+            Form::Plain => LoadedWeights::Plain(weights.mlp_halves(names, hidden, width)?),
         };
         Ok(LoadedExpert { layer, expert, weights })
     }

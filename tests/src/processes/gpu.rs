@@ -37,9 +37,7 @@ impl Processes {
         roles: &'static [&'static str],
         (attention, experts): (usize, usize),
     ) -> Result<Self> {
-        let mut all = Self::new()?;
-        all.gpu = Some(Emulated { folder: emulated().await?, roles, environment: &[] });
-        all.joined(attention, experts, &[]).await
+        Self::emulating(roles, &[], (attention, experts)).await
     }
 
     /// An attention node and an expert node on an emulated GPU each, with something more in their environment.
@@ -49,10 +47,17 @@ impl Processes {
     pub async fn between_gpus(
         environment: &'static [(&'static str, &'static str)],
     ) -> Result<Self> {
-        let (folder, roles) = (emulated().await?, &["attention", "expert"]);
+        Self::emulating(&["attention", "expert"], environment, (1, 1)).await
+    }
+
+    async fn emulating(
+        roles: &'static [&'static str],
+        environment: &'static [(&'static str, &'static str)],
+        (attention, experts): (usize, usize),
+    ) -> Result<Self> {
         let mut all = Self::new()?;
-        all.gpu = Some(Emulated { folder, roles, environment });
-        all.joined(1, 1, &[]).await
+        all.gpu = Some(Emulated { folder: emulated().await?, roles, environment });
+        all.joined(attention, experts, &[]).await
     }
 
     /// Lets the GPU of a node that is to be started fail for good after so many launches.

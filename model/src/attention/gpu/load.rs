@@ -10,7 +10,7 @@ use kernels::{
 
 use super::{DecoderLayer, FeedForward, Gpu, RoutedExperts, Shared};
 use crate::{
-    AttentionSpec, Checkpoint, GroupedSpec, LayerKind, ModelError, ModelSpec, QkNorm, Scoring,
+    AttentionSpec, Checkpoint, GroupedSpec, LayerKind, ModelError, ModelSpec, Scoring,
     attention::load::{MLP, head},
     weights::Weights,
 };
@@ -125,12 +125,7 @@ impl Upload<'_> {
         let qkv =
             [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
         let output = [("self_attn.o_proj", spec.hidden)];
-        let widths = match grouped.qk_norm {
-            QkNorm::None => None,
-            QkNorm::PerHead => Some([dim; 2]),
-            QkNorm::FullWidth => Some([queries, keys]),
-        };
-        let head_norms = match widths {
+        let head_norms = match grouped.norm_widths() {
             None => None,
             Some([query, key]) => {
                 Some([self.norm("self_attn.q_norm", query)?, self.norm("self_attn.k_norm", key)?])
@@ -176,16 +171,11 @@ impl Upload<'_> {
     }
 
     fn mlp(&self, spec: &ModelSpec, name: &str, width: usize) -> Result<Experts, ModelError> {
-        let [gate, up, down] = MLP.map(|tensor| format!("{name}.{tensor}"));
-        let upload = |name: &str, rows, columns| {
-            let values = self.weights.halves(name, rows, columns)?;
-            Ok::<_, ModelError>(self.device.upload(&values)?)
-        };
-        let weights = [
-            upload(&gate, width, spec.hidden)?,
-            upload(&up, width, spec.hidden)?,
-            upload(&down, spec.hidden, width)?,
-        ];
+        let names = MLP.map(|tensor| format!("{name}.{tensor}"));
+        let names = names.each_ref().map(String::as_str);
+        let [gate, up, down] = self.weights.mlp_halves(names, spec.hidden, width)?;
+        let device = self.device;
+        let weights = [device.upload(&gate)?, device.upload(&up)?, device.upload(&down)?];
         Ok(Experts::new(self.device, (1, spec.hidden, width), weights)?)
     }
 }

@@ -16,6 +16,7 @@ use kernels::{
         Buffer, Cache, CacheShape, CudaError, Device, Experts, Finish, HeadNorms, KvSteps, Matrix,
         RouteSpec,
     },
+    encode_bf16,
 };
 
 pub(super) use self::memory::Memory;
@@ -171,10 +172,7 @@ impl Gpu {
         routed.row_bytes = hidden * size_of::<bf16>();
         routed.wire.resize(routed.routing.rows() * routed.row_bytes, 0);
         for_each_row(&self.cpu, &mut routed.wire, routed.row_bytes, |row, bytes| {
-            let values = &wire[row * hidden..][..hidden];
-            for (bytes, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                *bytes = value.to_le_bytes();
-            }
+            encode_bf16(&wire[row * hidden..][..hidden], bytes);
         });
         Ok(())
     }
