@@ -33,6 +33,9 @@ pub struct Config {
     /// `[bounds]`.
     #[serde(default)]
     pub bounds: BoundsConfig,
+    /// `[prefix_caching]`.
+    #[serde(default)]
+    pub prefix_caching: PrefixCachingConfig,
     /// `[links]`.
     #[serde(default)]
     pub links: LinksConfig,
@@ -96,6 +99,20 @@ impl Default for BoundsConfig {
             positions_max: None,
             kv_bytes: 2 << 30,
         }
+    }
+}
+
+/// Section `[prefix_caching]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrefixCachingConfig {
+    /// Whether a sequence that begins like an earlier one takes over its keys and values.
+    pub enabled: bool,
+}
+
+impl Default for PrefixCachingConfig {
+    fn default() -> Self {
+        Self { enabled: true }
     }
 }
 

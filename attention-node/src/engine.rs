@@ -212,20 +212,19 @@ impl AttentionEngine {
     pub(crate) fn new(
         half: AttentionHalf,
         pace: Pace,
-        (kv, scratch): (KvCache, Scratch),
+        (kv, blocks, scratch): (KvCache, KvBlocks, Scratch),
         bounds: Bounds,
         ready: Ready,
         experts: Experts,
         joints: Joints,
     ) -> Self {
-        let blocks = u32::try_from(kv.blocks()).unwrap_or(u32::MAX);
         Self {
             joints,
             bounds,
             half,
             pace,
             kv,
-            blocks: KvBlocks::new(blocks, model::BLOCK_TOKENS),
+            blocks,
             experts,
             ready,
             sequences: Slab::new(),

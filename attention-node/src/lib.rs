@@ -19,6 +19,7 @@ use chassis::{Shutdown, engine::Engine, role::Process};
 use domain::Role;
 use model::{AttentionHalf, BLOCK_TOKENS, BatchBounds, Checkpoint};
 use node::{Membership, Newcomer, Pace, Progress, Site, config::Schedule};
+use policy::kv_blocks::{KvBlocks, Retention};
 use proto::internal::sequences_server::SequencesServer;
 use tokio::runtime::Handle;
 use transport::{
@@ -137,6 +138,7 @@ fn assemble(
     let blocks = kv_blocks(config, &half)?;
     let bounds = bounds(config, &half, blocks);
     let kv = half.new_kv(blocks)?;
+    let pool = KvBlocks::new(u32::try_from(blocks)?, BLOCK_TOKENS, retention(config, site));
     let scratch = half.new_scratch(
         BatchBounds {
             rows: config.bounds.rows_max,
@@ -167,7 +169,10 @@ fn assemble(
     let by_batch = config.routing.by_batch;
     let experts = Experts::new(links, Handle::current(), &shape, by_batch);
     let pace = Pace::open(&config.node.device, &config.node.name)?;
-    Ok((AttentionEngine::new(half, pace, (kv, scratch), bounds, ready, experts, joints), door))
+    Ok((
+        AttentionEngine::new(half, pace, (kv, pool, scratch), bounds, ready, experts, joints),
+        door,
+    ))
 }
 
 /// Blocks of the KV cache: what its memory holds, but no more than all sequences can fill.
@@ -181,6 +186,15 @@ fn kv_blocks(config: &Config, half: &AttentionHalf) -> Result<usize> {
     );
     let positions = positions_max(config, half);
     Ok(fit.min(positions.div_ceil(BLOCK_TOKENS).saturating_mul(config.bounds.sequences_max)))
+}
+
+/// A GPU's KV cache is all there from the start, a processor's is taken as it is used.
+fn retention(config: &Config, site: &Site) -> Retention {
+    match (config.prefix_caching.enabled, &site.gpu) {
+        (false, _) => Retention::Nothing,
+        (true, None) => Retention::Earned,
+        (true, Some(_)) => Retention::Everything,
+    }
 }
 
 fn positions_max(config: &Config, half: &AttentionHalf) -> usize {

@@ -21,6 +21,8 @@ pub(crate) struct Metrics {
     plan_epoch: IntGauge,
     pub(crate) last_token: Gauge,
     pub(crate) tokens: IntCounter,
+    pub(crate) prompt_tokens: IntCounter,
+    pub(crate) cached_tokens: IntCounter,
     pub(crate) preemptions: IntCounter,
     pub(crate) cancelled: IntCounter,
     pub(crate) refused: IntCounter,
@@ -68,6 +70,14 @@ impl Metrics {
                 ),
             )?,
             tokens: counter("amoe_attention_tokens_total", "Tokens drawn.")?,
+            prompt_tokens: counter(
+                "amoe_attention_prompt_tokens_total",
+                "Tokens that sequences came with.",
+            )?,
+            cached_tokens: counter(
+                "amoe_attention_cached_tokens_total",
+                "Those of them whose keys and values an earlier sequence had left in the cache.",
+            )?,
             preemptions: counter(
                 "amoe_attention_preemptions_total",
                 "Sequences that gave way for want of KV blocks and were computed anew.",

@@ -18,11 +18,13 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<u32>,
     /// Tokens of `tokens` whose keys and values are in the cache.
     pub(crate) cached: usize,
+    /// Tokens of `tokens` that were in the cache when it began; told with the first token drawn.
+    pub(crate) found: u32,
     /// Its KV blocks, in order.
     pub(crate) blocks: Vec<u32>,
     /// Its span's key while it runs.
     pub(crate) span: Option<usize>,
-    /// When it was admitted last; the youngest gives way first.
+    /// Its number among all admissions, the last time; the youngest gives way first. 0 before the first.
     pub(crate) admitted: u64,
     /// Its trace, if it is sampled.
     pub(crate) trace: Option<Box<Trace>>,
@@ -73,6 +75,7 @@ impl Sequence {
             name: request.id,
             tokens: request.tokens,
             cached: 0,
+            found: 0,
             blocks: Vec::new(),
             span: None,
             admitted: 0,
@@ -116,7 +119,9 @@ impl Sequence {
             None
         };
         let logprobs = sampled.logprob.map(|logprob| TokenLogprobs { logprob, top: sampled.top });
-        let told = self.outputs.try_send(TokenOutput { token, logprobs, finish });
+        let cached_tokens = std::mem::take(&mut self.found);
+        let output = TokenOutput { token, logprobs, finish, cached_tokens };
+        let told = self.outputs.try_send(output);
         match (told, finish) {
             (Err(_), _) => Next::Abandoned,
             (Ok(()), Some(_)) => Next::Finished,

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use attention_node::{
     AttentionNode,
-    config::{BoundsConfig, CanaryConfig, RoutingConfig},
+    config::{BoundsConfig, CanaryConfig, PrefixCachingConfig, RoutingConfig},
 };
 use chassis::role::Process;
 use clap::{Args, ValueEnum};
@@ -71,6 +71,9 @@ pub(crate) struct LocalFlags {
     /// Memory of an attention node's KV cache; it becomes resident as it is used, or is taken from a GPU at start.
     #[arg(long, default_value_t = 2 << 30, value_name = "BYTES", env = "AMOE_KV_CACHE_BYTES")]
     pub(crate) kv_cache_bytes: u64,
+    /// Compute every prompt from its beginning, even if an earlier one began alike.
+    #[arg(long, env = "AMOE_NO_ENABLE_PREFIX_CACHING")]
+    pub(crate) no_enable_prefix_caching: bool,
     /// Time to the first token that is promised; requests that would wait longer get 429.
     #[arg(long, default_value_t = gateway::config::BoundsConfig::default().first_token_ms, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..), env = "AMOE_FIRST_TOKEN_MS")]
     pub(crate) first_token_ms: u64,
@@ -261,6 +264,7 @@ fn attention_config(flags: &LocalFlags, number: u16) -> attention_node::Config {
         batching: Tuning::default(),
         routing: RoutingConfig::default(),
         bounds: bounds(flags),
+        prefix_caching: PrefixCachingConfig { enabled: !flags.no_enable_prefix_caching },
         links: links(),
         canary: CanaryConfig::default(),
     }

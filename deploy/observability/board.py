@@ -88,6 +88,10 @@ ROWS = [
         ("KV blocks in use", "percentunit", "Attention nodes.", [
             ("1 - sum by (node) (amoe_attention_kv_blocks_free{@}) / sum by (node) (amoe_attention_kv_blocks{@})", "{{node}}"),
         ]),
+        ("Tokens found in the prefix cache", "percentunit", "Of those that sequences came with, by attention node.", [
+            ("sum by (node) (rate(amoe_attention_cached_tokens_total{@}[$__rate_interval])) / "
+             "sum by (node) (rate(amoe_attention_prompt_tokens_total{@}[$__rate_interval]))", "{{node}}"),
+        ]),
         ("Preemptions and cancellations", "short", "Sequences that gave way for want of KV blocks, or whose client went away.", [
             rate("amoe_attention_preemptions_total{@}", "node", "{{node}} preempted"),
             rate("amoe_attention_cancelled_total{@}", "node", "{{node}} cancelled"),

@@ -42,4 +42,6 @@ pub struct TokenOutput {
     pub logprobs: Option<TokenLogprobs>,
     /// Present on the last one.
     pub finish: Option<FinishReason>,
+    /// On the first one that a node draws: how many of the request's tokens it had computed before. Else 0.
+    pub cached_tokens: u32,
 }

@@ -146,6 +146,7 @@ impl Call {
         wire::Usage {
             prompt_tokens: count(self.running.prompt_tokens()),
             completion_tokens: count(self.running.completion_tokens()),
+            cached_tokens: count(self.running.cached_tokens()),
         }
     }
 

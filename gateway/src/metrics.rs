@@ -37,6 +37,8 @@ pub(crate) struct Metrics {
     pub(crate) kv_cache_used: Gauge,
     pub(crate) nodes_ready: IntGauge,
     pub(crate) prompt_tokens: IntCounter,
+    prefix_queries: IntCounter,
+    prefix_hits: IntCounter,
     generation_tokens: IntCounter,
     /// By reason.
     finished: IntCounterVec,
@@ -225,6 +227,14 @@ impl Metrics {
             nodes_ready: names
                 .gauge("amoe_gateway_attention_nodes_ready", "Attention nodes that take work")?,
             prompt_tokens: names.counter("vllm:prompt_tokens_total", "Prompt tokens taken in")?,
+            prefix_queries: names.counter(
+                "vllm:prefix_cache_queries_total",
+                "Prompt tokens of sequences that have a first token",
+            )?,
+            prefix_hits: names.counter(
+                "vllm:prefix_cache_hits_total",
+                "Those of them that needed no computing, because an earlier prompt began alike",
+            )?,
             generation_tokens: names.counter("vllm:generation_tokens_total", "Tokens generated")?,
             finished: names.counters(
                 "vllm:request_success_total",
@@ -274,6 +284,12 @@ impl Metrics {
 
     pub(crate) fn refused(&self, kind: Kind) {
         self.refused.with_label_values(&[kind.label()]).inc();
+    }
+
+    /// A sequence's first token came; so many of its prompt's tokens were in the cache of its node.
+    pub(crate) fn began(&self, prompt: u32, cached: u32) {
+        self.prefix_queries.inc_by(prompt.into());
+        self.prefix_hits.inc_by(cached.into());
     }
 
     /// Tokens that came in one message: `gap` is the time since the one before, none at first.

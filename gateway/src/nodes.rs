@@ -8,7 +8,7 @@ use std::{
 };
 
 use domain::{ClusterView, Health, Member, NodeId, Role, SequenceRequest};
-use policy::assignment::{Assignment, Candidate, assign};
+use policy::assignment::{Assignment, Beginning, Candidate, Prefixes, assign, beginnings};
 use tokio::sync::watch;
 use transport::sequences::{SequenceError, Tokens};
 
@@ -16,6 +16,16 @@ use crate::cluster::Cluster;
 
 /// Tokens per KV block, the granule in which attention nodes hold sequences.
 const BLOCK_TOKENS: usize = 16;
+
+/// Beginnings of sequences that are remembered: a few million tokens.
+const BEGINNINGS_MAX: usize = 1 << 16;
+
+/// What this gateway has placed.
+#[derive(Debug)]
+struct Placed {
+    claims: HashMap<NodeId, Claim>,
+    prefixes: Prefixes,
+}
 
 /// What this gateway has on one node.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,7 +38,7 @@ struct Claim {
 #[derive(Debug)]
 pub(crate) struct Nodes {
     cluster: Cluster,
-    claims: Mutex<HashMap<NodeId, Claim>>,
+    placed: Mutex<Placed>,
     /// How long requests are held while no node takes work.
     patience: Duration,
     seen: Mutex<Seen>,
@@ -67,7 +77,7 @@ pub(crate) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut claims = self.nodes.claims();
+        let claims = &mut self.nodes.placed().claims;
         if let Some(claim) = claims.get_mut(&self.node.id) {
             claim.blocks = claim.blocks.saturating_sub(self.blocks);
             claim.sequences = claim.sequences.saturating_sub(1);
@@ -106,30 +116,42 @@ fn ready(view: &ClusterView) -> impl Iterator<Item = &Member> {
 impl Nodes {
     pub(crate) fn new(cluster: Cluster, patience: Duration) -> Arc<Self> {
         let seen = Mutex::new(Seen::Never);
-        let nodes = Arc::new(Self { cluster, claims: Mutex::default(), patience, seen });
+        let (claims, prefixes) = (HashMap::new(), Prefixes::new(BEGINNINGS_MAX));
+        let placed = Mutex::new(Placed { claims, prefixes });
+        let nodes = Arc::new(Self { cluster, placed, patience, seen });
         nodes.standing();
         nodes
     }
 
-    fn claims(&self) -> MutexGuard<'_, HashMap<NodeId, Claim>> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    fn placed(&self) -> MutexGuard<'_, Placed> {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Finds a place for a sequence of `tokens`, on none of the `refused` nodes. What a sequence
     /// will still generate is not claimed: nobody knows how much it is.
-    pub(crate) fn place(self: &Arc<Self>, tokens: usize, refused: &[NodeId]) -> Option<Place> {
+    pub(crate) fn place(self: &Arc<Self>, tokens: &[u32], refused: &[NodeId]) -> Option<Place> {
         let view = self.cluster.view.borrow().clone();
-        let mut claims = self.claims();
+        let beginnings = told_apart(&view, tokens);
+        let mut placed = self.placed();
         let candidates: Vec<_> =
-            ready(&view).map(|member| candidate(member, claims.get(&member.id))).collect();
-        let assignment = assign(&candidates, refused)?;
+            ready(&view).map(|member| placed.candidate(member, &beginnings)).collect();
+        let count = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+        let assignment = assign(&candidates, refused, count)?;
         let node = view.member(assignment.node)?.clone();
-        let blocks = u32::try_from(tokens / BLOCK_TOKENS + 1).unwrap_or(u32::MAX);
-        let claim = claims.entry(node.id).or_default();
+        placed.prefixes.note(node.id, &beginnings);
+        let blocks = u32::try_from(tokens.len() / BLOCK_TOKENS + 1).unwrap_or(u32::MAX);
+        let claim = placed.claims.entry(node.id).or_default();
         claim.blocks = claim.blocks.saturating_add(blocks);
         claim.sequences += 1;
-        drop(claims);
+        drop(placed);
         Some(Place { node, assignment, blocks, nodes: Arc::clone(self) })
+    }
+
+    /// A sequence has come to its end on a node, which has all its `tokens` computed.
+    pub(crate) fn note_end(&self, node: NodeId, tokens: &[u32]) {
+        let view = self.cluster.view.borrow().clone();
+        let beginnings = told_apart(&view, tokens);
+        self.placed().prefixes.note(node, &beginnings);
     }
 
     /// Waits until the view has a node that takes work and is not among `refused`.
@@ -187,14 +209,25 @@ impl Nodes {
     }
 }
 
-fn candidate(member: &Member, claim: Option<&Claim>) -> Candidate {
-    let claim = claim.copied().unwrap_or_default();
-    Candidate {
-        node: member.id,
-        kv_blocks: member.load.kv_blocks,
-        kv_blocks_free: member.load.kv_blocks_free,
-        sequences: member.load.running.saturating_add(member.load.waiting),
-        own_blocks: claim.blocks,
-        own_sequences: claim.sequences,
+/// The beginnings of a sequence, where there is more than one node to send it to.
+fn told_apart(view: &ClusterView, tokens: &[u32]) -> Vec<Beginning> {
+    if view.role(Role::Attention).count() > 1 { beginnings(tokens) } else { Vec::new() }
+}
+
+// === impl Placed ===
+
+impl Placed {
+    /// A node as one for a sequence that begins so.
+    fn candidate(&self, member: &Member, beginnings: &[Beginning]) -> Candidate {
+        let claim = self.claims.get(&member.id).copied().unwrap_or_default();
+        Candidate {
+            node: member.id,
+            kv_blocks: member.load.kv_blocks,
+            kv_blocks_free: member.load.kv_blocks_free,
+            sequences: member.load.running.saturating_add(member.load.waiting),
+            own_blocks: claim.blocks,
+            own_sequences: claim.sequences,
+            cached_tokens: self.prefixes.cached(member.id, beginnings),
+        }
     }
 }

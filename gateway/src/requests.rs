@@ -48,11 +48,19 @@ pub(crate) struct Running {
     /// Choices per prompt.
     pub(crate) n: u32,
     events: mpsc::Receiver<Event>,
-    tokens: Vec<usize>,
+    choices: Vec<Count>,
     open: usize,
     metrics: Arc<Metrics>,
     /// Its trace ends with it.
     _trace: Option<RequestTrace>,
+}
+
+/// Tokens of one choice.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    generated: usize,
+    /// Of its prompt: those that needed no computing.
+    cached: usize,
 }
 
 impl Requests {
@@ -124,7 +132,7 @@ impl Requests {
             prompts,
             n: sampling.n,
             events,
-            tokens: vec![0; accepted.len()],
+            choices: vec![Count::default(); accepted.len()],
             open: accepted.len(),
             metrics: Arc::clone(&self.metrics),
             _trace: trace,
@@ -266,14 +274,17 @@ impl Running {
                 return Some(Err(refusal));
             }
         };
-        if let Some(tokens) = self.tokens.get_mut(choice as usize) {
-            *tokens += piece.tokens.len();
+        if let Some(count) = self.choices.get_mut(choice as usize) {
+            if count.generated == 0 {
+                count.cached = piece.tokens.first().map_or(0, |first| first.cached_tokens as usize);
+            }
+            count.generated += piece.tokens.len();
         }
         if piece.ending.is_some() {
             self.open -= 1;
         }
         if self.open == 0 {
-            let longest = self.tokens.iter().max().copied().unwrap_or(0);
+            let longest = self.choices.iter().map(|count| count.generated).max().unwrap_or(0);
             self.metrics.longest(longest);
         }
         Some(Ok((choice, piece)))
@@ -281,7 +292,7 @@ impl Running {
 
     /// All choices, whole.
     pub(crate) async fn collect(&mut self) -> Result<Vec<Piece>, Refusal> {
-        let mut whole = vec![Piece::default(); self.tokens.len()];
+        let mut whole = vec![Piece::default(); self.choices.len()];
         while let Some(next) = self.next().await {
             let (choice, piece) = next?;
             let whole = &mut whole[choice as usize];
@@ -301,6 +312,12 @@ impl Running {
     /// Tokens generated so far, of all choices.
     #[must_use]
     pub(crate) fn completion_tokens(&self) -> usize {
-        self.tokens.iter().sum()
+        self.choices.iter().map(|count| count.generated).sum()
+    }
+
+    /// Of the tokens of all prompts: those that needed no computing for the first choice.
+    #[must_use]
+    pub(crate) fn cached_tokens(&self) -> usize {
+        self.choices.iter().step_by(self.n as usize).map(|count| count.cached).sum()
     }
 }

@@ -172,7 +172,7 @@ impl Sequence {
     async fn run(&mut self) -> Result<Last, Miss> {
         let mut tries = Tries::default();
         loop {
-            let place = self.nodes.place(self.request.tokens.len(), &tries.avoid);
+            let place = self.nodes.place(&self.request.tokens, &tries.avoid);
             let Some(place) = place else {
                 self.pause(&mut tries).await?;
                 continue;
@@ -183,7 +183,10 @@ impl Sequence {
             tracing::debug!(sequence = self.request.id, why = %place.assignment, "assigned");
             let (node, name) = (place.node.id, place.node.name.clone());
             match self.attempt(place).await {
-                Ok(last) => return Ok(last),
+                Ok(last) => {
+                    self.nodes.note_end(node, &self.request.tokens);
+                    return Ok(last);
+                }
                 Err(Miss::Full) => {}
                 Err(Miss::Lost(why)) => {
                     tracing::warn!(sequence = self.request.id, node = name, why, "node lost");
@@ -294,7 +297,11 @@ impl Sequence {
         let now = Instant::now();
         let gap = self.clock.last.map(|last| now - last);
         self.metrics.tokens(tokens.len(), now - self.clock.arrived, gap);
-        self.clock.first.get_or_insert(now);
+        if self.clock.first.is_none() {
+            self.clock.first = Some(now);
+            let cached = tokens.first().map_or(0, |first| first.cached_tokens);
+            self.metrics.began(self.request.prompt_len, cached);
+        }
         self.clock.last = Some(now);
         self.admitted.started();
         self.request.tokens.extend(tokens.iter().map(|token| token.token));

@@ -1,8 +1,18 @@
-//! Decides which attention node a sequence goes to: the one with the most KV blocks to spare.
+//! Decides which attention node a sequence goes to: one that has computed much of it, else the one with the most KV
+//! blocks to spare.
+
+mod prefixes;
 
 use std::{cmp::Reverse, fmt};
 
 use domain::NodeId;
+
+pub use self::prefixes::{Beginning, Prefixes, beginnings};
+
+/// A node that has computed less than one in so many of a sequence's tokens is not chosen for that.
+const CACHED_PART: u32 = 4;
+/// A node is crowded with this many sequences more than twice those of the least busy one.
+const CROWD: u32 = 8;
 
 /// What is known about one attention node that takes work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +29,8 @@ pub struct Candidate {
     pub own_blocks: u32,
     /// This gateway's own sequences there.
     pub own_sequences: u32,
+    /// Tokens of the sequence that it is thought to have computed already.
+    pub cached_tokens: u32,
 }
 
 impl Candidate {
@@ -47,32 +59,51 @@ pub struct Assignment {
     pub blocks_spare: i64,
     /// Sequences it is thought to have before this one.
     pub sequences: u32,
+    /// Tokens of this sequence that it is thought to have computed, if that is why.
+    pub cached_tokens: u32,
     /// How many nodes could have been chosen.
     pub considered: usize,
 }
 
 impl fmt::Display for Assignment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} of {} nodes: most KV blocks to spare ({}), {} sequences there",
-            self.node, self.considered, self.blocks_spare, self.sequences
-        )
+        let Self { node, considered, blocks_spare, sequences, cached_tokens } = self;
+        write!(f, "{node} of {considered} nodes: ")?;
+        if *cached_tokens > 0 {
+            write!(f, "has computed {cached_tokens} of the tokens; ")?;
+        } else {
+            f.write_str("most KV blocks to spare; ")?;
+        }
+        write!(f, "{blocks_spare} blocks to spare, {sequences} sequences there")
     }
 }
 
-/// Picks the node with the most KV blocks to spare, then the fewest sequences, then the lowest
-/// number. Nodes in `refused` have said no to this sequence or lost it. `None`: nobody is left.
+/// Picks the node for a sequence of `tokens`: the one that has computed the most of it, if that is a good part and the node is neither
+/// full nor crowded; then the most KV blocks to spare, the fewest sequences, the lowest number. Nodes in
+/// `refused` have said no to this sequence or lost it. `None`: nobody is left.
 #[must_use]
-pub fn assign(candidates: &[Candidate], refused: &[NodeId]) -> Option<Assignment> {
+pub fn assign(candidates: &[Candidate], refused: &[NodeId], tokens: u32) -> Option<Assignment> {
     let open = || candidates.iter().filter(|candidate| !refused.contains(&candidate.node));
+    let fewest = open().map(Candidate::sequences_there).min()?;
+    let crowded = fewest.saturating_mul(2).saturating_add(CROWD);
+    let cached = |candidate: &Candidate| {
+        let much = candidate.cached_tokens.saturating_mul(CACHED_PART) >= tokens;
+        let room = candidate.blocks_spare() > 0 && candidate.sequences_there() < crowded;
+        if much && room { candidate.cached_tokens } else { 0 }
+    };
     let best = open().max_by_key(|candidate| {
-        (candidate.blocks_spare(), Reverse(candidate.sequences_there()), Reverse(candidate.node))
+        (
+            cached(candidate),
+            candidate.blocks_spare(),
+            Reverse(candidate.sequences_there()),
+            Reverse(candidate.node),
+        )
     })?;
     Some(Assignment {
         node: best.node,
         blocks_spare: best.blocks_spare(),
         sequences: best.sequences_there(),
+        cached_tokens: cached(best),
         considered: open().count(),
     })
 }
@@ -89,11 +120,12 @@ mod tests {
             sequences: 0,
             own_blocks: 0,
             own_sequences: 0,
+            cached_tokens: 0,
         }
     }
 
     fn chosen(candidates: &[Candidate], refused: &[NodeId]) -> Option<u32> {
-        assign(candidates, refused).map(|assignment| assignment.node.0)
+        assign(candidates, refused, 100).map(|assignment| assignment.node.0)
     }
 
     #[test]
@@ -140,11 +172,40 @@ mod tests {
     }
 
     #[test]
+    fn who_has_computed_a_good_part_goes_before_who_has_more_to_spare() {
+        let roomy = candidate(1, 100, 100);
+        let mut has_some = candidate(2, 100, 50);
+        has_some.cached_tokens = 64;
+        let has_more = Candidate { node: NodeId(3), cached_tokens: 96, ..has_some };
+        assert_eq!(chosen(&[roomy, has_some, has_more], &[]), Some(3));
+        assert_eq!(chosen(&[roomy, has_some, has_more], &[NodeId(3)]), Some(2));
+        let has_little = Candidate { cached_tokens: 24, ..has_some };
+        assert_eq!(chosen(&[roomy, has_little], &[]), Some(1), "24 of 100 tokens");
+    }
+
+    #[test]
+    fn a_full_or_crowded_node_is_not_sent_more_for_what_it_has() {
+        let mut idle = candidate(1, 100, 90);
+        idle.sequences = 4;
+        let mut has = candidate(2, 100, 10);
+        (has.cached_tokens, has.sequences) = (96, 15);
+        assert_eq!(chosen(&[idle, has], &[]), Some(2));
+        assert_eq!(chosen(&[idle, Candidate { sequences: 16, ..has }], &[]), Some(1));
+        assert_eq!(chosen(&[idle, Candidate { kv_blocks_free: 0, ..has }], &[]), Some(1));
+    }
+
+    #[test]
     fn the_choice_says_why() {
-        let assignment = assign(&[candidate(1, 10, 4), candidate(2, 10, 7)], &[]).unwrap();
+        let mut has = candidate(2, 10, 4);
+        let others = candidate(1, 10, 7);
         assert_eq!(
-            assignment.to_string(),
-            "n2 of 2 nodes: most KV blocks to spare (7), 0 sequences there"
+            assign(&[has, others], &[], 100).unwrap().to_string(),
+            "n1 of 2 nodes: most KV blocks to spare; 7 blocks to spare, 0 sequences there"
+        );
+        has.cached_tokens = 64;
+        assert_eq!(
+            assign(&[has, others], &[], 100).unwrap().to_string(),
+            "n2 of 2 nodes: has computed 64 of the tokens; 4 blocks to spare, 0 sequences there"
         );
     }
 }

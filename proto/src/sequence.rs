@@ -126,7 +126,8 @@ impl From<TokenOutput> for wire::Token {
             let (top_tokens, top_logprobs) = logprobs.top.into_iter().unzip();
             wire::Logprobs { logprob: logprobs.logprob, top_tokens, top_logprobs }
         });
-        Self { token: output.token, logprobs, finish: finish.into() }
+        let cached_tokens = output.cached_tokens;
+        Self { token: output.token, logprobs, finish: finish.into(), cached_tokens }
     }
 }
 
@@ -143,7 +144,7 @@ impl TryFrom<wire::Token> for TokenOutput {
             }
         };
         let logprobs = token.logprobs.map(logprobs).transpose()?;
-        Ok(Self { token: token.token, logprobs, finish })
+        Ok(Self { token: token.token, logprobs, finish, cached_tokens: token.cached_tokens })
     }
 }
 
@@ -180,7 +181,8 @@ mod tests {
         assert_eq!(SequenceRequest::try_from(wire), Ok(request()));
         for finish in [None, Some(FinishReason::Stop), Some(FinishReason::Length)] {
             let logprobs = TokenLogprobs { logprob: -0.5, top: vec![(1, -0.5), (2, -1.0)] };
-            let token = TokenOutput { token: 5, logprobs: Some(logprobs), finish };
+            let token =
+                TokenOutput { token: 5, logprobs: Some(logprobs), finish, cached_tokens: 48 };
             assert_eq!(TokenOutput::try_from(wire::Token::from(token.clone())), Ok(token));
         }
     }

@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, rc::Rc};
 
-use policy::{batching, kv_blocks::KvBlocks};
+use policy::{
+    batching,
+    kv_blocks::{KvBlocks, Retention},
+};
 
 use crate::{cluster::BLOCK_TOKENS, spans::Pair};
 
@@ -72,7 +75,7 @@ impl Attention {
             ready: std::iter::repeat_with(Queue::default).take(stages).collect(),
             away: vec![0; stages - 1],
             streams: std::iter::repeat_with(Stream::default).take(streams).collect(),
-            kv: KvBlocks::new(blocks, BLOCK_TOKENS),
+            kv: KvBlocks::new(blocks, BLOCK_TOKENS, Retention::Nothing),
             claimed_blocks: 0,
             waiting: VecDeque::new(),
             running: 0,

@@ -54,7 +54,7 @@ serve() {
     mkdir -p "$folder"
     "$here/amoe" synth --out "$folder/checkpoint" "${shape[@]}"
     "$here/amoe" serve "$folder/checkpoint" --device cuda:0 --host 127.0.0.1 --port 8770 --served-model-name measured --log warn \
-        >"$folder/server.log" 2>&1 &
+        --no-enable-prefix-caching >"$folder/server.log" 2>&1 &
     server=$!
     trap "kill $server" EXIT
     until curl -sf -o /dev/null http://127.0.0.1:8770/readyz; do

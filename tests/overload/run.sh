@@ -40,7 +40,7 @@ ttft_ms=2000 tpot_ms=200 at_once=96 prompt=128
 port=8770 url=http://127.0.0.1:8770
 
 "$binaries/amoe" serve "$checkpoint" --host 127.0.0.1 --port $port --served-model-name measured --log warn \
-    --max-num-seqs $at_once --first-token-ms $ttft_ms >"$results/server.log" 2>&1 &
+    --max-num-seqs $at_once --first-token-ms $ttft_ms --no-enable-prefix-caching >"$results/server.log" 2>&1 &
 server=$!
 trap 'kill $server 2>/dev/null || true' EXIT
 for _ in $(seq 600); do

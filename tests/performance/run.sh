@@ -12,7 +12,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-folder='' binaries='' vllm='' parts=kernels,http,zipf,neighbour,cluster
+folder='' binaries='' vllm='' parts=kernels,http,zipf,neighbour,cluster,prefixes
 while [ $# -gt 0 ]; do
     case $1 in
     --folder) folder=$2 ;;
@@ -67,8 +67,11 @@ until_ready() {
     done
 }
 
+# Every prompt is computed from its beginning, by all servers: seeds repeat from level to level.
+computed=--no-enable-prefix-caching
+
 serve_amoe() {
-    start "$binaries/amoe" serve "$1" --host 127.0.0.1 --port $port --served-model-name measured --log warn
+    start "$binaries/amoe" serve "$1" --host 127.0.0.1 --port $port --served-model-name measured --log warn "${@:2}"
     until_ready "http://127.0.0.1:$port/readyz"
 }
 
@@ -77,7 +80,7 @@ serve_vllm() {
         VLLM_CPU_OMP_THREADS_BIND=0-$((cores - 1)) VLLM_CPU_NUM_OF_RESERVED_CPU=0 \
         "$vllm/bin/python" -m vllm.entrypoints.openai.api_server --model "$1" --served-model-name measured \
         --host 127.0.0.1 --port $port --dtype bfloat16 --max-model-len 1024 --max-num-seqs 64 \
-        --max-num-batched-tokens 2048 --no-enable-prefix-caching
+        --max-num-batched-tokens 2048 $computed
     until_ready "http://127.0.0.1:$port/health"
 }
 
@@ -86,7 +89,8 @@ serve_cluster() {
     local role threads=$2
     start "$binaries/coordinator" --config deploy/examples/coordinator.toml
     for role in expert-node attention-node; do
-        start env AMOE_MODEL__PATH="$1" AMOE_DEVICE__THREADS="$threads" "$binaries/$role" --config "deploy/examples/$role.toml"
+        start env AMOE_MODEL__PATH="$1" AMOE_DEVICE__THREADS="$threads" \
+            AMOE_PREFIX_CACHING__ENABLED=false "$binaries/$role" --config "deploy/examples/$role.toml"
     done
     start env AMOE_MODEL__PATH="$1" "$binaries/gateway" --config deploy/examples/gateway.toml
     until_ready "http://127.0.0.1:8000/readyz"
@@ -143,7 +147,7 @@ through_http() {
     local model=$1 bytes memory
     bytes=$(stat -c %s "$model/model.safetensors")
     heading
-    serve_amoe "$model"
+    serve_amoe "$model" "$computed"
     local first_ready=$ready_ms
     levels amoe
     memory=$(peak "${started[0]}")
@@ -152,7 +156,7 @@ through_http() {
         serve_vllm "$model"
         levels "vLLM $("$vllm/bin/python" -c 'import importlib.metadata as m; print(m.version("vllm-cpu"))')"
         stop_all
-        serve_amoe "$model"
+        serve_amoe "$model" "$computed"
         levels "amoe, again"
         stop_all
     fi
@@ -164,7 +168,7 @@ through_http() {
 beside_a_neighbour() {
     local url=http://127.0.0.1:$port neighbour
     heading
-    serve_amoe "$1"
+    serve_amoe "$1" "$computed"
     level quiet $url measured 1 4 8 96
     level quiet $url measured 16 32 8 96
     setsid python3 -c 'while True: pass' &
@@ -178,11 +182,22 @@ beside_a_neighbour() {
     stop_all
 }
 
+# Prompts that are asked again, with prefix caching: the second time shows that memory for them would pay.
+begin_alike() {
+    local time
+    heading
+    serve_amoe "$1"
+    for time in "first time" "second time" "third time"; do
+        level "$time" http://127.0.0.1:$port measured 1 8 512 2
+    done
+    stop_all
+}
+
 # One process, then an attention and an expert process, with all cores each and with one.
 two_processes() {
     local threads
     heading
-    serve_amoe "$1"
+    serve_amoe "$1" "$computed"
     loads "one process" http://127.0.0.1:$port measured
     stop_all
     for threads in "$cores" 1; do
@@ -241,9 +256,14 @@ document() {
         printf '\n## An attention process and an expert process\n\ngRPC over loopback, gateway and coordinator beside them. They mostly work by turns, so both may have all cores.\n'
         two_processes "$folder/m12"
     fi
+    if wanted prefixes; then
+        printf '\n## Prompts that begin alike\n\n'
+        echo "Eight prompts one after the other, three times, with prefix caching; all other figures are without."
+        begin_alike "$folder/m12"
+    fi
     printf '\n## Not measured here\n\n'
     local part
-    for part in kernels http zipf neighbour cluster; do wanted $part || echo "- Left out of this run: $part"; done
+    for part in kernels http zipf neighbour cluster prefixes; do wanted $part || echo "- Left out of this run: $part"; done
     [ -n "$vllm" ] || echo "- vLLM on the same machine: no environment was given (\`--vllm\`)"
     echo "- llama.cpp and other engines; GPUs"
 }

@@ -63,6 +63,8 @@ pub struct Layout {
     pub kv_bytes: u64,
     /// Tokens of a prefill chunk.
     pub chunk_tokens_max: usize,
+    /// Whether sequences that begin alike share keys and values.
+    pub prefix_caching: bool,
     /// Whether every expert node holds every expert.
     pub replicas: bool,
     /// How replicas are chosen for each batch, in lockstep.
@@ -83,6 +85,7 @@ impl Default for Layout {
             waiting_max: 1024,
             kv_bytes: 64 << 20,
             chunk_tokens_max: 32,
+            prefix_caching: true,
             replicas: false,
             by_batch: None,
             placement: placement::Policy::Linear,
@@ -318,6 +321,9 @@ fn attention_config(checkpoint: &Path, layout: &Layout, number: usize) -> attent
         gpu: GpuConfig::default(),
         batching: Tuning::default(),
         routing: attention_node::config::RoutingConfig { by_batch: layout.by_batch },
+        prefix_caching: attention_node::config::PrefixCachingConfig {
+            enabled: layout.prefix_caching,
+        },
         bounds: attention_node::config::BoundsConfig {
             sequences_max: layout.sequences_max,
             waiting_max: layout.waiting_max,

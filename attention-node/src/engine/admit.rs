@@ -54,14 +54,29 @@ impl AttentionEngine {
                 || running > 0 && self.rows + rows > self.bounds.rows_max;
             // Room for the prompt and the first new token, so that it need not give way at once.
             let positions = (sequence.tokens.len() + 1).min(self.bounds.positions_max);
-            if busy || !self.blocks.grow(&mut sequence.blocks, positions) {
+            if busy {
                 return;
             }
+            let Sequence { blocks, tokens, .. } = sequence;
+            let Some(found) = self.blocks.begin(blocks, tokens, positions) else { return };
             self.waiting.pop_front();
             self.admissions += 1;
-            sequence.admitted = self.admissions;
+            let before = std::mem::replace(&mut sequence.admitted, self.admissions);
+            sequence.cached = found;
+            // One that gave way finds what it has left itself.
+            if before == 0 && !self.is_canary(key) {
+                self.note_found(key);
+            }
             self.start_span(key);
         }
+    }
+
+    /// Counts what a sequence has found in the cache.
+    fn note_found(&mut self, key: usize) {
+        let sequence = &mut self.sequences[key];
+        sequence.found = u32::try_from(sequence.cached).unwrap_or(u32::MAX);
+        self.joints.metrics.prompt_tokens.inc_by(sequence.tokens.len() as u64);
+        self.joints.metrics.cached_tokens.inc_by(sequence.cached as u64);
     }
 
     /// Puts the next tokens of a sequence on their way: the next chunk of what is not cached yet.
@@ -196,7 +211,9 @@ impl AttentionEngine {
         span.trip.end();
         span.under_way = false;
         self.ready.left_batch();
-        self.sequences[span.sequence].cached += span.rows;
+        let sequence = &mut self.sequences[span.sequence];
+        sequence.cached += span.rows;
+        self.blocks.name(&mut sequence.blocks, &sequence.tokens[..sequence.cached]);
         self.rows -= std::mem::take(&mut span.rows);
     }
 

@@ -14,13 +14,26 @@ pub(super) struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,
     completion_tokens: usize,
+    prompt_tokens_details: PromptTokens,
+}
+
+/// Of the tokens that went in.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct PromptTokens {
+    /// Those that needed no computing, because an earlier prompt began alike.
+    cached_tokens: usize,
 }
 
 impl From<&Running> for Usage {
     fn from(running: &Running) -> Self {
         let (prompt_tokens, completion_tokens) =
             (running.prompt_tokens(), running.completion_tokens());
-        Self { prompt_tokens, total_tokens: prompt_tokens + completion_tokens, completion_tokens }
+        Self {
+            prompt_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            completion_tokens,
+            prompt_tokens_details: PromptTokens { cached_tokens: running.cached_tokens() },
+        }
     }
 }
 

@@ -24,7 +24,8 @@ async fn a_prompt_gets_text_usage_and_an_ending() {
     assert_eq!(choice["logprobs"], json!(null));
     let (prompt, said) = (ids("And God").len(), ids(" said unto him").len() + 1);
     let usage = json!({"prompt_tokens": prompt, "completion_tokens": said,
-                       "total_tokens": prompt + said});
+                       "total_tokens": prompt + said,
+                       "prompt_tokens_details": {"cached_tokens": 1}});
     assert_eq!(answer["usage"], usage);
     let request = &gateway.nodes[0].requests()[0];
     assert_eq!(request.tokens, ids("And God"));

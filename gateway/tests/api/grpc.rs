@@ -69,7 +69,9 @@ async fn generate_stream_brings_pieces_then_the_usage() {
     let (last, before) = chunks.split_last().unwrap();
     assert!(before.iter().all(|chunk| chunk.usage.is_none()));
     assert_eq!(last.finish_reason(), FinishReason::Stop);
-    assert_eq!(last.usage.unwrap().completion_tokens as usize, ids("né € end").len() + 1);
+    let usage = last.usage.unwrap();
+    assert_eq!(usage.completion_tokens as usize, ids("né € end").len() + 1);
+    assert_eq!(usage.cached_tokens, 1);
 }
 
 #[tokio::test]

@@ -304,3 +304,33 @@ async fn sequences_spread_over_the_nodes_by_what_is_placed_there() {
     gateway.nodes[0].holds(4).await;
     gateway.nodes[1].holds(4).await;
 }
+
+#[tokio::test]
+async fn a_conversation_stays_with_the_node_that_has_computed_it() {
+    let script: Script = Arc::new(|request: &SequenceRequest| match request.tokens.len() {
+        ..64 => vec![Act::Hang],
+        _ => say(request, TEXT),
+    });
+    let gateway = start_with(vec![script.clone(), script], |_| {}).await;
+    let ask = async |tokens: &[u32]| {
+        let body = json!({"prompt": tokens, "max_tokens": 50, "stream": true});
+        gateway.client.stream("/v1/completions", body).await
+    };
+    let asked = || [0, 1].map(|node: usize| gateway.nodes[node].requests().len());
+
+    // Somebody's short prompt makes the first node the busier one.
+    let somebody = ask(&[7; 8]).await;
+    gateway.nodes[0].holds(1).await;
+    let mut conversation: Vec<u32> = (0..100).collect();
+    ask(&conversation).await.chunks().await;
+    assert_eq!(asked(), [1, 1]);
+    drop(somebody);
+    gateway.nodes[0].holds(0).await;
+
+    let stranger: Vec<u32> = (1..101).collect();
+    ask(&stranger).await.chunks().await;
+    assert_eq!(asked(), [2, 1], "the first node has more to spare");
+    conversation.extend(200..230);
+    ask(&conversation).await.chunks().await;
+    assert_eq!(asked(), [2, 2], "the second one has computed most of it");
+}

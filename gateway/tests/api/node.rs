@@ -52,6 +52,7 @@ fn token(id: u32, alternatives: Option<u32>) -> TokenOutput {
         token: id,
         logprobs: alternatives.map(|count| TokenLogprobs { logprob: -0.5, top: top(count) }),
         finish: None,
+        cached_tokens: 0,
     }
 }
 
@@ -60,7 +61,8 @@ pub(crate) fn say(request: &SequenceRequest, text: &str) -> Vec<Act> {
     say_ids(request, &ids(text))
 }
 
-/// The same with given tokens. What was generated before is not said again.
+/// The same with given tokens. What was generated before is not said again. One token of every prompt
+/// needs no computing.
 pub(crate) fn say_ids(request: &SequenceRequest, ids: &[u32]) -> Vec<Act> {
     let done = request.tokens.len() - request.prompt_len as usize;
     let max = request.sampling.tokens_max as usize;
@@ -70,6 +72,9 @@ pub(crate) fn say_ids(request: &SequenceRequest, ids: &[u32]) -> Vec<Act> {
         .skip(done)
         .map(|&id| vec![token(id, request.sampling.logprobs)])
         .collect();
+    if let Some(first) = acts.first_mut().filter(|_| done == 0) {
+        first[0].cached_tokens = 1;
+    }
     if ids.len() >= max {
         acts.last_mut().unwrap()[0].finish = Some(FinishReason::Length);
     } else {

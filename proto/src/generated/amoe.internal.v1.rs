@@ -1193,6 +1193,9 @@ pub struct Token {
     /// Set on the last token.
     #[prost(enumeration = "Finish", tag = "3")]
     pub finish: i32,
+    /// On the first token: how many of the request's tokens the node had computed before.
+    #[prost(uint32, tag = "4")]
+    pub cached_tokens: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Logprobs {

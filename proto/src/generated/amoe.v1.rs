@@ -1292,6 +1292,9 @@ pub struct Usage {
     pub prompt_tokens: u32,
     #[prost(uint32, tag = "2")]
     pub completion_tokens: u32,
+    /// Of the prompt tokens: those that needed no computing, because an earlier prompt began alike.
+    #[prost(uint32, tag = "3")]
+    pub cached_tokens: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TokenLogprob {

@@ -45,9 +45,11 @@ impl Engine<'_> {
                 sequences: node.running + waiting,
                 own_blocks: node.claimed_blocks,
                 own_sequences: node.running + waiting,
+                cached_tokens: 0,
             }
         }));
-        let home = assign(&candidates, &[]).map(|assignment| assignment.node.0 as usize);
+        let home =
+            assign(&candidates, &[], request.prompt).map(|assignment| assignment.node.0 as usize);
         self.scratch.candidates = candidates;
         let home = home.expect("there is an attention node");
         let tokens = request.prompt.saturating_add(request.output);

@@ -69,7 +69,7 @@ fn request(id: &str) -> SequenceRequest {
 }
 
 fn token(token: u32, finish: Option<FinishReason>) -> TokenOutput {
-    TokenOutput { token, logprobs: None, finish }
+    TokenOutput { token, logprobs: None, finish, cached_tokens: 16 }
 }
 
 fn output(tokens: &[TokenOutput]) -> SequenceOutput {
