@@ -241,6 +241,8 @@ fn coordinator_config(flags: &LocalFlags) -> coordinator::Config {
     let mut config = coordinator::Config::default();
     COORDINATOR.clone_into(&mut config.control.listen);
     config.cluster.expert_nodes_min = usize::from(flags.experts.get());
+    // All expert nodes are one device: there is nothing to balance.
+    config.placement.policy = policy::placement::Policy::Linear;
     config
 }
 

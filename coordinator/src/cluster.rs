@@ -410,8 +410,9 @@ impl Cluster {
 
     /// Takes what came of a review.
     pub(crate) fn reviewed(&mut self, now: Duration, drafted: Drafted) -> Vec<Effect> {
-        let (at, registry, gain) = (self.clock(now), &self.registry, self.plans.intent().gain);
-        self.journal.reviewed(at, &drafted, gain, &|id| registry.called(id));
+        let (at, registry) = (self.clock(now), &self.registry);
+        let gain_percent = self.plans.intent().gain_percent;
+        self.journal.reviewed(at, &drafted, gain_percent, &|id| registry.called(id));
         let step = self.plans.reviewed(drafted, at);
         self.unsaved |= step.is_some();
         step.into_iter().map(Effect::Plans).collect()

@@ -87,7 +87,7 @@ pub struct PlacementConfig {
 impl Default for PlacementConfig {
     fn default() -> Self {
         Self {
-            policy: placement::Policy::default(),
+            policy: placement::Policy::Gem,
             fill_spare_slots: false,
             review_ms: 2_000,
             gain_percent: 5,
@@ -206,7 +206,7 @@ impl Config {
                 policy: self.placement.policy,
                 spare: if self.placement.fill_spare_slots { Spare::Fill } else { Spare::Leave },
                 hosts_min: expert_nodes_min,
-                gain: f64::from(gain_percent) / 100.0,
+                gain_percent,
                 history_max,
             },
             routing: self.routing.policy,

@@ -64,13 +64,13 @@ impl Draft {
 // === impl Drafted ===
 
 impl Drafted {
-    /// Whether the proposal saves at least the `gain` part of the observed steps' time; if so, their
+    /// Whether the proposal saves at least `gain_percent` of the observed steps' time; if so, their
     /// time before and after. A revision was judged by its policy.
-    pub(crate) fn pays(&self, proposal: &Proposal, gain: f64) -> Option<(u64, u64)> {
+    pub(crate) fn pays(&self, proposal: &Proposal, gain_percent: u8) -> Option<(u64, u64)> {
         let (before, after) = self.costs_ns?;
         let pays = match &proposal.explanation.revision {
             Some(revision) => !revision.moves.is_empty(),
-            None => (after as f64) < before as f64 * (1.0 - gain),
+            None => (after as f64) < before as f64 * (1.0 - f64::from(gain_percent) / 100.0),
         };
         pays.then_some((before, after))
     }

@@ -26,7 +26,7 @@ pub(crate) struct Intent {
     /// Expert nodes to wait for before the first plan.
     pub(crate) hosts_min: usize,
     /// The part of its time that a new plan has to save while nothing else asks for one.
-    pub(crate) gain: f64,
+    pub(crate) gain_percent: u8,
     /// Plans that are remembered.
     pub(crate) history_max: usize,
 }
@@ -185,8 +185,9 @@ impl Plans {
             hosts_min: self.intent.hosts_min,
         });
         if let Some(reason) = reason.filter(|reason| self.may_follow(reason, &hosts)) {
-            let drafted = self.draft(sight, &hosts).plan();
-            steps.push(self.adopt(drafted, reason, sight.at));
+            let lost = matches!(&reason, Reason::Hosts { joined, .. } if joined.is_empty());
+            let draft = if lost { self.revision(sight, &hosts) } else { self.draft(sight, &hosts) };
+            steps.push(self.adopt(draft.plan(), reason, sight.at));
             self.considered = Considered { hosts, newest: self.newest };
             steps.extend(self.flip(sight.nodes));
         }
@@ -208,7 +209,7 @@ impl Plans {
     pub(crate) fn review(&self, sight: &Sight<'_>) -> Option<Draft> {
         let blind = self.intent.policy == Policy::Linear || sight.observations.trace().steps() == 0;
         let steady = self.target.is_none() && self.serving.is_some() && !self.pinned;
-        (steady && !blind).then(|| self.draft(sight, &adoption::hosts(sight.nodes)))
+        (steady && !blind).then(|| self.revision(sight, &adoption::hosts(sight.nodes)))
     }
 
     /// What a planner looks at.
@@ -226,12 +227,19 @@ impl Plans {
         }
     }
 
+    /// What a planner looks at that changes the serving plan while no node joins.
+    fn revision(&self, sight: &Sight<'_>, hosts: &[Host]) -> Draft {
+        let gain_permille = u32::from(self.intent.gain_percent) * 10;
+        let policy = self.intent.policy.revising(gain_permille);
+        Draft { policy, ..self.draft(sight, hosts) }
+    }
+
     /// Takes what a review came to; nothing if it does not pay, or if the cluster has moved on.
     pub(crate) fn reviewed(&mut self, drafted: Drafted, at: u64) -> Option<Step> {
         let draft = &drafted.draft;
         let current = self.target.is_none() && !self.pinned && self.is_current(draft);
         let proposal = drafted.outcome.as_ref().ok().filter(|_| current)?;
-        let Some((before_ns, after_ns)) = drafted.pays(proposal, self.intent.gain) else {
+        let Some((before_ns, after_ns)) = drafted.pays(proposal, self.intent.gain_percent) else {
             if proposal.explanation.revision.as_ref().is_some_and(|revision| !revision.limited) {
                 // The world has changed and the plan is as good for it as any.
                 self.basis = Some(drafted.basis);

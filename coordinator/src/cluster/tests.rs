@@ -28,7 +28,7 @@ fn rules() -> Rules {
             policy: Policy::Linear,
             spare: Spare::Leave,
             hosts_min: 2,
-            gain: 0.05,
+            gain_percent: 5,
             history_max: 4,
         },
         routing: policy::routing::Policy::default(),

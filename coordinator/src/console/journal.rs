@@ -138,12 +138,12 @@ impl Journal {
         };
     }
 
-    /// The plan was compared with the one that was drafted; `gain` is what that has to save.
+    /// The plan was compared with the one that was drafted; `gain_percent` is what that has to save.
     pub(crate) fn reviewed(
         &mut self,
         at: u64,
         drafted: &Drafted,
-        gain: f64,
+        gain_percent: u8,
         name: &dyn Fn(NodeId) -> String,
     ) {
         let policy = drafted.draft.policy;
@@ -153,8 +153,9 @@ impl Journal {
                 (Some(revision), _) => revision.to_string(),
                 (None, Some((before, after))) => {
                     let saved = 100.0 * (1.0 - after as f64 / before.max(1) as f64);
-                    let wanted = 100.0 * gain;
-                    format!("saves {saved:.1} % ({before} ns -> {after} ns), wanted {wanted:.0} %")
+                    format!(
+                        "saves {saved:.1} % ({before} ns -> {after} ns), wanted {gain_percent} %"
+                    )
                 }
                 (None, None) => "nothing was observed".to_owned(),
             },

@@ -29,7 +29,7 @@ async fn plans_are_shown_compared_exported_imported_and_pinned() {
     nodes[0].sees_serving(1).await;
     let shown = admin.show_plan(ShowPlanRequest {}).await.unwrap().into_inner();
     assert_eq!((shown.serving_epoch, shown.target_epoch, shown.pinned), (1, 0, false));
-    assert_eq!((shown.moe_layers, shown.experts, shown.policy.as_str()), (2, 6, "linear"));
+    assert_eq!((shown.moe_layers, shown.experts, shown.policy.as_str()), (2, 6, "gem"));
     let held: Vec<_> = shown.nodes.iter().map(|n| (n.name.as_str(), n.serving_replicas)).collect();
     assert_eq!(held, [("expert-0", 6), ("expert-1", 6)]);
 

@@ -206,6 +206,17 @@ impl Policy {
         matches!(self, Self::Eplb | Self::Gem)
     }
 
+    /// How a serving plan is changed while no node joins. A whole plan of [`Policy::Gem`] would move most replicas
+    /// for little: lost ones are repaired, and few swaps made if they save at least `gain_permille`
+    /// of the predicted cost, in thousandths.
+    #[must_use]
+    pub fn revising(self, gain_permille: u32) -> Self {
+        match self {
+            Self::Gem => Self::Incremental(Limits { gain_permille, ..Limits::default() }),
+            Self::Linear | Self::Eplb | Self::Incremental(_) => self,
+        }
+    }
+
     fn all() -> [Self; 4] {
         [Self::Linear, Self::Eplb, Self::Gem, Self::Incremental(Limits::default())]
     }

@@ -1,6 +1,6 @@
 //! What comes from observing: leases, digests, and plans that follow the load.
 
-use policy::placement::adoption::Reason;
+use policy::placement::{Limits, adoption::Reason};
 use proto::control::{Report, Work};
 
 use super::*;
@@ -134,4 +134,34 @@ fn wanted_experts_move_away_from_a_node_whose_runs_are_slow() {
     let target = world.cluster.plans().target().unwrap().clone();
     let tokens = |id| -> u32 { target.resident_on(id).map(|(_, e)| routed[e.index()]).sum() };
     assert_eq!((tokens(e1), tokens(e2)), (2000, 20));
+}
+
+#[test]
+fn what_a_lost_node_held_moves_and_little_else() {
+    const EXPERTS: u16 = 600;
+    let mut world = World::new();
+    let intent = Intent { policy: Policy::Gem, hosts_min: 3, ..rules().intent };
+    let rules = Rules { intent, ..rules() };
+    world.cluster = Cluster::restore(rules, Record::default(), Vec::new(), world.now, 1_000);
+    let wide = ModelShape { experts: EXPERTS, ..shape() };
+    for name in ["a1", "e1", "e2", "e3"] {
+        let expert_slots = u32::from(EXPERTS) * u32::from(name.starts_with('e'));
+        let shape = Some(wide.clone());
+        world.join_with(Registration { expert_slots, shape, ..registration(name) });
+    }
+    world.ready(&["a1", "e1", "e2", "e3"], 1);
+    let before = world.cluster.plans().serving().unwrap().clone();
+    let (session, id) = world.nodes["a1"];
+    let routed = (0..u32::from(EXPERTS)).map(|expert| expert * 7919 % 1000).collect();
+    let report = Report { queued: vec![0; 3], routed, ..Report::default() };
+    world.on(Event::Report { session, id, report });
+    world.cluster.end_step(world.now);
+    world.pass(LEASE, &["a1", "e1", "e2"]);
+    let after = world.cluster.plans().target().unwrap().clone();
+    let left = [world.id("e1"), world.id("e2")].map(|id| {
+        let given_up = |&(layer, expert): &_| !after.replicas(layer, expert).contains(&id);
+        before.resident_on(id).filter(given_up).count()
+    });
+    let most = Limits::default().swaps_max as usize;
+    assert!(left.iter().all(|&count| count <= most), "{left:?} of 200 experts each moved away");
 }
