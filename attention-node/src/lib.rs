@@ -94,6 +94,7 @@ impl AttentionNode {
             model_fingerprint,
             shape: half.spec().shape(),
             expert_slots: 0,
+            experts_max: None,
             curves: None,
         };
         let coordinators = &config.cluster.coordinators;

@@ -487,13 +487,14 @@ impl Cluster {
     ) -> Option<Result<Step, domain::PlanShapeError>> {
         let (at, nodes) = (self.clock(now), self.registry.observed());
         let (shape, hosts) = (self.registry.shape()?, adoption::hosts(&nodes));
+        let memory = adoption::memory(&nodes, shape);
         let parent = self.plans.serving().map(|plan| plan.epoch());
         let plan = match Plan::new(Epoch(self.plans.newest().0 + 1), parent, shape, table) {
             Ok(plan) => plan,
             Err(error) => return Some(Err(error)),
         };
         self.unsaved = true;
-        Some(Ok(self.plans.prepare(plan, None, (shape, &hosts), Reason::Imported, at)))
+        Some(Ok(self.plans.prepare(plan, None, (shape, &hosts, &memory), Reason::Imported, at)))
     }
 
     /// Keeps the plan as it is, or gives planning free.

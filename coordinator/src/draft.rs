@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use domain::{CostCurve, Epoch, ModelShape, NodeId, Plan, Trace};
-use policy::placement::{self, Basis, Host, Infeasible, Input, Policy, Proposal, Spare};
+use policy::placement::{
+    self, Basis, Facts, Host, Infeasible, Input, Limits, Policy, Proposal, Spare,
+};
 
 /// What a planner looks at.
 #[derive(Debug)]
@@ -14,6 +16,10 @@ pub(crate) struct Draft {
     pub(crate) serving: Option<Arc<Plan>>,
     pub(crate) shape: ModelShape,
     pub(crate) hosts: Vec<Host>,
+    /// Bytes that hosts have for two plans, where that has an end.
+    pub(crate) memory: Vec<(NodeId, u64)>,
+    /// How far the serving plan may be changed by a policy that keeps most of it.
+    pub(crate) limits: Limits,
     pub(crate) trace: Trace,
     /// A layer curve per host; empty if nothing is known.
     pub(crate) curves: Vec<CostCurve>,
@@ -46,12 +52,21 @@ impl Draft {
             basis: self.basis.as_deref(),
             ..Input::new(self.epoch, &self.shape, &self.hosts)
         };
-        let outcome = placement::place(self.policy, &input);
+        let mut outcome = placement::place(self.policy, &input);
+        if outcome.as_ref().is_ok_and(|proposal| !self.fits(&proposal.plan)) {
+            outcome = placement::place(Policy::Incremental(self.limits), &input);
+        }
         let basis = Arc::new(Basis::of(&input));
         let costs_ns = outcome.as_ref().ok().and_then(|proposal: &Proposal| {
             Some((self.cost_ns(self.serving.as_deref()?)?, self.cost_ns(&proposal.plan)?))
         });
         Drafted { draft: self, outcome, basis, costs_ns }
+    }
+
+    /// Whether hosts have memory for a plan beside the one that serves meanwhile.
+    fn fits(&self, plan: &Plan) -> bool {
+        let (staying, memory) = (self.serving.as_deref(), &self.memory[..]);
+        placement::fits(plan, &Facts { staying, memory, ..Facts::new(&self.shape, &self.hosts) })
     }
 
     /// Predicted time of the observed steps under `plan`; none if nothing was observed.

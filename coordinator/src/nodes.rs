@@ -128,6 +128,7 @@ struct Node {
     health: Health,
     load: Load,
     slots: u32,
+    experts_max: Option<u32>,
     epoch_ready: Epoch,
     heard: Duration,
     /// When its health last changed, or it joined.
@@ -153,6 +154,7 @@ impl Registry {
                 health: node.health,
                 load: Load::default(),
                 slots: node.slots,
+                experts_max: node.experts_max,
                 epoch_ready: Epoch(0),
                 heard: now,
                 since: now,
@@ -331,6 +333,7 @@ impl Registry {
                 role: node.role,
                 health: node.health,
                 slots: node.slots,
+                experts_max: node.experts_max,
                 epoch_ready: node.epoch_ready,
             })
             .collect()
@@ -365,6 +368,7 @@ impl Registry {
                     numerics: node.numerics.clone(),
                     health: node.health,
                     slots: node.slots,
+                    experts_max: node.experts_max,
                     member: node.member,
                 };
                 (node.name.clone(), stored)
@@ -496,6 +500,7 @@ impl Registry {
             address: registration.address,
             numerics: registration.numerics,
             slots: registration.expert_slots,
+            experts_max: registration.experts_max,
             heard: now,
             since: goes_on.map_or(now, |node| node.since),
             session: Some(session),

@@ -9,7 +9,7 @@ use std::{
 
 use domain::{Epoch, ModelShape, NodeId, Plan};
 use policy::placement::{
-    self, Basis, Explanation, Facts, Host, Infeasible, Policy, Spare, Violation,
+    self, Basis, Explanation, Facts, Host, Infeasible, Limits, Policy, Spare, Violation,
     adoption::{self, Considered, Observed, Readiness, Reason, Situation},
 };
 
@@ -221,6 +221,8 @@ impl Plans {
             serving: self.serving.clone(),
             shape: sight.shape.clone(),
             hosts: hosts.to_vec(),
+            memory: adoption::memory(sight.nodes, sight.shape),
+            limits: self.limits(sight.nodes),
             trace: sight.observations.trace().clone(),
             curves: sight.observations.layer_curves(sight.now, &ids(hosts)),
             basis: self.basis.clone(),
@@ -229,9 +231,17 @@ impl Plans {
 
     /// What a planner looks at that changes the serving plan while no node joins.
     fn revision(&self, sight: &Sight<'_>, hosts: &[Host]) -> Draft {
-        let gain_permille = u32::from(self.intent.gain_percent) * 10;
-        let policy = self.intent.policy.revising(gain_permille);
+        let policy = self.intent.policy.revising(self.limits(sight.nodes));
         Draft { policy, ..self.draft(sight, hosts) }
+    }
+
+    /// Every swap may be one more expert on the same node; fewer swaps have to save as much less.
+    fn limits(&self, nodes: &[Observed]) -> Limits {
+        let default = Limits::default();
+        let swaps_max = default.swaps_max.min(adoption::room(nodes));
+        let gain_permille = u32::from(self.intent.gain_percent) * 10;
+        let gain_permille = gain_permille * swaps_max / default.swaps_max;
+        Limits { gain_permille, swaps_max, ..default }
     }
 
     /// Takes what a review came to; nothing if it does not pay, or if the cluster has moved on.
@@ -260,23 +270,24 @@ impl Plans {
         match outcome {
             Err(why) => Step::Infeasible { reason, why },
             Ok(proposal) => {
-                let (shape, hosts) = (&draft.shape, &draft.hosts);
                 let revision = proposal.explanation.revision.as_ref();
                 // What was changed as far as the limits allow is to be looked at again.
                 if !revision.is_some_and(|revision| revision.limited) {
                     self.basis = Some(basis);
                 }
-                self.prepare(proposal.plan, Some(proposal.explanation), (shape, hosts), reason, at)
+                let ground = (&draft.shape, &draft.hosts[..], &draft.memory[..]);
+                self.prepare(proposal.plan, Some(proposal.explanation), ground, reason, at)
             }
         }
     }
 
-    /// Makes a plan the target if the checker passes it and it is anything new.
+    /// Makes a plan the target if the checker passes it, on this model, these hosts and their memory, and it is
+    /// anything new.
     pub(crate) fn prepare(
         &mut self,
         plan: Plan,
         explanation: Option<Explanation>,
-        (shape, hosts): (&ModelShape, &[Host]),
+        (shape, hosts, memory): (&ModelShape, &[Host], &[(NodeId, u64)]),
         reason: Reason,
         at: u64,
     ) -> Step {
@@ -289,6 +300,8 @@ impl Plans {
         let facts = Facts {
             serving: self.serving.as_ref().map(|plan| plan.epoch()),
             newest: self.newest,
+            staying: self.serving.as_deref(),
+            memory,
             ..Facts::new(shape, hosts)
         };
         let violations = placement::check(&plan, &facts);

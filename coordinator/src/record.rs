@@ -66,6 +66,8 @@ pub(crate) struct Node {
     #[serde(with = "HealthName")]
     pub(crate) health: Health,
     pub(crate) slots: u32,
+    #[serde(default)]
+    pub(crate) experts_max: Option<u32>,
     /// Whether it is a member now; its lease starts anew when a coordinator takes over.
     pub(crate) member: bool,
 }

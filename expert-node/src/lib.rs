@@ -89,7 +89,7 @@ impl ExpertNode {
         let pace = Pace::open(&config.node.device, &config.node.name)?;
         let (half, curves) = measure(half, &config, &pace).await?;
         let shape = half.spec().shape();
-        let expert_slots = expert_slots(&config, &half)?;
+        let (expert_slots, experts_max) = expert_slots(&config, &half)?;
         let newcomer = Newcomer {
             name: config.node.name.clone(),
             role: Role::Expert,
@@ -97,6 +97,7 @@ impl ExpertNode {
             model_fingerprint,
             shape: shape.clone(),
             expert_slots,
+            experts_max,
             curves: curves.clone(),
         };
         let coordinators = &config.cluster.coordinators;
@@ -193,9 +194,9 @@ pub fn open_half(
     half.context("experts on the GPU")
 }
 
-/// How many experts the node says it has room for. Where a GPU does not hold all of the model's, some places stay free
-/// for those of a next plan.
-fn expert_slots(config: &Config, half: &ExpertHalf) -> Result<u32> {
+/// How many experts the node says it has room for, and how many it holds at most at once. Where a GPU does not hold all of
+/// the model's, some places stay free for those of a next plan.
+fn expert_slots(config: &Config, half: &ExpertHalf) -> Result<(u32, Option<u32>)> {
     let all = half.spec().shape().slots().count();
     let fit = half.slots().unwrap_or(all);
     let spare = if fit < all { fit / SPARE_PART } else { 0 };
@@ -205,7 +206,7 @@ fn expert_slots(config: &Config, half: &ExpertHalf) -> Result<u32> {
         half.slots().is_none() || slots <= fit,
         "key `node.expert_slots` is {slots}, expected at most {fit}: the GPU's memory holds no more"
     );
-    Ok(slots)
+    Ok((slots, half.slots().map(|_| fit)))
 }
 
 /// What work costs on the node's device, as far as that is known or to be measured.

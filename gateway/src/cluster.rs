@@ -41,6 +41,7 @@ impl Membership {
             numerics: String::new(),
             shape: None,
             expert_slots: 0,
+            experts_max: None,
             epoch: Epoch(0),
             node: None,
             curves: None,

@@ -28,6 +28,8 @@ pub struct Newcomer {
     pub shape: ModelShape,
     /// Experts it has room for; 0 for an attention node.
     pub expert_slots: u32,
+    /// Experts it holds at most at once, those of two plans together.
+    pub experts_max: Option<u32>,
     /// What work costs on an expert node, if it was measured.
     pub curves: Option<Curves>,
 }
@@ -74,6 +76,7 @@ impl Membership {
             numerics: site.numerics(),
             shape: Some(newcomer.shape),
             expert_slots: newcomer.expert_slots,
+            experts_max: newcomer.experts_max,
             epoch: Epoch::default(),
             node: None,
             curves: newcomer.curves,

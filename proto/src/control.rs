@@ -32,6 +32,8 @@ pub struct Registration {
     pub shape: Option<ModelShape>,
     /// Experts it has room for, over all layers; 0 for other roles.
     pub expert_slots: u32,
+    /// Experts it holds at most at once, those of two plans together; none where that has no end of its own.
+    pub experts_max: Option<u32>,
     /// The newest epoch it has served, [`Epoch`] 0 if none.
     pub epoch: Epoch,
     /// The number it had so far; a coordinator that has forgotten everything gives it again.
@@ -197,6 +199,7 @@ impl From<Registration> for wire::Register {
             numerics: registration.numerics,
             shape: registration.shape.map(Into::into),
             expert_slots: registration.expert_slots,
+            experts_max: registration.experts_max,
             epoch: registration.epoch.0,
             node_id: registration.node.map_or(0, |node| node.0),
             curves: registration.curves.as_ref().map(Into::into),
@@ -223,6 +226,7 @@ impl TryFrom<wire::Register> for Registration {
             numerics: register.numerics,
             shape: register.shape.map(TryInto::try_into).transpose()?,
             expert_slots: register.expert_slots,
+            experts_max: register.experts_max,
             epoch: Epoch(register.epoch),
             node: (register.node_id != 0).then_some(NodeId(register.node_id)),
             curves: register.curves.map(TryInto::try_into).transpose()?,
@@ -418,6 +422,7 @@ mod tests {
             numerics: "amx".into(),
             shape: Some(shape()),
             expert_slots: 4,
+            experts_max: Some(5),
             epoch: Epoch(2),
             node: Some(NodeId(3)),
             curves: Some(Curves {

@@ -66,6 +66,7 @@ fn registration(name: &str) -> Registration {
         numerics: if has_weights { "amx".into() } else { String::new() },
         shape: has_weights.then(shape),
         expert_slots: if role == Role::Expert { 4 } else { 0 },
+        experts_max: None,
         epoch: Epoch(0),
         node: None,
         curves: None,

@@ -136,6 +136,7 @@ pub(crate) fn registration(name: &str) -> Registration {
         numerics: String::new(),
         shape: Some(shape()),
         expert_slots: if role == Role::Expert { 12 } else { 0 },
+        experts_max: None,
         epoch: Epoch(0),
         node: None,
         curves: None,

@@ -15,7 +15,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use domain::{Epoch, Health, NodeId, Plan, Role};
+use domain::{Epoch, Health, ModelShape, NodeId, Plan, Role};
 
 use super::Host;
 
@@ -30,6 +30,8 @@ pub struct Observed {
     pub health: Health,
     /// Replicas it has room for.
     pub slots: u32,
+    /// Experts it holds at most at once, those of the serving plan and of the next together; none where that has no end.
+    pub experts_max: Option<u32>,
     /// The newest plan it is ready to serve by.
     pub epoch_ready: Epoch,
 }
@@ -110,6 +112,20 @@ pub fn hosts(nodes: &[Observed]) -> Vec<Host> {
         .collect();
     hosts.sort_unstable();
     hosts
+}
+
+/// Bytes that nodes have for the experts of two plans together, as [`Facts::memory`](super::Facts::memory) wants them.
+#[must_use]
+pub fn memory(nodes: &[Observed], shape: &ModelShape) -> Vec<(NodeId, u64)> {
+    let bytes = |experts: u32| u64::from(experts).saturating_mul(shape.expert_bytes);
+    nodes.iter().filter_map(|node| Some((node.id, bytes(node.experts_max?)))).collect()
+}
+
+/// Replicas that every node can load beside as many as it has slots for.
+#[must_use]
+pub fn room(nodes: &[Observed]) -> u32 {
+    let rooms = nodes.iter().filter_map(|node| Some(node.experts_max?.saturating_sub(node.slots)));
+    rooms.min().unwrap_or(u32::MAX)
 }
 
 /// Whether a new plan is due, and why.

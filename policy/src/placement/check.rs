@@ -134,6 +134,12 @@ pub fn check(plan: &Plan, facts: &Facts<'_>) -> Vec<Violation> {
     violations
 }
 
+/// Whether nodes have memory for what they are to hold and what they hold until then.
+#[must_use]
+pub fn fits(plan: &Plan, facts: &Facts<'_>) -> bool {
+    facts.memory.iter().all(|&memory| too_many_bytes(plan, facts, memory).is_none())
+}
+
 fn too_many_bytes(
     plan: &Plan,
     facts: &Facts<'_>,

@@ -27,7 +27,7 @@ use std::{fmt, str::FromStr};
 use domain::{CostCurve, Epoch, ModelShape, NodeId, Plan, Trace};
 use serde::{Deserialize, Serialize};
 
-pub use check::{Facts, Violation, check};
+pub use check::{Facts, Violation, check, fits};
 pub use cost::cost;
 pub use drift::{Basis, Trigger};
 pub use incremental::{Limits, Move, Revision};
@@ -207,12 +207,11 @@ impl Policy {
     }
 
     /// How a serving plan is changed while no node joins. A whole plan of [`Policy::Gem`] would move most replicas
-    /// for little: lost ones are repaired, and few swaps made if they save at least `gain_permille`
-    /// of the predicted cost, in thousandths.
+    /// for little: lost ones are repaired, and few swaps made, as `limits` say.
     #[must_use]
-    pub fn revising(self, gain_permille: u32) -> Self {
+    pub fn revising(self, limits: Limits) -> Self {
         match self {
-            Self::Gem => Self::Incremental(Limits { gain_permille, ..Limits::default() }),
+            Self::Gem => Self::Incremental(limits),
             Self::Linear | Self::Eplb | Self::Incremental(_) => self,
         }
     }

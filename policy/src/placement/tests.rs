@@ -360,7 +360,14 @@ proptest! {
 // === when to plan and when to serve ===
 
 fn observed(id: u32, role: Role, health: Health, epoch_ready: u64) -> Observed {
-    Observed { id: NodeId(id), role, health, slots: 8, epoch_ready: Epoch(epoch_ready) }
+    Observed {
+        id: NodeId(id),
+        role,
+        health,
+        slots: 8,
+        experts_max: None,
+        epoch_ready: Epoch(epoch_ready),
+    }
 }
 
 fn plan_of(epoch: u64, nodes: &[u32]) -> Plan {

@@ -80,6 +80,10 @@ pub struct Register {
     /// How its device computes. Nodes of one role that compute otherwise give other bits.
     #[prost(string, tag = "10")]
     pub numerics: ::prost::alloc::string::String,
+    /// Experts an expert node holds at most at once, those of the serving plan and of the next together; absent where
+    /// that has no end of its own.
+    #[prost(uint32, optional, tag = "11")]
+    pub experts_max: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Curves {

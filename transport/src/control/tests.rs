@@ -153,6 +153,7 @@ fn registration() -> Registration {
         numerics: String::new(),
         shape: None,
         expert_slots: 0,
+        experts_max: None,
         epoch: Epoch(2),
         node: None,
         curves: None,

@@ -1,5 +1,7 @@
 //! What comes from observing: leases, digests, and plans that follow the load.
 
+use std::collections::BTreeSet;
+
 use policy::placement::{Limits, adoption::Reason};
 use proto::control::{Report, Work};
 
@@ -164,4 +166,51 @@ fn what_a_lost_node_held_moves_and_little_else() {
     });
     let most = Limits::default().swaps_max as usize;
     assert!(left.iter().all(|&count| count <= most), "{left:?} of 200 experts each moved away");
+}
+
+/// Three nodes with a little more memory than slots; a fourth joins, for which a whole plan would move more than that.
+#[test]
+fn a_plan_that_does_not_fit_beside_the_serving_one_is_come_by_in_steps() {
+    let mut world = World::new();
+    let intent = Intent { policy: Policy::Gem, hosts_min: 3, ..rules().intent };
+    let rules = Rules { intent, ..rules() };
+    world.cluster = Cluster::restore(rules, Record::default(), Vec::new(), world.now, 1_000);
+    let wide = ModelShape { experts: 96, ..shape() };
+    let join = |world: &mut World, name: &str| {
+        let expert_slots = if name.starts_with('e') { 32 } else { 0 };
+        let experts_max = (expert_slots > 0).then_some(36);
+        let shape = Some(wide.clone());
+        world.join_with(Registration { expert_slots, experts_max, shape, ..registration(name) });
+    };
+    ["a1", "e1", "e2", "e3"].iter().for_each(|name| join(&mut world, name));
+    world.ready(&["a1", "e1", "e2", "e3"], 1);
+    let (session, id) = world.nodes["a1"];
+    for step in 1..8 {
+        let routed = (0..96).map(|expert| 100 + expert * step * 7919 % 1000).collect();
+        let report = Report { queued: vec![0; 3], routed, ..Report::default() };
+        world.on(Event::Report { session, id, report });
+        world.cluster.end_step(world.now);
+    }
+    join(&mut world, "e4");
+    let mut epoch = 1;
+    let mut held = Vec::new();
+    loop {
+        let plans = world.cluster.plans();
+        let (serving, target) = (plans.serving().unwrap().clone(), plans.target().cloned());
+        let e4 = world.id("e4");
+        held.push(serving.resident_on(e4).count());
+        let Some(target) = target else { break };
+        for name in ["e1", "e2", "e3", "e4"] {
+            let id = world.id(name);
+            let both: BTreeSet<_> = serving.resident_on(id).chain(target.resident_on(id)).collect();
+            assert!(both.len() <= 36, "{name} would hold {} experts at once", both.len());
+        }
+        epoch += 1;
+        world.ready(&["a1", "e1", "e2", "e3", "e4"], epoch);
+        if let Some(draft) = world.cluster.review(world.now) {
+            world.cluster.reviewed(world.now, draft.plan());
+            world.store();
+        }
+    }
+    assert!(held.len() > 3 && held.last() > Some(&12), "experts of the fourth node: {held:?}");
 }
