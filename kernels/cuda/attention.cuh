@@ -1,7 +1,7 @@
 // Attention over the paged cache of kv.cuh; heads share keys in groups. A tile is some consecutive positions of a
 // sequence, one when it is decoded, and as many as the tensor cores have rows for in a chunk of its prompt.
 //
-// A sequence is cut into stretches of 512 positions from its start, whatever its length or its batch. A block
+// A sequence is cut into stretches of equal size from its start, whatever its length or its batch. A block
 // does one stretch of one KV head for all query heads of its group and all positions of its tile; each of its four
 // warps takes every fourth KV block with a softmax of its own, and warps, then stretches, are merged in order. What
 // a position may not see counts as nothing, exactly. So a row's bits depend on its own keys alone, and are the same
@@ -25,6 +25,7 @@ struct AttendParams {
     uint32_t kv_heads;         // heads / kv_heads is at most 16
     uint32_t tile_rows;        // most rows of a tile; with all heads of a group no more than the kernel has
     uint32_t stretches;        // of the longest row
+    uint32_t stretch;          // positions of one, a multiple of KV_BLOCK
     float scale;               // of scores, log2(e) included
 };
 
@@ -32,8 +33,6 @@ namespace attention {
 
 constexpr uint32_t THREADS = 128;
 constexpr uint32_t WARPS = THREADS / 32;
-constexpr uint32_t STRETCH_BLOCKS = 16;
-constexpr uint32_t STRETCH = STRETCH_BLOCKS * KV_BLOCK;
 
 /// M: sixteens of queries, each a position and a head of the group; the heads of a position are neighbours.
 template <uint32_t DIM, uint32_t M> struct Shape {
@@ -59,11 +58,12 @@ template <uint32_t DIM, uint32_t M> struct State {
 };
 
 /// Copies the first `rows` positions of one KV block of keys or values, and zeros for the rest: nothing that was
-/// never written may meet a weight of zero.
-template <uint32_t DIM> DEV void fetch(uint32_t to, const bf16 *cache, uint64_t tile, uint32_t rows) {
+/// never written may meet a weight of zero. A warp does it, or as many threads as are said.
+template <uint32_t DIM, uint32_t THREADS = 32>
+DEV void fetch(uint32_t to, const bf16 *cache, uint64_t tile, uint32_t rows) {
     typedef Shape<DIM, 1> S;
     const bf16 *from = cache + tile * KV_BLOCK * DIM;
-    for (uint32_t i = ptx::thread() % 32; i < KV_BLOCK * S::CHUNKS; i += 32)
+    for (uint32_t i = ptx::thread() % THREADS; i < KV_BLOCK * S::CHUNKS; i += THREADS)
         ptx::copy16(to + S::spread(i / S::CHUNKS, i % S::CHUNKS), from + i * 8, i / S::CHUNKS < rows);
     ptx::copy_commit();
 }
@@ -177,6 +177,20 @@ struct Tile {
         const uint32_t behind = query / group + 1;
         return behind < count ? length - count + behind : length;
     }
+
+    /// Behind the last KV block of this thread block's stretch.
+    DEV uint32_t end(const AttendParams &p) const {
+        const uint32_t stretch = (ptx::block() + 1) * p.stretch;
+        return ((stretch < length ? stretch : length) + KV_BLOCK - 1) / KV_BLOCK;
+    }
+
+    /// Where the result of a query of a KV head and this thread block's stretch goes.
+    DEV float *part(const AttendParams &p, uint32_t tile, uint32_t kv_head, uint32_t query, uint32_t dims) const {
+        const uint32_t group = p.heads / p.kv_heads;
+        const uint64_t row = (uint64_t)tile * p.tile_rows + query / group;
+        const uint64_t head = row * p.heads + kv_head * group + query % group;
+        return p.part + (head * p.stretches + ptx::block()) * (dims + 2);
+    }
 };
 
 /// A warp's share of a stretch. Keys of the next block travel while values are multiplied, and the other way.
@@ -185,8 +199,7 @@ DEV void run_warp(const AttendParams &p, const Tile &tile, uint32_t kv_head, uin
     typedef Shape<DIM, M> S;
     const uint32_t warp = ptx::thread() / 32, lane = ptx::thread() % 32, group = p.heads / p.kv_heads;
     const uint32_t keys = ptx::address(ptx::shared()) + warp * S::WARP_BYTES, values = keys + S::TILE_BYTES;
-    const uint32_t all = (tile.length + KV_BLOCK - 1) / KV_BLOCK, first = ptx::block() * STRETCH_BLOCKS;
-    const uint32_t end = all < first + STRETCH_BLOCKS ? all : first + STRETCH_BLOCKS;
+    const uint32_t first = ptx::block() * p.stretch / KV_BLOCK, end = tile.end(p);
 #pragma unroll
     for (uint32_t i = 0; i < 2 * M; i++) {
         state.largest[i / 2][i % 2] = -1e30f;  // finite: a block of nothing to be seen stays a number
@@ -258,7 +271,7 @@ struct Merged {
 };
 
 /// Copies the tile's queries of a group to shared memory, and zeros behind them.
-template <uint32_t DIM, uint32_t M>
+template <uint32_t DIM, uint32_t M, uint32_t THREADS>
 DEV void fetch_queries(const AttendParams &p, const Tile &tile, uint32_t kv_head, uint32_t to) {
     typedef Shape<DIM, M> S;
     const uint32_t group = p.heads / p.kv_heads;
@@ -275,11 +288,11 @@ DEV void fetch_queries(const AttendParams &p, const Tile &tile, uint32_t kv_head
 template <uint32_t DIM, uint32_t M> DEV void attend_stretch(const AttendParams &p) {
     typedef Shape<DIM, M> S;
     const uint32_t index = ptx::block_y() / p.kv_heads, kv_head = ptx::block_y() % p.kv_heads;
-    const uint32_t group = p.heads / p.kv_heads, begin = ptx::block() * STRETCH;
+    const uint32_t group = p.heads / p.kv_heads, begin = ptx::block() * p.stretch;
     const Tile tile(p, index);
     if (begin >= tile.length) return;
     const uint32_t queries = ptx::address(ptx::shared()) + WARPS * S::WARP_BYTES;
-    fetch_queries<DIM, M>(p, tile, kv_head, queries);
+    fetch_queries<DIM, M, THREADS>(p, tile, kv_head, queries);
     ptx::sync_block();
     State<DIM, M> state;
     run_warp<DIM, M>(p, tile, kv_head, queries, state);
@@ -291,9 +304,7 @@ template <uint32_t DIM, uint32_t M> DEV void attend_stretch(const AttendParams &
         const uint32_t query = i / DIM, dim = i % DIM;
         if (begin >= tile.length_of(query, group)) continue;
         const Merged merged(result<DIM, M>(0) + query * (DIM + 2), S::WARP_BYTES / 4, WARPS, dim, DIM);
-        const uint64_t row = (uint64_t)index * p.tile_rows + query / group;
-        const uint64_t head = row * p.heads + kv_head * group + query % group;
-        float *to = p.part + (head * p.stretches + ptx::block()) * (DIM + 2);
+        float *to = tile.part(p, index, kv_head, query, DIM);
         to[dim] = merged.sum;
         if (dim == 0) to[DIM] = merged.largest, to[DIM + 1] = merged.weight;
     }
@@ -305,7 +316,7 @@ DEV void merge(const AttendParams &p, uint32_t dims) {
     const uint32_t place = head / p.heads % p.tile_rows;
     const Tile tile(p, head / p.heads / p.tile_rows);
     if (place >= tile.count) return;
-    const uint32_t count = (tile.length_of(place, 1) + STRETCH - 1) / STRETCH;
+    const uint32_t count = (tile.length_of(place, 1) + p.stretch - 1) / p.stretch;
     const Merged merged(p.part + head * p.stretches * (dims + 2), dims + 2, count, ptx::thread(), dims);
     const uint64_t to = (uint64_t)(tile.first + place) * p.heads + head % p.heads;
     p.out[to * dims + ptx::thread()] = narrow(ptx::divide(merged.sum, merged.weight));
@@ -322,4 +333,4 @@ KERNEL(attention::THREADS, 2) attend_chunk_128(GRID_CONSTANT AttendParams p) { a
 KERNEL(attention::THREADS, 2) attend_chunk_64(GRID_CONSTANT AttendParams p) { attention::attend_stretch<64, 2>(p); }
 KERNEL(attention::THREADS, 2) attend_chunk_32(GRID_CONSTANT AttendParams p) { attention::attend_stretch<32, 2>(p); }
 /// Grid: tiles * tile_rows * heads; threads: dim.
-KERNEL(256, 1) attend_merge(GRID_CONSTANT AttendParams p) { attention::merge(p, ptx::block_threads()); }
+KERNEL(512, 1) attend_merge(GRID_CONSTANT AttendParams p) { attention::merge(p, ptx::block_threads()); }

@@ -28,27 +28,15 @@ struct Copy {
     const bf16 *weights[2];  // the first feature of either half
     uint32_t features[2];    // how many of them exist
     const bf16 *rows;
+    uint32_t stride;         // of rows
     uint32_t row[ROW_PASSES];
 
-    DEV Copy(const FfnParams &p, const Tile &tile) {
-        if (tile.down) {
-            const uint32_t m = tile.m * 128, left = p.hidden - m;
-            weights[0] = p.down + ((uint64_t)tile.slot * p.hidden + m) * p.inter;
-            weights[1] = weights[0] + (uint64_t)64 * p.inter;
-            features[0] = left < 64 ? left : 64;
-            features[1] = left < 64 ? 0 : left < 128 ? left - 64 : 64;
-        } else {
-            const uint32_t m = tile.m * 64, left = p.inter - m;
-            weights[0] = p.gate + ((uint64_t)tile.slot * p.inter + m) * p.hidden;
-            weights[1] = p.up + ((uint64_t)tile.slot * p.inter + m) * p.hidden;
-            features[0] = features[1] = left < 64 ? left : 64;
-        }
-        rows = tile.down ? p.act : p.x;
-#pragma unroll
-        for (uint32_t i = 0; i < ROW_PASSES; i++) {
-            const uint32_t r = ptx::thread() / 8 + i * 16;
-            row[i] = r >= tile.count ? 0 : tile.down || p.dense ? tile.pair + r : p.row[tile.pair + r];
-        }
+    /// 128 features of one matrix from feature m on, of which `left` exist.
+    DEV void take(const bf16 *matrix, uint32_t m, uint32_t left, uint32_t inner) {
+        weights[0] = matrix + (uint64_t)m * inner;
+        weights[1] = weights[0] + (uint64_t)64 * inner;
+        features[0] = left < 64 ? left : 64;
+        features[1] = left < 64 ? 0 : left < 128 ? left - 64 : 64;
     }
 
     DEV void stage(uint32_t to, uint32_t count, uint32_t inner, uint32_t k) const {
@@ -65,11 +53,32 @@ struct Copy {
         for (uint32_t i = 0; i < ROW_PASSES; i++) {
             const uint32_t r = first + i * 16;
             const bool valid = r < count && k < inner;
-            const bf16 *from = valid ? rows + (uint64_t)row[i] * inner + k : rows;
+            const bf16 *from = valid ? rows + (uint64_t)row[i] * stride + k : rows;
             ptx::copy16(to + WEIGHT_BYTES + spread(r, chunk), from, valid);
         }
     }
 };
+
+DEV Copy copy_of(const FfnParams &p, const Tile &tile) {
+    Copy copy;
+    copy.stride = depth(p, tile);
+    if (tile.down) {
+        const uint32_t m = tile.m * 128;
+        copy.take(p.down + (uint64_t)tile.slot * p.hidden * p.inter, m, p.hidden - m, p.inter);
+    } else {
+        const uint32_t m = tile.m * 64, left = p.inter - m;
+        copy.weights[0] = p.gate + ((uint64_t)tile.slot * p.inter + m) * p.hidden;
+        copy.weights[1] = p.up + ((uint64_t)tile.slot * p.inter + m) * p.hidden;
+        copy.features[0] = copy.features[1] = left < 64 ? left : 64;
+    }
+    copy.rows = tile.down ? p.act : p.x;
+#pragma unroll
+    for (uint32_t i = 0; i < ROW_PASSES; i++) {
+        const uint32_t r = ptx::thread() / 8 + i * 16;
+        copy.row[i] = r >= tile.count ? 0 : tile.down || p.dense ? tile.pair + r : p.row[tile.pair + r];
+    }
+    return copy;
+}
 
 /// The sums of a warp: 16 features of either half, 64 rows in eights.
 struct Sums {
@@ -113,8 +122,8 @@ DEV void put_exact(const FfnParams &p, const Tile &tile, uint32_t row, uint32_t 
     if (m < p.hidden) p.exact[(uint64_t)(tile.pair + row) * p.hidden + m] = value;
 }
 
-/// Lays the tile out in shared memory as rows of 128 features: the warps' sums, SwiGLU or weight applied.
-DEV void lay_out(const FfnParams &p, const Tile &tile, const Sums &sums) {
+/// Calls put(row, feature, sum, sum of the second half) for all that this thread has of the tile's rows.
+template <typename Put> DEV void for_each_sum(const Sums &sums, uint32_t count, Put put) {
     const uint32_t lane = ptx::thread() % 32, warp = ptx::thread() / 32;
 #pragma unroll
     for (uint32_t n = 0; n < WIDTH / 8; n++) {
@@ -122,53 +131,64 @@ DEV void lay_out(const FfnParams &p, const Tile &tile, const Sums &sums) {
         for (uint32_t i = 0; i < 4; i++) {
             const uint32_t row = n * 8 + lane % 4 * 2 + i % 2;
             const uint32_t feature = warp * 16 + lane / 4 + i / 2 * 8;
-            if (row >= tile.count) continue;
-            const float first = sums.half[0][n][i], second = sums.half[1][n][i];
-            if (tile.down && p.exact) {
-                put_exact(p, tile, row, feature, first);
-                put_exact(p, tile, row, 64 + feature, second);
-            } else if (tile.down) {
-                const float weight = p.weight ? p.weight[tile.pair + row] : 1.0f;
-                put(row, feature, first * weight);
-                put(row, 64 + feature, second * weight);
-            } else {
-                put(row, feature, silu(first) * second);
-            }
+            if (row < count) put(row, feature, sums.half[0][n][i], sums.half[1][n][i]);
         }
     }
 }
 
-DEV void write_out(const FfnParams &p, const Tile &tile) {
-    const uint32_t chunks = tile.down ? 16 : 8, stride = tile.down ? p.hidden : p.inter;
-    const uint32_t m = tile.m * chunks * 8;
-    bf16 *to = (tile.down ? p.out : p.act) + (uint64_t)tile.pair * stride + m;
+/// Lays the tile out in shared memory as rows of 128 features: the warps' sums, SwiGLU or weight applied.
+DEV void lay_out(const FfnParams &p, const Tile &tile, const Sums &sums) {
+    for_each_sum(sums, tile.count, [&](uint32_t row, uint32_t feature, float first, float second) {
+        if (tile.down && p.exact) {
+            put_exact(p, tile, row, feature, first);
+            put_exact(p, tile, row, 64 + feature, second);
+        } else if (tile.down) {
+            const float weight = p.weight ? p.weight[tile.pair + row] : 1.0f;
+            put(row, feature, first * weight);
+            put(row, 64 + feature, second * weight);
+        } else {
+            put(row, feature, silu(first) * second);
+        }
+    });
+}
+
+/// Takes the rows that were laid out to `to`, `chunks` eights of each, as far as there are features.
+DEV void write_out(bf16 *to, uint32_t stride, uint32_t count, uint32_t chunks, uint32_t features) {
     const Eight *from = (const Eight *)ptx::shared();
-    for (uint32_t i = ptx::thread(); i < tile.count * chunks; i += THREADS) {
+    for (uint32_t i = ptx::thread(); i < count * chunks; i += THREADS) {
         const uint32_t row = i / chunks, chunk = i % chunks;
-        if (m + chunk * 8 >= stride) continue;
+        if (chunk * 8 >= features) continue;
         *(Eight *)(to + (uint64_t)row * stride + chunk * 8) = from[row * 16 + (chunk ^ (row % 8))];
     }
 }
 
-DEV void run_tile(const FfnParams &p, const Tile &tile) {
-    const Copy copy(p, tile);
-    const uint32_t shared = ptx::address(ptx::shared());
-    const uint32_t inner = depth(p, tile), steps = ceil_div(inner, K);
-    Sums sums = {};
+DEV void write_out(const FfnParams &p, const Tile &tile) {
+    const uint32_t chunks = tile.down ? 16 : 8, stride = tile.down ? p.hidden : p.inter, m = tile.m * chunks * 8;
+    write_out((tile.down ? p.out : p.act) + (uint64_t)tile.pair * stride + m, stride, tile.count, chunks, stride - m);
+}
+
+/// The whole depth of a tile of `count` rows; shared memory is free behind it.
+DEV void sum_up(Sums &sums, const Copy &copy, uint32_t count, uint32_t inner) {
+    const uint32_t shared = ptx::address(ptx::shared()), steps = ceil_div(inner, K);
     for (uint32_t s = 0; s < STAGES - 1; s++) {
-        if (s < steps) copy.stage(shared + s * STAGE_BYTES, tile.count, inner, s * K);
+        if (s < steps) copy.stage(shared + s * STAGE_BYTES, count, inner, s * K);
         ptx::copy_commit();
     }
     for (uint32_t step = 0; step < steps; step++) {
         ptx::copy_wait<STAGES - 2>();
         ptx::sync_block();
         const uint32_t ahead = step + STAGES - 1;
-        if (ahead < steps) copy.stage(shared + ahead % STAGES * STAGE_BYTES, tile.count, inner, ahead * K);
+        if (ahead < steps) copy.stage(shared + ahead % STAGES * STAGE_BYTES, count, inner, ahead * K);
         ptx::copy_commit();
-        multiply_stage(sums, shared + step % STAGES * STAGE_BYTES, tile.count);
+        multiply_stage(sums, shared + step % STAGES * STAGE_BYTES, count);
     }
     ptx::copy_wait<0>();
     ptx::sync_block();
+}
+
+DEV void run_tile(const FfnParams &p, const Tile &tile) {
+    Sums sums = {};
+    sum_up(sums, copy_of(p, tile), tile.count, depth(p, tile));
     lay_out(p, tile, sums);
     ptx::sync_block();
     if (!(tile.down && p.exact)) write_out(p, tile);

@@ -2,9 +2,12 @@
 #include "dispatch.h"
 
 #include "../attention.cuh"
+#include "../attention_latent.cuh"
 #include "../exact.cuh"
 #include "../ffn_hopper.cuh"
 #include "../ffn_portable.cuh"
+#include "../heads.cuh"
+#include "../latent.cuh"
 #include "../norm.cuh"
 #include "../probe.cuh"
 #include "../router.cuh"
@@ -30,12 +33,17 @@ const std::map<std::string, Kernel> KERNELS = {
     {"attend_chunk_32", wrap(attend_chunk_32)},
     {"attend_chunk_64", wrap(attend_chunk_64)},
     {"attend_chunk_128", wrap(attend_chunk_128)},
+    {"attend_latent_128", wrap(attend_latent_128)},
+    {"attend_latent_512", wrap(attend_latent_512)},
     {"attend_merge", wrap(attend_merge)},
     {"exact_product", wrap(exact_product)},
     {"fill", wrap(fill)},
+    {"head_product", wrap(head_product)},
     {"route", wrap(route)},
     {"stream", wrap(stream)},
+    {"turn_query", wrap(turn_query)},
     {"write_kv", wrap(write_kv)},
+    {"write_latent", wrap(write_latent)},
 };
 
 }  // namespace

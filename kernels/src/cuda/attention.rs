@@ -1,12 +1,13 @@
 //! Attention over a paged cache: rows go in with [`Attention::write_kv`], and each attends to all
 //! positions up to its own with [`Attention::attend`].
 
-use cudarc::driver::{CudaFunction, DeviceRepr, LaunchConfig};
+use cudarc::driver::{CudaFunction, DeviceRepr};
 use half::bf16;
 
 use super::device::{Buffer, Device, grid};
 use super::error::{CudaError, require, size};
-use super::paged::{PagedRows, Tiles};
+use super::paged::{PagedRows, Paging};
+use super::stretches::{Form, Job, Kernel, Stretches};
 
 /// Positions of one KV block.
 pub(super) const KV_BLOCK: usize = crate::BLOCK_TOKENS;
@@ -16,11 +17,6 @@ const STRETCH: usize = 16 * KV_BLOCK;
 const GROUP_MOST: usize = 16;
 /// Queries, each a position and a head, that a thread block has of a decoded position and of a chunk.
 const QUERIES: [usize; 2] = [16, 32];
-/// The most floats between the two kernels of attention, unless one tile needs more.
-const PART_MOST: usize = 16 << 20;
-/// The most blocks of a grid's second dimension.
-const GRID_Y_MOST: usize = 65_535;
-
 /// The heads of a layer and the room of its cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
@@ -52,19 +48,21 @@ impl CacheShape {
         })
     }
 
-    /// Query heads of a KV head.
-    pub(super) fn group(&self) -> usize {
-        self.heads / self.kv_heads
+    /// How batches are cut up for it.
+    #[must_use]
+    pub fn paging(&self) -> Paging {
+        Paging { blocks: self.blocks, tile_rows: QUERIES[1] / self.form().group() }
     }
 
-    /// Queries of a thread block that does a part of a chunk.
-    pub(super) fn chunk_queries(&self) -> usize {
-        QUERIES[1]
+    /// Bytes of one block's keys and values.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        2 * KV_BLOCK * self.kv_heads * self.dim * size_of::<bf16>()
     }
 
-    /// Floats that a tile of `rows` rows, the longest seeing `longest` positions, leaves to be merged.
-    fn part(&self, rows: usize, longest: usize) -> usize {
-        rows * self.heads * longest.div_ceil(STRETCH) * (self.dim + 2)
+    fn form(&self) -> Form {
+        let Self { heads, kv_heads, dim, .. } = *self;
+        Form { heads, slices: kv_heads, query: dim, value: dim, stretch: STRETCH }
     }
 }
 
@@ -119,10 +117,7 @@ pub struct KvSteps<'a> {
 pub struct Attention {
     shape: CacheShape,
     write: CudaFunction,
-    /// For decoded positions and for chunks.
-    attend: [CudaFunction; 2],
-    merge: CudaFunction,
-    part: Buffer<f32>,
+    stretches: Stretches,
 }
 
 impl Attention {
@@ -142,14 +137,17 @@ impl Attention {
             64 => ["attend_64", "attend_chunk_64"],
             _ => ["attend_128", "attend_chunk_128"],
         };
-        let kernel = |kind: usize| device.kernel(names[kind], shared(shape.dim, QUERIES[kind]));
-        let tile = shape.part(shape.chunk_queries() / shape.group(), longest);
+        let kernel = |kind: usize| Kernel {
+            name: names[kind],
+            threads: 128,
+            shared: shared(shape.dim, QUERIES[kind]),
+        };
+        let kernels = [kernel(0), kernel(1)];
+        let room = (rows, longest, shape.paging().tile_rows);
         Ok(Self {
             shape,
             write: device.kernel("write_kv", 0)?,
-            attend: [kernel(0)?, kernel(1)?],
-            merge: device.kernel("attend_merge", 0)?,
-            part: device.alloc(shape.part(rows, longest).min(PART_MOST).max(tile))?,
+            stretches: Stretches::new(device, shape.form(), kernels, room)?,
         })
     }
 
@@ -169,7 +167,7 @@ impl Attention {
         let CacheShape { heads, kv_heads, dim, .. } = self.shape;
         let (count, all) = (rows.rows(), heads + 2 * kv_heads);
         let fits = qkv.len() == count * all * dim && query.len() >= count * heads * dim;
-        require(fits && cache.shape == self.shape, || {
+        require(fits && self.serves(rows, cache), || {
             format!("{count} rows, {} values for {:?}", qkv.len(), self.shape)
         })?;
         let wide = self.check(&steps, rows.longest())?;
@@ -201,6 +199,11 @@ impl Attention {
         let blocks = size((count * all).div_ceil(4))?;
         // SAFETY: the sizes were compared above, and blocks and positions when `rows` was set.
         unsafe { device.launch(&self.write, grid(blocks, 128, 0), &params) }
+    }
+
+    /// Whether rows were set for the cache, and the cache made for this.
+    fn serves(&self, rows: &PagedRows, cache: &Cache) -> bool {
+        cache.shape == self.shape && rows.is_for(self.shape.paging())
     }
 
     /// Whether the norms are over all heads together.
@@ -242,70 +245,12 @@ impl Attention {
         cache: &Cache,
         out: &mut Buffer<bf16>,
     ) -> Result<(), CudaError> {
-        let len = rows.rows() * self.shape.heads * self.shape.dim;
-        require(query.len() >= len && out.len() >= len && cache.shape == self.shape, || {
-            format!("{} rows of {} values for {:?}", rows.rows(), query.len(), self.shape)
+        require(self.serves(rows, cache), || {
+            format!("rows or a cache of {:?} for {:?}", cache.shape, self.shape)
         })?;
-        for (kind, tiles) in rows.tiles().into_iter().enumerate() {
-            if tiles.count == 0 {
-                continue;
-            }
-            let room = self.part.len() / self.shape.part(tiles.rows, tiles.longest);
-            let most = room.min(GRID_Y_MOST / self.shape.kv_heads);
-            require(most > 0, || format!("{} positions: not so many fit", tiles.longest))?;
-            for first in (0..tiles.count).step_by(most) {
-                let some = Tiles {
-                    at: tiles.at + 2 * first,
-                    count: most.min(tiles.count - first),
-                    ..tiles
-                };
-                self.attend_tiles(device, kind, (rows, some), (query, scale), cache, out)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn attend_tiles(
-        &self,
-        device: &Device,
-        kind: usize,
-        (rows, tiles): (&PagedRows, Tiles),
-        (query, scale): (&Buffer<bf16>, f32),
-        cache: &Cache,
-        out: &mut Buffer<bf16>,
-    ) -> Result<(), CudaError> {
-        let CacheShape { heads, kv_heads, dim, .. } = self.shape;
-        let stretches = tiles.longest.div_ceil(STRETCH);
-        let [position, table, blocks] = rows.pointers();
-        let params = AttendParams {
-            query: query.pointer(),
-            keys: cache.keys.pointer(),
-            values: cache.values.pointer(),
-            position,
-            table,
-            blocks,
-            tile: rows.word(tiles.at),
-            part: self.part.pointer(),
-            out: out.pointer(),
-            heads: size(heads)?,
-            kv_heads: size(kv_heads)?,
-            tile_rows: size(tiles.rows)?,
-            stretches: size(stretches)?,
-            scale: scale * std::f32::consts::LOG2_E,
-            padding: 0,
-        };
-        let attend = LaunchConfig {
-            grid_dim: (size(stretches)?, size(tiles.count * kv_heads)?, 1),
-            block_dim: (128, 1, 1),
-            shared_mem_bytes: shared(dim, QUERIES[kind]),
-        };
-        let merge = grid(size(tiles.count * tiles.rows * heads)?, size(dim)?, 0);
-        // SAFETY: the sizes were compared by the caller, and rows, blocks and positions when `rows`
-        // was set. The second launch reads what the first one on the same stream wrote.
-        unsafe {
-            device.launch(&self.attend[kind], attend, &params)?;
-            device.launch(&self.merge, merge, &params)
-        }
+        let cache = [cache.keys.pointer(), cache.values.pointer()];
+        // SAFETY: the cache is alive, and of the shape that the kernels were made for.
+        unsafe { self.stretches.launch(device, &mut Job { rows, query, scale, cache, out }) }
     }
 }
 
@@ -343,27 +288,3 @@ struct KvParams {
 
 // SAFETY: plain numbers in C layout without padding.
 unsafe impl DeviceRepr for KvParams {}
-
-/// Mirrors `AttendParams` in `attention.cuh`.
-#[repr(C)]
-#[derive(Debug)]
-struct AttendParams {
-    query: u64,
-    keys: u64,
-    values: u64,
-    position: u64,
-    table: u64,
-    blocks: u64,
-    tile: u64,
-    part: u64,
-    out: u64,
-    heads: u32,
-    kv_heads: u32,
-    tile_rows: u32,
-    stretches: u32,
-    scale: f32,
-    padding: u32,
-}
-
-// SAFETY: plain numbers in C layout, with the padding spelt out.
-unsafe impl DeviceRepr for AttendParams {}

@@ -1,6 +1,6 @@
 //! Which rows of a batch are which positions of which sequences, and where those lie in the paged cache.
 
-use super::attention::{CacheShape, KV_BLOCK};
+use super::attention::KV_BLOCK;
 use super::device::{Buffer, Device};
 use super::error::{CudaError, require, size};
 use super::pinned::Pinned;
@@ -11,6 +11,8 @@ use crate::Span;
 pub struct PagedRows {
     rows_max: usize,
     blocks_max: usize,
+    /// Of the caches that the rows are for.
+    paging: Option<Paging>,
     rows: usize,
     longest: usize,
     decoded: Tiles,
@@ -32,6 +34,15 @@ pub(super) struct Tiles {
     pub(super) longest: usize,
 }
 
+/// How batches are cut up for the kernels of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paging {
+    /// Blocks of 32 positions in the cache.
+    pub(super) blocks: usize,
+    /// Rows that a tile of a chunk has at most.
+    pub(super) tile_rows: usize,
+}
+
 impl PagedRows {
     /// For batches of at most `rows` rows whose sequences have at most `blocks` blocks together.
     ///
@@ -43,6 +54,7 @@ impl PagedRows {
         Ok(Self {
             rows_max: rows,
             blocks_max: blocks,
+            paging: None,
             rows: 0,
             longest: 0,
             decoded: Tiles::default(),
@@ -52,18 +64,18 @@ impl PagedRows {
         })
     }
 
-    /// Takes the rows of `spans`, which follow one another from row 0 on, in caches of `shape`.
+    /// Takes the rows of `spans`, which follow one another from row 0 on, in caches of this `paging`.
     ///
     /// # Errors
     /// When they do not, name blocks that are not there or too few, or are more than there is room for.
     pub fn set(
         &mut self,
         device: &Device,
-        shape: &CacheShape,
+        paging: Paging,
         spans: &[Span<'_>],
     ) -> Result<(), CudaError> {
-        let (rows, blocks) = self.check(shape, spans)?;
-        self.rows = rows;
+        let (rows, blocks) = self.check(paging, spans)?;
+        (self.rows, self.paging) = (rows, Some(paging));
         let words = self.staging.values_mut()?;
         let (positions, rest) = words.split_at_mut(rows);
         let (tables, rest) = rest.split_at_mut(rows);
@@ -79,8 +91,7 @@ impl PagedRows {
         }
         let mut tiles = TileList { tiles, count: 0 };
         self.decoded = tiles.of(spans, |span| span.rows.len() == 1, 1)?;
-        let most = shape.chunk_queries() / shape.group();
-        self.chunks = tiles.of(spans, |span| span.rows.len() > 1, most)?;
+        self.chunks = tiles.of(spans, |span| span.rows.len() > 1, paging.tile_rows)?;
         for kind in [&mut self.decoded, &mut self.chunks] {
             kind.at += 2 * rows;
         }
@@ -92,6 +103,11 @@ impl PagedRows {
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Whether its blocks are those of a cache of this paging.
+    pub(super) fn is_for(&self, paging: Paging) -> bool {
+        self.paging == Some(paging)
     }
 
     /// The most positions that a row sees.
@@ -115,16 +131,16 @@ impl PagedRows {
     }
 
     /// Rows and blocks of all spans.
-    fn check(&self, shape: &CacheShape, spans: &[Span<'_>]) -> Result<(usize, usize), CudaError> {
+    fn check(&self, paging: Paging, spans: &[Span<'_>]) -> Result<(usize, usize), CudaError> {
         let (mut rows, mut blocks) = (0, 0);
         for span in spans {
             let end = span.first_position + span.rows.len();
             let follows = span.rows.start == rows && !span.rows.is_empty();
             let covered = span.blocks.len() * KV_BLOCK >= end;
-            let inside = span.blocks.iter().all(|block| (*block as usize) < shape.blocks);
+            let inside = span.blocks.iter().all(|block| (*block as usize) < paging.blocks);
             require(follows && covered && inside, || {
                 let (rows, count) = (&span.rows, span.blocks.len());
-                format!("rows {rows:?} up to position {end} in {count} blocks of {shape:?}")
+                format!("rows {rows:?} up to position {end} in {count} blocks of {}", paging.blocks)
             })?;
             rows = span.rows.end;
             blocks += span.blocks.len();

@@ -1,15 +1,13 @@
 //! Filling the cache and attending to it, against f64, and the same sequences cut into other chunks and batches.
 
-use std::ops::Range;
-
 use half::bf16;
 use kernels::cuda::{
     Attention, Buffer, Cache, CacheShape, CudaError, Device, HeadNorms, KvSteps, PagedRows,
 };
-use kernels::{BLOCK_TOKENS, Span};
 
 use crate::check::Checks;
 use crate::random::Random;
+use crate::sequences::{Pass, Sequences, angles};
 
 const EPSILON: f32 = 1e-6;
 /// Positions of each sequence; they reach into a second stretch of the kernels.
@@ -68,9 +66,6 @@ pub(crate) fn check(device: &Device, checks: &mut Checks, seed: u64) -> Result<(
     Ok(())
 }
 
-/// Ranges of positions of sequences, side by side in a batch.
-type Pass = Vec<(usize, Range<usize>)>;
-
 /// The kernels, and what they keep from batch to batch.
 struct Room {
     attention: Attention,
@@ -82,8 +77,7 @@ struct Room {
 struct Case {
     shape: CacheShape,
     ways: Ways,
-    /// Each sequence's blocks, scattered over the cache.
-    blocks: Vec<Vec<u32>>,
+    sequences: Sequences,
     /// Of each sequence: `[length, heads + 2 kv_heads, dim]`.
     qkv: Vec<Vec<bf16>>,
     bias: Vec<f32>,
@@ -96,10 +90,7 @@ impl Case {
         let mut random = Random(seed);
         let CacheShape { heads, kv_heads, dim, .. } = shape;
         let row = (heads + 2 * kv_heads) * dim;
-        let mut free: Vec<u32> = (0..shape.blocks as u32).collect();
-        let mut take = |_| free.swap_remove(random.below(free.len() as u32) as usize);
-        let blocks = LENGTHS.iter().map(|n| (0..n.div_ceil(BLOCK_TOKENS)).map(&mut take).collect());
-        let blocks = blocks.collect();
+        let sequences = Sequences::scattered(&mut random, &LENGTHS, shape.blocks);
         let widths = match ways.norms {
             Norms::None => [0; 2],
             Norms::EachHead => [dim; 2],
@@ -108,7 +99,7 @@ impl Case {
         Self {
             shape,
             ways,
-            blocks,
+            sequences,
             qkv: LENGTHS.iter().map(|n| random.halves(n * row, 2.0)).collect(),
             bias: random.floats(if ways.bias { row } else { 0 }, 0.5),
             norms: widths.map(|width| random.halves(width, 1.5)),
@@ -144,26 +135,10 @@ impl Case {
             device.poison(&mut out)?;
             let Room { attention, cache, paged } = &mut *room;
             attention.attend(device, (paged, &query), scale, cache, &mut out)?;
-            let out = device.download(&out)?;
-            let mut rest = out.as_slice();
-            for (sequence, range) in pass {
-                let (mine, others) = rest.split_at(range.len() * self.shape.heads * self.shape.dim);
-                outputs[*sequence].extend_from_slice(mine);
-                rest = others;
-            }
+            let row = self.shape.heads * self.shape.dim;
+            self.sequences.sort(pass, row, &device.download(&out)?, &mut outputs);
         }
         Ok(outputs)
-    }
-
-    fn spans(&self, pass: &Pass) -> Vec<Span<'_>> {
-        let mut begin = 0;
-        let span = |(sequence, range): &(usize, Range<usize>)| {
-            let rows = begin..begin + range.len();
-            begin = rows.end;
-            let blocks = &self.blocks[*sequence][..range.end.div_ceil(BLOCK_TOKENS)];
-            Span { rows, first_position: range.start, blocks }
-        };
-        pass.iter().map(span).collect()
     }
 
     /// Writes a batch's rows into the cache and returns their queries.
@@ -173,13 +148,10 @@ impl Case {
         Room { attention, cache, paged }: &mut Room,
         pass: &Pass,
     ) -> Result<Buffer<bf16>, CudaError> {
-        paged.set(device, &self.shape, &self.spans(pass))?;
+        paged.set(device, self.shape.paging(), &self.sequences.spans(pass))?;
         let CacheShape { heads, kv_heads, dim, .. } = self.shape;
         let row = (heads + 2 * kv_heads) * dim;
-        let mut qkv = Vec::new();
-        for (sequence, range) in pass {
-            qkv.extend_from_slice(&self.qkv[*sequence][range.start * row..range.end * row]);
-        }
+        let qkv = self.sequences.gather(pass, row, &self.qkv);
         let [query, key] = &self.norms;
         let (query, key) = (device.upload(query)?, device.upload(key)?);
         let norms = HeadNorms { query: &query, key: &key, epsilon: EPSILON };
@@ -253,16 +225,4 @@ impl Case {
         }
         x
     }
-}
-
-/// `[positions, turned]`: cosines, then sines.
-fn angles(positions: usize, turned: usize) -> Vec<f32> {
-    let half = turned / 2;
-    let angle =
-        move |position: usize, i: usize| position as f64 / 10_000_f64.powf(i as f64 / half as f64);
-    let row = |position| {
-        let cosines = (0..half).map(move |i| angle(position, i).cos() as f32);
-        cosines.chain((0..half).map(move |i| angle(position, i).sin() as f32))
-    };
-    (0..positions).flat_map(row).collect()
 }

@@ -4,10 +4,13 @@ mod attention;
 mod bank;
 mod check;
 mod ffn;
+mod heads;
+mod latent;
 mod linear;
 mod random;
 mod report;
 mod rows;
+mod sequences;
 mod speed;
 
 use std::path::PathBuf;
@@ -60,7 +63,9 @@ fn run() -> Result<bool, String> {
     println!("inputs of seed {seed}");
     let mut checks = Checks::default();
     bank::check(&device, &mut checks, seed).map_err(|error| error.to_string())?;
-    for check in [rows::check, attention::check, linear::check, ffn::check] {
+    let parts =
+        [rows::check, attention::check, latent::check, linear::check, heads::check, ffn::check];
+    for check in parts {
         check(&device, &mut checks, seed).map_err(|error| error.to_string())?;
     }
     if let Some(folder) = &options.report {

@@ -91,13 +91,13 @@ fn attention(
     let angles = device.upload(&Random(3).floats(longest * shape.dim, 1.0))?;
     let steps = KvSteps { bias: None, norms: None, clip: None, angles: &angles, turned: shape.dim };
     let mut query = device.alloc(positions * width)?;
-    paged.set(device, &shape, &spans(longest, sequences))?;
+    paged.set(device, shape.paging(), &spans(longest, sequences))?;
     let write = median(device, || {
         attention.write_kv(device, (&paged, &qkv), steps, &mut query, &mut cache)
     })?;
     let mut out = device.alloc(sequences.max(chunk) * width)?;
     let mut attend = |spans: &[Span<'_>]| {
-        paged.set(device, &shape, spans)?;
+        paged.set(device, shape.paging(), spans)?;
         median(device, || attention.attend(device, (&paged, &query), 0.088, &cache, &mut out))
     };
     let (decode, prefill) = (attend(&spans(1, sequences))?, attend(&spans(chunk, 1))?);
