@@ -1,6 +1,6 @@
 //! The KV cache where the attention half computes: in the processor's memory, or on a GPU.
 
-use kernels::cuda::Cache;
+use super::gpu::LayerCache;
 
 /// Keys and values of every sequence an engine holds, made by [`AttentionHalf::new_kv`](super::AttentionHalf::new_kv).
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub struct KvCache {
 pub(super) enum Place {
     Host(kernels::KvCache),
     /// One cache for each layer.
-    Gpu(Vec<Cache>),
+    Gpu(Vec<LayerCache>),
 }
 
 impl KvCache {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Epsilon of the norms of compressed rows, which the reference does not take from the configuration.
-const COMPRESSED_NORM_EPS: f32 = 1e-6;
+pub(super) const COMPRESSED_NORM_EPS: f32 = 1e-6;
 
 /// The weights of one layer's latent attention, but for the output projection.
 #[derive(Debug)]

@@ -115,7 +115,10 @@ impl AttentionHalf {
     /// Bytes that one KV block takes over all layers.
     #[must_use]
     pub fn kv_bytes_per_block(&self) -> usize {
-        load::kv_layout(&self.spec).block_bytes(self.cpu.compute())
+        match &self.layers {
+            Layers::Host(_) => load::kv_layout(&self.spec).block_bytes(self.cpu.compute()),
+            Layers::Gpu(gpu) => gpu.kv_bytes_per_block(),
+        }
     }
 
     /// Working memory for batches within `bounds` over `kv`. A GPU gives all of it now.

@@ -17,6 +17,12 @@ const KV_HEADS: usize = 2;
 const WIDTH: usize = 64;
 const SHARED: usize = 96;
 const DENSE: usize = 160;
+/// Of latent attention: ranks of compressed queries and of compressed keys, parts of a head, and its value.
+const QUERY_RANK: usize = 72;
+const KV_RANK: usize = 128;
+const NOPE: usize = 32;
+const ROPE: usize = 64;
+const VALUE: usize = 48;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Family {
@@ -30,11 +36,31 @@ pub(crate) enum Family {
     Qwen2,
     /// Heads that turn in part, a dense layer, sigmoids and a shared expert.
     Glm,
+    /// Latent attention with compressed queries and YaRN, a dense layer, sigmoids limited to groups, shared experts.
+    DeepSeek,
+    /// Latent attention with biases whose queries are not compressed, and elements that turn half a head apart.
+    DeepSeekDirect,
 }
 
 impl Family {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Qwen3, Self::Mixtral, Self::Olmoe, Self::Qwen2, Self::Glm];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Qwen3,
+        Self::Mixtral,
+        Self::Olmoe,
+        Self::Qwen2,
+        Self::Glm,
+        Self::DeepSeek,
+        Self::DeepSeekDirect,
+    ];
+
+    fn is_latent(self) -> bool {
+        matches!(self, Self::DeepSeek | Self::DeepSeekDirect)
+    }
+
+    /// Whether the first layer is dense, and the gate's sigmoids have a bias.
+    fn is_like_deepseek(self) -> bool {
+        self.is_latent() || self == Self::Glm
+    }
 
     fn heads(self) -> usize {
         if self == Self::Olmoe { KV_HEADS } else { 2 * KV_HEADS }
@@ -67,6 +93,7 @@ impl Family {
                     "n_group": 4, "topk_group": 2,
                 }),
             ),
+            Self::DeepSeek | Self::DeepSeekDirect => ("DeepseekV3ForCausalLM", self.latent()),
         };
         let mut config = json!({
             "architectures": [architecture], "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
@@ -77,6 +104,26 @@ impl Family {
         let Value::Object(special) = special else { unreachable!("an object was written above") };
         config.as_object_mut().unwrap().extend(special);
         config
+    }
+
+    fn latent(self) -> Value {
+        let direct = self == Self::DeepSeekDirect;
+        let rope = if direct {
+            json!({ "rope_type": "default", "rope_theta": 10000.0 })
+        } else {
+            json!({
+                "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "beta_fast": 32, "beta_slow": 1,
+                "mscale": 0.7, "mscale_all_dim": 1.3, "original_max_position_embeddings": 64,
+            })
+        };
+        json!({
+            "moe_intermediate_size": WIDTH, "n_routed_experts": EXPERTS, "n_shared_experts": 2,
+            "intermediate_size": DENSE, "first_k_dense_replace": 1, "attention_bias": direct,
+            "routed_scaling_factor": 2.5, "norm_topk_prob": true, "n_group": 4, "topk_group": 2,
+            "q_lora_rank": (!direct).then_some(QUERY_RANK), "kv_lora_rank": KV_RANK,
+            "qk_nope_head_dim": NOPE, "qk_rope_head_dim": ROPE, "v_head_dim": VALUE,
+            "rope_interleave": !direct, "rope_parameters": rope,
+        })
     }
 
     /// A checkpoint with weights drawn from `seed`.
@@ -98,10 +145,41 @@ impl Family {
 
     fn layer(self, draw: &mut Draw, layer: usize) {
         let name = |tensor: &str| format!("model.layers.{layer}.{tensor}");
-        let (queries, keys) = (self.heads() * HEAD, KV_HEADS * HEAD);
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             draw.vector(&name(&format!("{norm}.weight")), HIDDEN, 1.0);
         }
+        if self.is_latent() {
+            self.latent_attention(draw, name);
+        } else {
+            self.grouped_attention(draw, name);
+        }
+        self.feed_forward(draw, layer, name);
+    }
+
+    fn latent_attention(self, draw: &mut Draw, name: impl Fn(&str) -> String) {
+        let queries = self.heads() * (NOPE + ROPE);
+        let mut project = |tensor: &str, rows: usize, columns: usize, biased: bool| {
+            draw.weight(&name(&format!("self_attn.{tensor}.weight")), rows, columns);
+            if biased {
+                draw.vector(&name(&format!("self_attn.{tensor}.bias")), rows, 0.0);
+            }
+        };
+        let biased = self == Self::DeepSeekDirect;
+        if biased {
+            project("q_proj", queries, HIDDEN, false);
+        } else {
+            project("q_a_proj", QUERY_RANK, HIDDEN, false);
+            project("q_b_proj", queries, QUERY_RANK, false);
+        }
+        project("kv_a_proj_with_mqa", KV_RANK + ROPE, HIDDEN, biased);
+        project("kv_b_proj", self.heads() * (NOPE + VALUE), KV_RANK, false);
+        project("o_proj", HIDDEN, self.heads() * VALUE, biased);
+        draw.vector(&name("self_attn.q_a_layernorm.weight"), QUERY_RANK, 1.0);
+        draw.vector(&name("self_attn.kv_a_layernorm.weight"), KV_RANK, 1.0);
+    }
+
+    fn grouped_attention(self, draw: &mut Draw, name: impl Fn(&str) -> String) {
+        let (queries, keys) = (self.heads() * HEAD, KV_HEADS * HEAD);
         let biased = matches!(self, Self::Olmoe | Self::Qwen2 | Self::Glm);
         for (tensor, rows) in [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)] {
             draw.weight(&name(&format!("self_attn.{tensor}.weight")), rows, HIDDEN);
@@ -116,18 +194,17 @@ impl Family {
         let norms = match self {
             Self::Olmoe => Some((queries, keys)),
             Self::Qwen3 | Self::Glm => Some((HEAD, HEAD)),
-            Self::Mixtral | Self::Qwen2 => None,
+            _ => None,
         };
         if let Some((query, key)) = norms {
             draw.vector(&name("self_attn.q_norm.weight"), query, 1.0);
             draw.vector(&name("self_attn.k_norm.weight"), key, 1.0);
         }
-        self.feed_forward(draw, layer, name);
     }
 
     fn feed_forward(self, draw: &mut Draw, layer: usize, name: impl Fn(&str) -> String) {
         let usual = ["gate_proj", "up_proj", "down_proj"];
-        if self == Self::Glm && layer == 0 {
+        if self.is_like_deepseek() && layer == 0 {
             draw.mlp(&name("mlp"), usual, DENSE);
             return;
         }
@@ -143,8 +220,9 @@ impl Family {
             draw.mlp(&name("mlp.shared_expert"), usual, SHARED);
             draw.weight(&name("mlp.shared_expert_gate.weight"), 1, HIDDEN);
         }
-        if self == Self::Glm {
-            draw.mlp(&name("mlp.shared_experts"), usual, WIDTH);
+        if self.is_like_deepseek() {
+            let shared = if self.is_latent() { 2 * WIDTH } else { WIDTH };
+            draw.mlp(&name("mlp.shared_experts"), usual, shared);
             draw.vector(&name("mlp.gate.e_score_correction_bias"), EXPERTS, 0.0);
         }
     }

@@ -83,7 +83,7 @@ fn families_agree() {
 #[test]
 #[ignore = "runs as a child on the emulated GPU"]
 fn bits_stay() {
-    for family in [Family::Qwen3, Family::Glm] {
+    for family in [Family::Qwen3, Family::Glm, Family::DeepSeek] {
         let dir = family.checkpoint(12);
         let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
         let texts = [tokens(45, 4), tokens(70, 5), tokens(3, 6)];
@@ -116,10 +116,10 @@ fn refusals() {
         half.unwrap_err().to_string()
     };
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
-    let latent = refused(&goldens.join("deepseek_v3"));
-    let want =
-        "DeepseekV3ForCausalLM does not run on a GPU: latent attention has no kernels there yet";
-    assert_eq!(latent, want);
+    let small = refused(&goldens.join("deepseek_v3"));
+    let want = "DeepseekV3ForCausalLM does not run on a GPU: no attention for 4 heads over 24 compressed and 16 turned \
+                elements in 1 blocks: 128 or 512 are compressed, and 64 turned";
+    assert_eq!(small, want);
     let narrow = refused(&goldens.join("mixtral"));
     let part = "MixtralForCausalLM does not run on a GPU: no attention for";
     assert!(narrow.starts_with(part), "{narrow}");

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use half::bf16;
 use kernels::{
     Cpu, Pairing, Rope,
-    cuda::{Buffer, CacheShape, Device, Experts, Matrix, RouteSpec},
+    cuda::{Buffer, Device, Experts, HeadMatrices, Matrix, RouteSpec},
 };
 
-use super::{DecoderLayer, FeedForward, Gpu, RoutedExperts, Shared};
+use super::{
+    Attention, DecoderLayer, FeedForward, Gpu, RoutedExperts, Shape, Shared, grouped::Grouped,
+    latent::Latent,
+};
 use crate::{
-    AttentionSpec, Checkpoint, GroupedSpec, LayerKind, ModelError, ModelSpec, Scoring,
+    AttentionSpec, Checkpoint, GroupedSpec, LatentSpec, LayerKind, ModelError, ModelSpec, Scoring,
     attention::load::{MLP, head},
     weights::Weights,
 };
@@ -22,7 +25,7 @@ impl Gpu {
         spec: &Arc<ModelSpec>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, ModelError> {
-        let grouped = supported(spec)?;
+        supported(spec)?;
         let model =
             Upload { weights: Weights::new(checkpoint, cpu, String::new()), device: &device };
         let head = model.matrix(&[(head(spec), spec.vocab)], spec.hidden)?;
@@ -32,30 +35,25 @@ impl Gpu {
             progress(layer, spec.layers.len());
             let prefix = format!("model.layers.{layer}.");
             let upload = Upload { weights: Weights::new(checkpoint, cpu, prefix), ..model };
-            layers.push(upload.layer(spec, &grouped, kind)?);
+            layers.push(upload.layer(spec, kind)?);
         }
         let (cpu, spec, rope) = (Arc::clone(cpu), Arc::clone(spec), Rope::new(&spec.rope));
-        Ok(Self { device, cpu, spec, grouped, rope, layers, norm, head })
+        Ok(Self { device, cpu, spec, rope, layers, norm, head })
     }
 }
 
-/// The model's attention, if a GPU computes it and what follows it.
-fn supported(spec: &ModelSpec) -> Result<GroupedSpec, ModelError> {
+/// Whether a GPU computes the model's attention and what follows it.
+fn supported(spec: &ModelSpec) -> Result<(), ModelError> {
     let not = |reason: String| ModelError::NotOnGpu { architecture: spec.architecture, reason };
-    let AttentionSpec::Grouped(grouped) = &spec.attention else {
-        return Err(not("latent attention has no kernels there yet".into()));
-    };
-    if spec.rope.pairing != Pairing::Halves {
+    let grouped = matches!(spec.attention, AttentionSpec::Grouped(_));
+    if grouped && spec.rope.pairing != Pairing::Halves {
         return Err(not("its heads turn neighbouring elements".into()));
     }
-    let GroupedSpec { heads, kv_heads, head_dim: dim, .. } = *grouped;
-    let checked = CacheShape { heads, kv_heads, dim, blocks: 1 }.check();
-    let checked = checked.and_then(|()| {
+    let checked = Shape::of(&spec.attention, 1).check().and_then(|()| {
         let bias = (spec.moe.scoring == Scoring::SigmoidWithBias).then_some(spec.moe.experts);
         route(spec).check(bias)
     });
-    checked.map_err(|error| not(error.to_string()))?;
-    Ok(grouped.clone())
+    checked.map_err(|error| not(error.to_string()))
 }
 
 fn route(spec: &ModelSpec) -> RouteSpec {
@@ -93,10 +91,20 @@ impl Upload<'_> {
         wanted: bool,
         parts: &[(&str, usize)],
     ) -> Result<Option<Buffer<f32>>, ModelError> {
+        self.bias_behind(wanted, 0, parts)
+    }
+
+    /// The same behind zeros for what has none.
+    fn bias_behind(
+        &self,
+        wanted: bool,
+        zeros: usize,
+        parts: &[(&str, usize)],
+    ) -> Result<Option<Buffer<f32>>, ModelError> {
         if !wanted {
             return Ok(None);
         }
-        let mut all = Vec::new();
+        let mut all = vec![0.0; zeros];
         for &(name, outputs) in parts {
             all.extend(self.weights.vector(&format!("{name}.bias"), outputs)?);
         }
@@ -114,33 +122,96 @@ impl Upload<'_> {
         Ok(self.device.upload(&self.weights.floats(name, rows, columns)?)?)
     }
 
-    fn layer(
-        &self,
-        spec: &ModelSpec,
-        grouped: &GroupedSpec,
-        kind: LayerKind,
-    ) -> Result<DecoderLayer, ModelError> {
-        let dim = grouped.head_dim;
-        let (queries, keys) = (grouped.heads * dim, grouped.kv_heads * dim);
+    fn layer(&self, spec: &ModelSpec, kind: LayerKind) -> Result<DecoderLayer, ModelError> {
+        let (attention, inputs, biased) = match &spec.attention {
+            AttentionSpec::Grouped(shape) => (
+                Attention::Grouped(Box::new(self.grouped(spec, shape)?)),
+                shape.heads * shape.head_dim,
+                shape.output_bias,
+            ),
+            AttentionSpec::Latent(shape) => (
+                Attention::Latent(Box::new(self.latent(spec, shape)?)),
+                shape.heads * shape.value_dim,
+                shape.bias,
+            ),
+        };
+        let output = [("self_attn.o_proj", spec.hidden)];
+        Ok(DecoderLayer {
+            input_norm: self.norm("input_layernorm", spec.hidden)?,
+            attention,
+            output: self.matrix(&output, inputs)?,
+            output_bias: self.bias(biased, &output)?,
+            post_norm: self.norm("post_attention_layernorm", spec.hidden)?,
+            feed_forward: self.feed_forward(spec, kind)?,
+        })
+    }
+
+    fn grouped(&self, spec: &ModelSpec, shape: &GroupedSpec) -> Result<Grouped, ModelError> {
+        let (queries, keys) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let qkv =
             [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
-        let output = [("self_attn.o_proj", spec.hidden)];
-        let head_norms = match grouped.norm_widths() {
+        let norms = match shape.norm_widths() {
             None => None,
             Some([query, key]) => {
                 Some([self.norm("self_attn.q_norm", query)?, self.norm("self_attn.k_norm", key)?])
             }
         };
-        Ok(DecoderLayer {
-            input_norm: self.norm("input_layernorm", spec.hidden)?,
+        Ok(Grouped {
             qkv: self.matrix(&qkv, spec.hidden)?,
-            qkv_bias: self.bias(grouped.qkv_bias, &qkv)?,
-            head_norms,
-            output: self.matrix(&output, queries)?,
-            output_bias: self.bias(grouped.output_bias, &output)?,
-            post_norm: self.norm("post_attention_layernorm", spec.hidden)?,
-            feed_forward: self.feed_forward(spec, kind)?,
+            bias: self.bias(shape.qkv_bias, &qkv)?,
+            norms,
+            clip: shape.clip,
         })
+    }
+
+    fn latent(&self, spec: &ModelSpec, shape: &LatentSpec) -> Result<Latent, ModelError> {
+        let LatentSpec { heads, kv_rank, nope_dim, rope_dim, .. } = *shape;
+        let queries = heads * (nope_dim + rope_dim);
+        let second = ("self_attn.kv_a_proj_with_mqa", kv_rank + rope_dim);
+        let (first, query) = match shape.query_rank {
+            Some(rank) => {
+                let up = self.matrix(&[("self_attn.q_b_proj", queries)], rank)?;
+                let norm = self.norm("self_attn.q_a_layernorm", rank)?;
+                (("self_attn.q_a_proj", rank), Some((norm, up)))
+            }
+            None => (("self_attn.q_proj", queries), None),
+        };
+        // Queries that are not compressed have none.
+        let bias = if query.is_some() {
+            self.bias(shape.bias, &[first, second])?
+        } else {
+            self.bias_behind(shape.bias, queries, &[second])?
+        };
+        let (absorb, expand) = self.per_head(shape)?;
+        Ok(Latent {
+            down: self.matrix(&[first, second], spec.hidden)?,
+            bias,
+            query,
+            kv_norm: self.norm("self_attn.kv_a_layernorm", kv_rank)?,
+            absorb,
+            expand,
+        })
+    }
+
+    /// What takes each head's queries to the compressed keys, and the compressed values to each head.
+    fn per_head(&self, shape: &LatentSpec) -> Result<(HeadMatrices, HeadMatrices), ModelError> {
+        let LatentSpec { heads, kv_rank, nope_dim, value_dim, .. } = *shape;
+        let rows = heads * (nope_dim + value_dim);
+        let stored = self.weights.halves("self_attn.kv_b_proj.weight", rows, kv_rank)?;
+        let mut absorb = Vec::with_capacity(heads * nope_dim * kv_rank);
+        let mut expand = Vec::with_capacity(heads * value_dim * kv_rank);
+        for head in stored.chunks_exact((nope_dim + value_dim) * kv_rank) {
+            let (keys, values) = head.split_at(nope_dim * kv_rank);
+            for element in 0..kv_rank {
+                absorb.extend(keys.iter().skip(element).step_by(kv_rank));
+            }
+            expand.extend_from_slice(values);
+        }
+        let matrices = |sides: (usize, usize, usize), weights: &[bf16]| {
+            HeadMatrices::new(sides, self.device.upload(weights)?)
+        };
+        let absorb = matrices((heads, kv_rank, nope_dim), &absorb)?;
+        Ok((absorb, matrices((heads, value_dim, kv_rank), &expand)?))
     }
 
     fn feed_forward(&self, spec: &ModelSpec, kind: LayerKind) -> Result<FeedForward, ModelError> {

@@ -2,12 +2,11 @@
 
 use half::bf16;
 use kernels::cuda::{
-    Attention, Buffer, CacheShape, CudaError, Dense, Device, Exact, FfnKernel, GroupedFfn,
-    PagedRows, Pinned, Rows, Terms,
+    Buffer, CudaError, Dense, Device, Exact, FfnKernel, GroupedFfn, PagedRows, Pinned, Rows, Terms,
 };
 
-use super::Gpu;
-use crate::{LayerKind, ModelSpec, attention::BatchBounds, rows::for_each_row};
+use super::{Gpu, kinds::Room};
+use crate::{AttentionSpec, LayerKind, ModelSpec, attention::BatchBounds, rows::for_each_row};
 
 /// Kernels, and the batch between them.
 #[derive(Debug)]
@@ -15,9 +14,9 @@ pub(in crate::attention) struct Memory {
     pub(super) rows: Rows,
     pub(super) dense: Dense,
     pub(super) exact: Exact,
-    pub(super) attention: Attention,
+    /// Of attention, by its kind.
+    pub(super) room: Room,
     pub(super) ffn: GroupedFfn,
-    pub(super) shape: CacheShape,
     pub(super) paged: PagedRows,
     /// `[positions, turned]`.
     pub(super) angles: Buffer<f32>,
@@ -25,11 +24,7 @@ pub(in crate::attention) struct Memory {
     pub(super) residual: Buffer<f32>,
     /// Rows after a norm, `[rows, hidden]`.
     pub(super) normed: Buffer<bf16>,
-    /// `[rows, heads + 2 kv_heads, dim]`.
-    pub(super) projected: Buffer<bf16>,
-    /// `[rows, heads, dim]`.
-    pub(super) query: Buffer<bf16>,
-    /// What attention gives to the output projection, `[rows, heads, dim]`.
+    /// What attention gives to the output projection, `[rows, heads * value width]`.
     pub(super) attended: Buffer<bf16>,
     /// What is added to the residual next, `[rows, hidden]`.
     pub(super) added: Buffer<bf16>,
@@ -59,25 +54,20 @@ impl Memory {
         let (device, spec) = (&*gpu.device, &*gpu.spec);
         let BatchBounds { head_rows, positions, .. } = bounds;
         let rows = bounds.rows.max(head_rows);
-        let shape = gpu.cache_shape(kv_blocks);
         let kernel = FfnKernel::of(device);
-        let heads = shape.heads * shape.dim;
         let (hidden, top_k) = (spec.hidden, spec.moe.top_k);
         let own: Vec<u32> = (0..rows as u32).collect();
         Ok(Self {
             rows: Rows::new(device)?,
             dense: Dense::new(device, kernel)?,
             exact: Exact::new(device)?,
-            attention: Attention::new(device, shape, (rows, positions))?,
+            room: Room::new(device, spec, kv_blocks, (rows, positions))?,
             ffn: GroupedFfn::new(device, kernel, (rows, 1, local_width(spec)))?,
-            shape,
             paged: PagedRows::new(device, rows, kv_blocks)?,
             angles: device.upload(&gpu.rope.table(positions))?,
             residual: device.alloc(rows * hidden)?,
             normed: device.alloc(rows * hidden)?,
-            projected: device.alloc(rows * (heads + 2 * shape.kv_heads * shape.dim))?,
-            query: device.alloc(rows * heads)?,
-            attended: device.alloc(rows * heads)?,
+            attended: device.alloc(rows * attended_width(spec))?,
             added: device.alloc(rows * hidden)?,
             scores: device.alloc(rows * spec.moe.experts)?,
             shares: device.alloc(rows)?,
@@ -107,13 +97,11 @@ impl Memory {
 
     /// Makes every buffer that of a batch of `rows` rows.
     fn fit(&mut self, gpu: &Gpu, rows: usize) -> Result<(), CudaError> {
-        let (spec, shape) = (&*gpu.spec, &self.shape);
-        let heads = shape.heads * shape.dim;
+        let spec = &*gpu.spec;
+        self.room.fit(rows)?;
         self.residual.resize(rows * spec.hidden)?;
         self.normed.resize(rows * spec.hidden)?;
-        self.projected.resize(rows * (heads + 2 * shape.kv_heads * shape.dim))?;
-        self.query.resize(rows * heads)?;
-        self.attended.resize(rows * heads)?;
+        self.attended.resize(rows * attended_width(spec))?;
         self.added.resize(rows * spec.hidden)?;
         self.scores.resize(rows * spec.moe.experts)?;
         self.shares.resize(rows)?;
@@ -150,6 +138,14 @@ impl Memory {
     /// Has the batch copied to the host, behind what was launched.
     pub(super) fn bring_back(&mut self, device: &Device) -> Result<(), CudaError> {
         self.residual_here.fetch(device, self.residual.len(), &self.residual)
+    }
+}
+
+/// Values that attention gives to the output projection for each row.
+fn attended_width(spec: &ModelSpec) -> usize {
+    match &spec.attention {
+        AttentionSpec::Grouped(spec) => spec.heads * spec.head_dim,
+        AttentionSpec::Latent(spec) => spec.heads * spec.value_dim,
     }
 }
 

@@ -3,6 +3,9 @@
 //! Rows come from the host and go back to it once for each layer. What is sent to experts is copied back first, so
 //! that it goes out while the device still computes what every row sees.
 
+mod grouped;
+mod kinds;
+mod latent;
 mod load;
 mod memory;
 
@@ -12,16 +15,14 @@ use domain::Layer;
 use half::bf16;
 use kernels::{
     Cpu, Rope, Span,
-    cuda::{
-        Buffer, Cache, CacheShape, CudaError, Device, Experts, Finish, HeadNorms, KvSteps, Matrix,
-        RouteSpec,
-    },
+    cuda::{Buffer, CudaError, Device, Experts, Finish, Matrix, RouteSpec},
     encode_bf16,
 };
 
-pub(super) use self::memory::Memory;
+use self::kinds::{Attention, Batch, Shape};
+pub(super) use self::{kinds::LayerCache, memory::Memory};
 use super::{BatchBounds, Routed};
-use crate::{GroupedSpec, ModelSpec, rows::for_each_row};
+use crate::{ModelSpec, rows::for_each_row};
 
 /// Weights of all layers in a GPU's memory.
 #[derive(Debug)]
@@ -29,7 +30,6 @@ pub(super) struct Gpu {
     device: Arc<Device>,
     cpu: Arc<Cpu>,
     spec: Arc<ModelSpec>,
-    grouped: GroupedSpec,
     rope: Rope,
     layers: Vec<DecoderLayer>,
     norm: Buffer<bf16>,
@@ -39,11 +39,7 @@ pub(super) struct Gpu {
 #[derive(Debug)]
 struct DecoderLayer {
     input_norm: Buffer<bf16>,
-    /// Queries, keys and values of all heads, one after another.
-    qkv: Matrix,
-    qkv_bias: Option<Buffer<f32>>,
-    /// Of queries and of keys.
-    head_norms: Option<[Buffer<bf16>; 2]>,
+    attention: Attention,
     output: Matrix,
     output_bias: Option<Buffer<f32>>,
     post_norm: Buffer<bf16>,
@@ -80,15 +76,15 @@ impl Gpu {
         self.layers.iter().map(DecoderLayer::bytes).sum::<usize>() + self.head.bytes()
     }
 
-    fn cache_shape(&self, blocks: usize) -> CacheShape {
-        let GroupedSpec { heads, kv_heads, head_dim: dim, .. } = self.grouped;
-        CacheShape { heads, kv_heads, dim, blocks }
+    /// A cache for each layer.
+    pub(super) fn new_kv(&self, blocks: usize) -> Result<Vec<LayerCache>, CudaError> {
+        let shape = Shape::of(&self.spec.attention, blocks);
+        self.layers.iter().map(|_| shape.cache(&self.device)).collect()
     }
 
-    /// A cache for each layer.
-    pub(super) fn new_kv(&self, blocks: usize) -> Result<Vec<Cache>, CudaError> {
-        let shape = self.cache_shape(blocks);
-        self.layers.iter().map(|_| Cache::new(&self.device, shape)).collect()
+    /// Bytes of a block over all layers.
+    pub(super) fn kv_bytes_per_block(&self) -> usize {
+        self.layers.len() * Shape::of(&self.spec.attention, 1).block_bytes()
     }
 
     pub(super) fn new_memory(
@@ -104,14 +100,14 @@ impl Gpu {
         &self,
         layer: Layer,
         spans: &[Span<'_>],
-        kv: &mut [Cache],
+        kv: &mut [LayerCache],
         residual: &[f32],
         memory: &mut Memory,
     ) -> Result<(), CudaError> {
         let (device, weights, cache) =
             (&*self.device, &self.layers[layer.index()], &mut kv[layer.index()]);
         memory.take(self, residual)?;
-        memory.paged.set(device, &memory.shape, spans)?;
+        memory.paged.set(device, memory.room.paging(), spans)?;
         assert_eq!(
             memory.paged.rows() * self.spec.hidden,
             residual.len(),
@@ -119,19 +115,16 @@ impl Gpu {
         );
         memory.norm(self, &weights.input_norm)?;
         let m = memory;
-        m.dense.launch(device, &weights.qkv, &m.normed, &mut m.projected)?;
-        let norms = weights.head_norms.as_ref();
-        let epsilon = self.spec.norm_eps;
-        let steps = KvSteps {
-            bias: weights.qkv_bias.as_ref(),
-            norms: norms.map(|[query, key]| HeadNorms { query, key, epsilon }),
-            clip: self.grouped.clip,
+        let batch = Batch {
+            device,
+            spec: &self.spec,
+            dense: &mut m.dense,
+            paged: &m.paged,
             angles: &m.angles,
-            turned: self.spec.rope.dim,
+            normed: &m.normed,
+            attended: &mut m.attended,
         };
-        m.attention.write_kv(device, (&m.paged, &m.projected), steps, &mut m.query, cache)?;
-        let scale = self.spec.softmax_scale;
-        m.attention.attend(device, (&m.paged, &m.query), scale, cache, &mut m.attended)?;
+        weights.attention.attend(batch, &mut m.room, cache)?;
         m.dense.launch(device, &weights.output, &m.attended, &mut m.added)?;
         m.add_and_norm(self, weights.output_bias.as_ref(), &weights.post_norm)
     }
@@ -236,6 +229,6 @@ impl DecoderLayer {
                 routed.gate.len() * size_of::<f32>() + shared
             }
         };
-        self.qkv.bytes() + self.output.bytes() + feed_forward
+        self.attention.bytes() + self.output.bytes() + feed_forward
     }
 }
