@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kernels::cuda::Device;
 
-use crate::speed::{Line, Speed};
+use crate::speed::{Line, Mover, Speed};
 
 /// Writes `report.json` and `report.md` into a folder; `notes` are lines on the machine and the run.
 pub(crate) fn write(
@@ -31,12 +31,19 @@ impl Line {
     }
 }
 
+impl Mover {
+    fn rate(&self) -> f64 {
+        self.bytes / self.milliseconds * 1e3
+    }
+
+    fn teraflops(&self) -> f64 {
+        self.operations / self.milliseconds / 1e9
+    }
+}
+
 fn json(device: &Device, notes: &str, failed: usize, speed: &Speed) -> String {
     let lines: Vec<String> = speed.lines.iter().map(line_json).collect();
-    let movers = speed.movers.iter().map(|(what, milliseconds, bytes)| {
-        format!("{{\"kernel\": {what:?}, \"ms\": {milliseconds:.5}, \"bytes\": {bytes:.4e}}}")
-    });
-    let movers: Vec<String> = movers.collect();
+    let movers: Vec<String> = speed.movers.iter().map(mover_json).collect();
     format!(
         "{{\"device\": {:?}, \"notes\": {notes:?}, \"failed_checks\": {failed}, \
          \"stream_bytes_per_s\": {:.4e}, \"grouped_ffn\": [\n{}\n], \
@@ -65,6 +72,16 @@ fn line_json(line: &Line) -> String {
     )
 }
 
+fn mover_json(mover: &Mover) -> String {
+    format!(
+        "{{\"kernel\": {:?}, \"ms\": {:.5}, \"bytes\": {:.4e}, \"tflops\": {:.3}}}",
+        mover.what,
+        mover.milliseconds,
+        mover.bytes,
+        mover.teraflops()
+    )
+}
+
 fn markdown(device: &Device, notes: &str, failed: usize, speed: &Speed) -> String {
     let mut text = format!(
         "# {}\n\n```\n{notes}\n```\n\nFailed checks: {failed}. A pass that only reads: {:.0} GB/s.\n\n\
@@ -87,11 +104,17 @@ fn markdown(device: &Device, notes: &str, failed: usize, speed: &Speed) -> Strin
             line.teraflops()
         );
     }
-    text += "\n| kernel | ms | GB/s | % |\n| --- | --- | --- | --- |\n";
-    for (what, milliseconds, bytes) in &speed.movers {
-        let rate = bytes / milliseconds * 1e3;
-        let percent = 100.0 * rate / speed.stream;
-        let _ = writeln!(text, "| {what} | {milliseconds:.4} | {:.0} | {percent:.0} |", rate / 1e9);
+    text += "\n| kernel | ms | GB/s | % | TFLOP/s |\n| --- | --- | --- | --- | --- |\n";
+    for mover in &speed.movers {
+        let _ = writeln!(
+            text,
+            "| {} | {:.4} | {:.0} | {:.0} | {:.1} |",
+            mover.what,
+            mover.milliseconds,
+            mover.rate() / 1e9,
+            100.0 * mover.rate() / speed.stream,
+            mover.teraflops()
+        );
     }
     text
 }

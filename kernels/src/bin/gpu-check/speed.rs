@@ -1,5 +1,6 @@
 //! How fast the kernels are, beside the rate at which the device reads memory.
 
+mod latent;
 mod movers;
 
 use half::bf16;
@@ -46,8 +47,19 @@ pub(crate) struct Speed {
     /// Bytes a second of a pass that only reads.
     pub(crate) stream: f64,
     pub(crate) lines: Vec<Line>,
-    /// The kernels that only move bytes: what, milliseconds, bytes in and out.
-    pub(crate) movers: Vec<(String, f64, f64)>,
+    /// The kernels that mostly move bytes.
+    pub(crate) movers: Vec<Mover>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Mover {
+    pub(crate) what: String,
+    pub(crate) milliseconds: f64,
+    /// In and out, each once.
+    pub(crate) bytes: f64,
+    /// Of products.
+    pub(crate) operations: f64,
 }
 
 /// Measures every shape at 1 to 512 tokens for each expert; `tiny` is a rehearsal.

@@ -1,4 +1,4 @@
-//! How fast the kernels are that do little but move bytes.
+//! How fast the kernels are that mostly move bytes.
 
 use half::bf16;
 use kernels::cuda::{
@@ -7,22 +7,25 @@ use kernels::cuda::{
 };
 use kernels::{BLOCK_TOKENS, Span};
 
-use super::median;
+use super::{Mover, latent, median};
 use crate::random::Random;
 
-/// What, milliseconds, bytes in and out.
-type Mover = (String, f64, f64);
-
-/// Shapes are those of Qwen3-30B-A3B unless `tiny`.
+/// Shapes are those of Qwen3-30B-A3B, and of DeepSeek-V3 for latent attention, unless `tiny`.
 pub(super) fn measure(device: &Device, probe: &Probe, tiny: bool) -> Result<Vec<Mover>, CudaError> {
     let rows = if tiny { 2 } else { 8192 };
     let (sequences, longest) = if tiny { (1, 3) } else { (64, 4096) };
+    let heads = if tiny { (4, 128) } else { (128, 512) };
     let mut movers = vec![add_norm(device, probe, rows)?, route(device, rows)?];
     movers.extend(attention(device, probe, (sequences, longest))?);
+    movers.extend(latent::measure(device, probe, heads, (sequences, longest))?);
     Ok(movers)
 }
 
-fn random_halves(device: &Device, probe: &Probe, len: usize) -> Result<Buffer<bf16>, CudaError> {
+pub(super) fn random_halves(
+    device: &Device,
+    probe: &Probe,
+    len: usize,
+) -> Result<Buffer<bf16>, CudaError> {
     let mut buffer = device.alloc(len)?;
     probe.fill(device, &mut buffer, (1, 1.0)).map(|()| buffer)
 }
@@ -41,7 +44,8 @@ fn add_norm(device: &Device, probe: &Probe, rows: usize) -> Result<Mover, CudaEr
         kernels.add_norm(device, &mut residual, terms, (&weight, 1e-6), &mut out)
     })?;
     let bytes = rows * WIDTH * (2 * COUNT + 4 + 4 + 2);
-    Ok((format!("add {COUNT} terms and norm, {rows} x {WIDTH}"), milliseconds, bytes as f64))
+    let what = format!("add {COUNT} terms and norm, {rows} x {WIDTH}");
+    Ok(Mover { what, milliseconds, bytes: bytes as f64, operations: 0.0 })
 }
 
 fn route(device: &Device, rows: usize) -> Result<Mover, CudaError> {
@@ -60,7 +64,8 @@ fn route(device: &Device, rows: usize) -> Result<Mover, CudaError> {
     let milliseconds =
         median(device, || kernels.route(device, &spec, (&logits, None), &mut chosen, &mut weight))?;
     let bytes = rows * (spec.experts * 4 + spec.top_k * 8);
-    Ok((format!("gate, {rows} rows, 8 of 128"), milliseconds, bytes as f64))
+    let what = format!("gate, {rows} rows, 8 of 128");
+    Ok(Mover { what, milliseconds, bytes: bytes as f64, operations: 0.0 })
 }
 
 /// Fills a cache with `sequences` of `longest` positions, then attends once for each, and for a
@@ -78,13 +83,8 @@ fn attention(
     let mut cache = Cache::new(device, shape)?;
     let blocks: Vec<u32> = (0..(sequences * each) as u32).collect();
     let mut paged = PagedRows::new(device, sequences * longest, blocks.len())?;
-    let spans = |rows: usize, sequences: usize| -> Vec<Span<'_>> {
-        let span = |(i, blocks)| Span {
-            rows: i * rows..(i + 1) * rows,
-            first_position: longest - rows,
-            blocks,
-        };
-        blocks.chunks_exact(each).enumerate().take(sequences).map(span).collect()
+    let spans = |rows, sequences| -> Vec<Span<'_>> {
+        last_rows(&blocks, (each, longest), rows).take(sequences).collect()
     };
     let positions = sequences * longest;
     let qkv = random_halves(device, probe, positions * all * shape.dim)?;
@@ -104,9 +104,41 @@ fn attention(
     let head = shape.dim * size_of::<bf16>();
     let (written, read) = (2 * positions * all * head, 2 * positions * shape.kv_heads * head);
     let once = 2 * longest * shape.kv_heads * head + 2 * chunk * shape.heads * head;
+    // A query's score and its value for one position.
+    let pair = 4.0 * width as f64;
+    let pairs = chunk as f64 * (longest as f64 - chunk as f64 / 2.0);
     Ok([
-        (format!("rotate and cache, {positions} rows"), write, written as f64),
-        (format!("decode attention, {sequences} x {longest}"), decode, read as f64),
-        (format!("attention of a chunk, {chunk} of {longest}"), prefill, once as f64),
+        Mover {
+            what: format!("rotate and cache, {positions} rows"),
+            milliseconds: write,
+            bytes: written as f64,
+            operations: 0.0,
+        },
+        Mover {
+            what: format!("decode attention, {sequences} x {longest}"),
+            milliseconds: decode,
+            bytes: read as f64,
+            operations: pair * positions as f64,
+        },
+        Mover {
+            what: format!("attention of a chunk, {chunk} of {longest}"),
+            milliseconds: prefill,
+            bytes: once as f64,
+            operations: pair * pairs,
+        },
     ])
+}
+
+/// The last `rows` positions of sequences of `longest` positions in `each` blocks.
+pub(super) fn last_rows(
+    blocks: &[u32],
+    (each, longest): (usize, usize),
+    rows: usize,
+) -> impl Iterator<Item = Span<'_>> {
+    let span = move |(i, blocks)| Span {
+        rows: i * rows..(i + 1) * rows,
+        first_position: longest - rows,
+        blocks,
+    };
+    blocks.chunks_exact(each).enumerate().map(span)
 }
