@@ -78,6 +78,15 @@ fn an_old_device_says_so() {
 }
 
 #[test]
+fn too_little_shared_memory_says_for_which_kernel() {
+    let output = gpu_check(&[("AMOE_EMULATED_CAPABILITY", "86")], &IMAGE);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    let want = "gpu-check: emulated GPU does not run attend_latent_512: it has no 164096 bytes of shared memory for a \
+                thread block";
+    assert_eq!(String::from_utf8_lossy(&output.stderr).trim(), want);
+}
+
+#[test]
 fn too_little_memory_says_how_much_was_wanted() {
     let sentence = refusal(&[("AMOE_EMULATED_FAULT", "out-of-memory")], &IMAGE);
     assert!(sentence.starts_with("gpu-check: out of device memory: "), "{sentence}");

@@ -3,7 +3,7 @@
 // The environment plays the cases a program must survive:
 //   AMOE_EMULATED_FAULT      no-device, old-driver, or out-of-memory
 //   AMOE_EMULATED_SEED       the scheduler's seed
-//   AMOE_EMULATED_CAPABILITY 80 for a device that is no Hopper
+//   AMOE_EMULATED_CAPABILITY 80 for a device that is no Hopper, 86 for one with less shared memory
 //   AMOE_EMULATED_LAUNCHES   launches after which the device fails for good
 #include <sys/mman.h>
 
@@ -190,7 +190,12 @@ CALL cuModuleGetFunction(void **function, void *, const char *name) {
     *function = (void *)find_kernel(name);
     return *function ? SUCCESS : NOT_FOUND;
 }
-CALL cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
+/// Shared memory is the one that is asked for, and a block of an A100 or an H100 may have as much as this.
+CALL cuFuncSetAttribute(void *, int attribute, int value) {
+    const unsigned capability = number("AMOE_EMULATED_CAPABILITY", 90);
+    const int most = capability >= 90 ? 227 : capability == 80 ? 163 : 99;
+    return attribute == 8 && value > most * 1024 ? INVALID_VALUE : SUCCESS;
+}
 CALL cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int, size_t) {
     *blocks = 1;
     return SUCCESS;

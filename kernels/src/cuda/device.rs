@@ -210,9 +210,14 @@ impl Device {
         let kernel = self.module.load_function(name);
         let kernel = kernel.map_err(CudaError::driver("looking up a kernel"))?;
         let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        let granted = kernel.set_attribute(limit, shared.cast_signed());
-        granted.map_err(CudaError::driver("asking for shared memory"))?;
-        Ok(kernel)
+        match kernel.set_attribute(limit, shared.cast_signed()) {
+            Ok(()) => Ok(kernel),
+            Err(error) if error.0 == CUresult::CUDA_ERROR_INVALID_VALUE => {
+                let (name, kernel) = (self.name.clone(), name.to_owned());
+                Err(CudaError::SharedMemory { name, kernel, wanted: shared })
+            }
+            Err(error) => Err(CudaError::driver("asking for shared memory")(error)),
+        }
     }
 
     /// How many blocks of a kernel run at once on the whole device.

@@ -47,6 +47,18 @@ pub enum CudaError {
         /// What it has.
         total: usize,
     },
+    /// A kernel wants more shared memory than the device gives a thread block.
+    #[error(
+        "{name} does not run {kernel}: it has no {wanted} bytes of shared memory for a thread block"
+    )]
+    SharedMemory {
+        /// The device's name.
+        name: String,
+        /// The kernel's.
+        kernel: String,
+        /// What it wants.
+        wanted: u32,
+    },
     /// Arguments that do not fit one another.
     #[error("{0}")]
     Shape(String),

@@ -67,8 +67,7 @@ pub(crate) fn check(device: &Device, checks: &mut Checks, seed: u64) -> Result<(
         for (sequence, position) in positions.into_iter().chain(last.map(|p| (2, p))) {
             let at = position - if sequence == 2 { written } else { 0 };
             let got = &whole.attended[sequence][at * heads * rank..][..heads * rank];
-            let want: Vec<f64> =
-                (0..heads).flat_map(|head| case.head((sequence, position), head)).collect();
+            let want = case.attended((sequence, position));
             checks.close(got, &want, 1e-2, &format!("{name}, position {position}"));
         }
         if ways.compressed {
@@ -231,23 +230,31 @@ impl Case {
         Ok(query)
     }
 
-    /// Attention of one head of a position in f64.
-    fn head(&self, (sequence, position): (usize, usize), head: usize) -> Vec<f64> {
-        let (rank, width) = (self.ways.rank, self.shape.width());
-        let at = position * self.ways.heads + head;
-        let absorbed = &self.absorbed[sequence][at * width..][..rank];
-        let turned = &self.unturned[sequence][at * (STILL + TURNED) + STILL..][..TURNED];
-        let mut query: Vec<f64> = absorbed.iter().map(|x| x.to_f64()).collect();
-        let turned: Vec<f64> = turned.iter().map(|x| x.to_f64()).collect();
-        query.extend(self.turned(position, turned));
+    /// Attention of all heads of a position in f64.
+    fn attended(&self, (sequence, position): (usize, usize)) -> Vec<f64> {
         let rows: Vec<Vec<f64>> = (0..=position).map(|p| self.row((sequence, p))).collect();
+        let head = |head| self.head(&self.query_of((sequence, position), head), &rows);
+        (0..self.ways.heads).flat_map(head).collect()
+    }
+
+    fn query_of(&self, (sequence, position): (usize, usize), head: usize) -> Vec<f64> {
+        let width = self.shape.width();
+        let at = position * self.ways.heads + head;
+        let absorbed = &self.absorbed[sequence][at * width..][..self.ways.rank];
+        let turned = &self.unturned[sequence][at * (STILL + TURNED) + STILL..][..TURNED];
+        let turned = turned.iter().map(|x| x.to_f64()).collect();
+        let absorbed = absorbed.iter().map(|x| x.to_f64());
+        absorbed.chain(self.turned(position, turned)).collect()
+    }
+
+    fn head(&self, query: &[f64], rows: &[Vec<f64>]) -> Vec<f64> {
         let score = |row: &Vec<f64>| {
             query.iter().zip(row).map(|(a, b)| a * b).sum::<f64>() * f64::from(SCALE)
         };
         let scores: Vec<f64> = rows.iter().map(score).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
-        let mut out = vec![0.0; rank];
+        let mut out = vec![0.0; self.ways.rank];
         for (row, score) in rows.iter().zip(&scores) {
             let weight = (score - largest).exp() / sum;
             out.iter_mut().zip(row).for_each(|(out, value)| *out += weight * value);

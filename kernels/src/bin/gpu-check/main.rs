@@ -64,7 +64,7 @@ fn run() -> Result<bool, String> {
     let mut checks = Checks::default();
     bank::check(&device, &mut checks, seed).map_err(|error| error.to_string())?;
     let parts =
-        [rows::check, attention::check, latent::check, linear::check, heads::check, ffn::check];
+        [rows::check, latent::check, attention::check, linear::check, heads::check, ffn::check];
     for check in parts {
         check(&device, &mut checks, seed).map_err(|error| error.to_string())?;
     }
