@@ -155,3 +155,31 @@ struct Params {
 
 // SAFETY: plain numbers in C layout, with the padding spelt out.
 unsafe impl DeviceRepr for Params {}
+
+#[cfg(test)]
+mod tests {
+    use super::HeadsView;
+
+    #[test]
+    fn the_last_head_of_the_last_row_ends_inside_the_buffer() {
+        let view = HeadsView { first: 16, row: 640, head: 208 };
+        let end = 16 + 4 * 640 + 2 * 208 + 200;
+        assert!(view.fits((5, 3, 200), end));
+        assert!(!view.fits((5, 3, 200), end - 1));
+        assert!(view.fits((1, 1, 8), 24));
+    }
+
+    #[test]
+    fn what_threads_copy_sixteen_bytes_of_is_aligned() {
+        let view = HeadsView { first: 0, row: 64, head: 16 };
+        assert!(view.fits((2, 2, 16), 1000));
+        for other in [
+            HeadsView { first: 4, ..view },
+            HeadsView { row: 60, ..view },
+            HeadsView { head: 12, ..view },
+        ] {
+            assert!(!other.fits((2, 2, 16), 1000), "{other:?}");
+        }
+        assert!(!view.fits((2, 2, 12), 1000));
+    }
+}
