@@ -15,7 +15,7 @@ use transport::sequences::{SequenceError, Tokens};
 use crate::cluster::Cluster;
 
 /// Tokens per KV block, the granule in which attention nodes hold sequences.
-const BLOCK_TOKENS: usize = 16;
+const BLOCK_TOKENS: usize = 32;
 
 /// Beginnings of sequences that are remembered: a few million tokens.
 const BEGINNINGS_MAX: usize = 1 << 16;
