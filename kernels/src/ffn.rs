@@ -46,8 +46,8 @@ impl ExpertWeights {
         check("rows of down", hidden, down.rows())?;
         check("columns of down", width, down.cols())?;
         // Gate and up are read as one, so they are stored alike.
-        if gate.dtype() != up.dtype() {
-            return Err(MatrixError::Dtypes { gate: gate.dtype(), up: up.dtype() });
+        if gate.kind() != up.kind() {
+            return Err(MatrixError::Kinds { gate: gate.kind(), up: up.kind() });
         }
         let compute = cpu.compute();
         Ok(Self {

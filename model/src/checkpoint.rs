@@ -2,23 +2,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Range,
     path::{Path, PathBuf},
 };
 
-use kernels::{Compute, Dtype};
+use kernels::{Compute, FP8_BLOCK, fp8_blocks};
 
 use crate::{
     ModelError, ModelSpec,
     config::{CONFIG_BYTES_MAX, Config, INDEX_BYTES_MAX, read_bounded},
     fingerprint::Fingerprint,
+    quantization::SCALES,
     safetensors::{TensorEntry, TensorFile},
+    tensor::{Elements, Matrix, Place, Tensor},
 };
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Many more than any published checkpoint has.
 const SHARDS_MAX: usize = 4096;
+/// With a larger scale the largest code of its block would have no finite value.
+const SCALE_MAX: f32 = f32::MAX / 448.0;
 
 /// An opened checkpoint. Headers have been read and checked; weights are read when they are asked for.
 #[derive(Debug)]
@@ -28,26 +31,6 @@ pub struct Checkpoint {
     files: Vec<TensorFile>,
     tensors: BTreeMap<String, (usize, TensorEntry)>,
     fingerprint: String,
-}
-
-/// A tensor that was found with the shape and one of the types it should have.
-#[derive(Clone, Debug)]
-pub(crate) struct Tensor<'a> {
-    file: &'a TensorFile,
-    range: Range<usize>,
-    pub(crate) dtype: Dtype,
-}
-
-impl<'a> Tensor<'a> {
-    /// Its elements, row after row, little endian, of any alignment.
-    pub(crate) fn bytes(&self) -> &'a [u8] {
-        &self.file.bytes()[self.range.clone()]
-    }
-
-    /// Lets the system take back its pages once it has been packed.
-    pub(crate) fn release(&self) {
-        self.file.release(self.range.clone());
-    }
 }
 
 impl Checkpoint {
@@ -120,6 +103,10 @@ impl Checkpoint {
         let (file, tensors) = TensorFile::open(path)?;
         fingerprint.add(file.header());
         fingerprint.sample(file.bytes());
+        // Few bytes beside their codes, and all that tells a checkpoint from one with weights twice as large.
+        let scales = tensors.iter().filter(|(name, _)| name.ends_with(SCALES));
+        let scales: Vec<_> = scales.map(|(_, entry)| &file.bytes()[entry.range.clone()]).collect();
+        fingerprint.sample_each(&scales);
         file.release(0..file.bytes().len());
         let number = self.files.len();
         self.files.push(file);
@@ -165,41 +152,85 @@ impl Checkpoint {
         }
         for (tensor, shard) in &placed {
             if !self.tensors.contains_key(*tensor) {
-                return Err(ModelError::Tensor {
-                    file: self.dir.join(shard).display().to_string(),
-                    tensor: (*tensor).to_owned(),
-                    expected: format!("to find it here, as {INDEX} says"),
-                    found: "nothing".to_owned(),
-                });
+                let expected = format!("to find it here, as {INDEX} says");
+                return Err(wrong(&self.dir.join(shard), tensor, &expected, "nothing"));
             }
         }
         Ok(())
     }
 
-    /// The tensor `name`, which has to have `shape` and a type that amoe computes with.
+    /// The tensor `name`, which has to have `shape` and elements that mean themselves.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
+        let (place, entry) = self.find(name, shape, "")?;
+        let Some(dtype) = entry.element() else {
+            let file = place.file;
+            return Err(wrong(file.path(), name, "BF16, F16 or F32", &entry.dtype));
+        };
+        Ok(Tensor { place, dtype })
+    }
+
+    /// The matrix `name`, `[rows, cols]`, whose elements mean themselves or are E4M3 codes with scales beside them.
+    pub(crate) fn matrix(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Matrix<'_>, ModelError> {
+        let (place, entry) = self.find(name, &[rows, cols], "")?;
+        let elements = match entry.element() {
+            Some(dtype) => Elements::Plain(dtype),
+            None if entry.is_fp8() => Elements::Fp8(self.scales(name, rows, cols)?),
+            None => {
+                let file = place.file;
+                return Err(wrong(file.path(), name, "BF16, F16, F32 or F8_E4M3", &entry.dtype));
+            }
+        };
+        Ok(Matrix { place, rows, cols, elements })
+    }
+
+    /// The scales of the blocks of the matrix `name`.
+    fn scales(&self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>, ModelError> {
+        let shape = fp8_blocks(rows, cols);
+        let name = format!("{name}{SCALES}");
+        let why = format!(", a scale for each block of {FP8_BLOCK} x {FP8_BLOCK}");
+        let (place, _) = self.find(&name, &shape, &why)?;
+        let file = place.file;
+        let scales = self.tensor(&name, &shape)?.floats(shape.iter().product());
+        let fits = |scale: &f32| scale.abs() <= SCALE_MAX;
+        match scales.iter().find(|scale| !fits(scale)) {
+            None => Ok(scales),
+            Some(scale) => {
+                let expected = format!("scales of at most {SCALE_MAX:e}");
+                Err(wrong(file.path(), &name, &expected, &scale.to_string()))
+            }
+        }
+    }
+
+    /// Where a tensor is, which has to have `shape`; `why` follows the shape where that is wrong.
+    fn find(
+        &self,
+        name: &str,
+        shape: &[usize],
+        why: &str,
+    ) -> Result<(Place<'_>, &TensorEntry), ModelError> {
+        let expected = format!("shape {shape:?}{why}");
         let Some((number, entry)) = self.tensors.get(name) else {
-            return Err(ModelError::Tensor {
-                file: self.dir.display().to_string(),
-                tensor: name.to_owned(),
-                expected: format!("shape {shape:?}"),
-                found: "no such tensor".to_owned(),
-            });
+            return Err(wrong(&self.dir, name, &expected, "no such tensor"));
         };
         let file = &self.files[*number];
-        let wrong = |expected: String, found: String| ModelError::Tensor {
-            file: file.path().display().to_string(),
-            tensor: name.to_owned(),
-            expected,
-            found,
-        };
         if entry.shape != shape {
-            return Err(wrong(format!("shape {shape:?}"), format!("{:?}", entry.shape)));
+            return Err(wrong(file.path(), name, &expected, &format!("{:?}", entry.shape)));
         }
-        let Some(dtype) = entry.element() else {
-            return Err(wrong("BF16, F16 or F32".to_owned(), entry.dtype.clone()));
-        };
-        Ok(Tensor { file, range: entry.range.clone(), dtype })
+        Ok((Place { file, range: entry.range.clone() }, entry))
+    }
+}
+
+fn wrong(file: &Path, tensor: &str, expected: &str, found: &str) -> ModelError {
+    ModelError::Tensor {
+        file: file.display().to_string(),
+        tensor: tensor.to_owned(),
+        expected: expected.to_owned(),
+        found: found.to_owned(),
     }
 }
 

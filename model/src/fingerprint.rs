@@ -29,6 +29,14 @@ impl Fingerprint {
         }
     }
 
+    /// Adds the beginnings of a few of `parts`, spread evenly over them.
+    pub(crate) fn sample_each(&mut self, parts: &[&[u8]]) {
+        let step = parts.len().div_ceil(SAMPLES).max(1);
+        for part in parts.iter().step_by(step) {
+            self.add(&part[..SAMPLE_BYTES.min(part.len())]);
+        }
+    }
+
     pub(crate) fn text(&self) -> String {
         format!("{:016x}", self.0)
     }

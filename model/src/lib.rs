@@ -7,12 +7,14 @@ mod config;
 mod error;
 mod experts;
 mod fingerprint;
+mod quantization;
 mod reference;
 mod rope;
 mod rows;
 mod safetensors;
 mod spec;
 mod synth;
+mod tensor;
 mod weights;
 
 pub use attention::{AttentionHalf, BatchBounds, KvCache, Routed, Scratch};

@@ -14,6 +14,8 @@ use crate::ModelError;
 
 /// The format's own bound on a header.
 const HEADER_BYTES_MAX: usize = 100_000_000;
+/// The header's name for E4M3 without infinities.
+const FP8: &str = "F8_E4M3";
 /// No weight has more dimensions than this.
 const RANK_MAX: usize = 8;
 
@@ -38,7 +40,7 @@ pub(crate) struct TensorEntry {
 }
 
 impl TensorEntry {
-    /// The element type, if it is one that amoe computes with.
+    /// The element type, if its elements mean themselves.
     pub(crate) fn element(&self) -> Option<Dtype> {
         match self.dtype.as_str() {
             "BF16" => Some(Dtype::Bf16),
@@ -46,6 +48,11 @@ impl TensorEntry {
             "F32" => Some(Dtype::F32),
             _ => None,
         }
+    }
+
+    /// Whether its elements are E4M3 codes.
+    pub(crate) fn is_fp8(&self) -> bool {
+        self.dtype == FP8
     }
 }
 
@@ -159,6 +166,7 @@ fn element_bytes(dtype: &str) -> Option<usize> {
     match dtype {
         "BF16" | "F16" => Some(2),
         "F32" => Some(4),
+        FP8 => Some(1),
         _ => None,
     }
 }

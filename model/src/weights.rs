@@ -1,9 +1,17 @@
 //! Turns tensors of a checkpoint into packed weights, and gives their pages back as soon as they are packed.
 
-use half::{bf16, f16};
-use kernels::{Compute, Cpu, Dtype, ExpertWeights, Linear, MatrixView, decode_bf16, decode_rows};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::{Checkpoint, ModelError, checkpoint::Tensor};
+use half::bf16;
+use kernels::{Cpu, ExpertWeights, Linear, fp8_nan};
+
+use crate::{
+    Checkpoint, ModelError,
+    tensor::{Elements, Matrix, Tensor},
+};
+
+/// Codes that one task looks through.
+const TASK_CODES: usize = 1 << 20;
 
 /// Reads and packs the tensors whose names begin alike, such as `model.layers.3.`.
 #[derive(Clone, Debug)]
@@ -38,8 +46,8 @@ impl<'a> Weights<'a> {
         Ok(self.tensor(name, &[len])?.floats(len))
     }
 
-    /// A matrix as it is stored.
-    pub(crate) fn stored(
+    /// A matrix of elements that mean themselves, to be read row by row.
+    pub(crate) fn table(
         &self,
         name: &str,
         rows: usize,
@@ -48,15 +56,48 @@ impl<'a> Weights<'a> {
         self.tensor(name, &[rows, cols])
     }
 
+    /// A matrix of weights of any form, all of whose elements are numbers if they are E4M3 codes.
+    pub(crate) fn matrix(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Matrix<'a>, ModelError> {
+        let name = format!("{}{name}", self.prefix);
+        let matrix = self.checkpoint.matrix(&name, rows, cols)?;
+        if let Elements::Fp8(_) = &matrix.elements
+            && let Some(place) = self.first_nan(matrix.place.bytes())
+        {
+            return Err(ModelError::Tensor {
+                file: matrix.place.file.path().display().to_string(),
+                tensor: name,
+                expected: "numbers".to_owned(),
+                found: format!("NaN in row {}, column {}", place / cols, place % cols),
+            });
+        }
+        Ok(matrix)
+    }
+
+    /// Where the first code is that stands for no number; all threads look.
+    fn first_nan(&self, codes: &[u8]) -> Option<usize> {
+        let first = AtomicUsize::new(usize::MAX);
+        self.cpu.for_each(codes.len().div_ceil(TASK_CODES), |task, _| {
+            let begin = task * TASK_CODES;
+            let codes = &codes[begin..codes.len().min(begin + TASK_CODES)];
+            if let Some(place) = fp8_nan(codes) {
+                first.fetch_min(begin + place, Ordering::Relaxed);
+            }
+        });
+        Some(first.into_inner()).filter(|&place| place != usize::MAX)
+    }
+
     /// One projection of `inputs` columns from several tensors, their outputs one after another.
     pub(crate) fn linear(&self, parts: &[Part<'_>], inputs: usize) -> Result<Linear, ModelError> {
-        let mut tensors = Vec::with_capacity(parts.len());
-        let mut views = Vec::with_capacity(parts.len());
+        let mut matrices = Vec::with_capacity(parts.len());
         let mut bias = Vec::new();
         for part in parts {
-            let tensor = self.stored(&format!("{}.weight", part.name), part.outputs, inputs)?;
-            views.push(tensor.matrix(part.outputs, inputs)?);
-            tensors.push(tensor);
+            let name = format!("{}.weight", part.name);
+            matrices.push(self.matrix(&name, part.outputs, inputs)?);
             if part.bias {
                 bias.extend(self.vector(&format!("{}.bias", part.name), part.outputs)?);
             } else {
@@ -64,10 +105,9 @@ impl<'a> Weights<'a> {
             }
         }
         let biased = parts.iter().any(|part| part.bias);
+        let views = matrices.iter().map(Matrix::view).collect::<Result<Vec<_>, _>>()?;
         let linear = Linear::pack(self.cpu, &views, biased.then_some(bias.as_slice()))?;
-        for tensor in &tensors {
-            tensor.release();
-        }
+        matrices.iter().for_each(Matrix::release);
         Ok(linear)
     }
 
@@ -78,9 +118,9 @@ impl<'a> Weights<'a> {
         outputs: usize,
         inputs: usize,
     ) -> Result<Linear, ModelError> {
-        let tensor = self.stored(name, outputs, inputs)?;
-        let linear = Linear::pack_f32(self.cpu, &[tensor.matrix(outputs, inputs)?], None)?;
-        tensor.release();
+        let matrix = self.matrix(name, outputs, inputs)?;
+        let linear = Linear::pack_f32(self.cpu, &[matrix.view()?], None)?;
+        matrix.release();
         Ok(linear)
     }
 
@@ -91,14 +131,7 @@ impl<'a> Weights<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Vec<bf16>, ModelError> {
-        let tensor = self.stored(name, rows, cols)?;
-        if tensor.dtype != Dtype::Bf16 {
-            return Ok(tensor.floats(rows * cols).into_iter().map(bf16::from_f32).collect());
-        }
-        let mut values = vec![bf16::ZERO; rows * cols];
-        decode_bf16(tensor.bytes(), &mut values);
-        tensor.release();
-        Ok(values)
+        self.matrix(name, rows, cols)?.halves()
     }
 
     /// The elements of a matrix as they are.
@@ -108,7 +141,7 @@ impl<'a> Weights<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Vec<f32>, ModelError> {
-        Ok(self.stored(name, rows, cols)?.floats(rows * cols))
+        self.matrix(name, rows, cols)?.floats()
     }
 
     /// A gated MLP: an expert, the shared experts or a dense layer's. `names` are gate, up and down.
@@ -118,17 +151,12 @@ impl<'a> Weights<'a> {
         hidden: usize,
         width: usize,
     ) -> Result<ExpertWeights, ModelError> {
-        let gate = self.stored(names[0], width, hidden)?;
-        let up = self.stored(names[1], width, hidden)?;
-        let down = self.stored(names[2], hidden, width)?;
-        let packed = ExpertWeights::pack(
-            self.cpu,
-            gate.matrix(width, hidden)?,
-            up.matrix(width, hidden)?,
-            down.matrix(hidden, width)?,
-        )?;
-        for tensor in [gate, up, down] {
-            tensor.release();
+        let gate = self.matrix(names[0], width, hidden)?;
+        let up = self.matrix(names[1], width, hidden)?;
+        let down = self.matrix(names[2], hidden, width)?;
+        let packed = ExpertWeights::pack(self.cpu, gate.view()?, up.view()?, down.view()?)?;
+        for matrix in [gate, up, down] {
+            matrix.release();
         }
         Ok(packed)
     }
@@ -149,33 +177,5 @@ impl<'a> Weights<'a> {
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, ModelError> {
         self.checkpoint.tensor(&format!("{}{name}", self.prefix), shape)
-    }
-}
-
-impl<'a> Tensor<'a> {
-    /// The values of its `len` elements; its pages are given back.
-    fn floats(self, len: usize) -> Vec<f32> {
-        let mut values = vec![0.0; len];
-        widen(self.dtype, self.bytes(), &mut values);
-        self.release();
-        values
-    }
-
-    /// Its elements as a matrix; the shape was checked when it was found.
-    pub(crate) fn matrix(&self, rows: usize, cols: usize) -> Result<MatrixView<'a>, ModelError> {
-        Ok(MatrixView::new(self.bytes(), self.dtype, rows, cols)?)
-    }
-}
-
-/// The values of stored elements.
-pub(crate) fn widen(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
-    match dtype {
-        Dtype::Bf16 => decode_rows(Compute::Bf16, bytes, values),
-        Dtype::F32 => decode_rows(Compute::F32, bytes, values),
-        Dtype::F16 => {
-            for (value, bits) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *value = f16::from_le_bytes(*bits).to_f32();
-            }
-        }
     }
 }

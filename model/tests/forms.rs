@@ -2,20 +2,18 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod scratch_checkpoint;
+#[path = "scratch_checkpoint/shards.rs"]
+mod shards;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use model::{
     AttentionHalf, Checkpoint, Compute, Cpu, CpuOptions, ExpertHalf, ModelError, ModelSpec,
     Reference,
 };
-use scratch_checkpoint::{ScratchCheckpoint, Stored, write};
+use scratch_checkpoint::{ScratchCheckpoint, Stored};
 use serde_json::{Value, json};
+use shards::shard;
 
 const TOKENS: [u32; 9] = [287, 339, 319, 352, 1, 2, 500, 0, 77];
 
@@ -38,26 +36,10 @@ fn golden_logits(name: &str) -> Vec<f32> {
     logits(ScratchCheckpoint::copy(name).path())
 }
 
-/// Splits `model.safetensors` into shards with an index.
-fn shard(checkpoint: &ScratchCheckpoint) {
-    let mut shards = vec![BTreeMap::new(); 3];
-    let mut map = serde_json::Map::new();
-    for (number, (name, tensor)) in checkpoint.tensors().into_iter().enumerate() {
-        map.insert(name.clone(), json!(format!("part-{}.safetensors", number % 3)));
-        shards[number % 3].insert(name, tensor);
-    }
-    for (number, tensors) in shards.iter().enumerate() {
-        write(&checkpoint.file(&format!("part-{number}.safetensors")), tensors);
-    }
-    let index = json!({ "metadata": {}, "weight_map": map }).to_string();
-    fs::write(checkpoint.file("model.safetensors.index.json"), index).unwrap();
-    fs::remove_file(checkpoint.file("model.safetensors")).unwrap();
-}
-
 #[test]
 fn shards_are_one_model() {
     let checkpoint = ScratchCheckpoint::copy("qwen2_moe");
-    shard(&checkpoint);
+    shard(&checkpoint, 3);
     assert_eq!(logits(checkpoint.path()), golden_logits("qwen2_moe"));
 }
 

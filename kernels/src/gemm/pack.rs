@@ -4,7 +4,7 @@ use super::{LANES, STEP, Storage};
 use crate::arena::Block;
 use crate::cpu::{Compute, Cpu};
 use crate::disjoint::DisjointMut;
-use crate::matrix::{Dtype, MatrixError, MatrixView};
+use crate::matrix::{MatrixError, MatrixView};
 use crate::wire::round_bf16;
 
 /// A packed matrix: `outputs` padded to panels, `inputs` padded to steps, the padding zero.
@@ -32,7 +32,7 @@ impl Packed {
             }
         }
         let outputs = parts.iter().map(MatrixView::rows).sum();
-        let exact_in_bf16 = parts.iter().all(|part| part.dtype() == Dtype::Bf16);
+        let exact_in_bf16 = parts.iter().all(MatrixView::is_bf16);
         let storage = match compute {
             Compute::F32 if !exact_in_bf16 => Storage::F32,
             _ => Storage::Bf16,
@@ -144,9 +144,8 @@ fn pack_bf16(rows: [Option<(MatrixView<'_>, usize)>; LANES], inputs: usize, out:
 /// Reads elements of a row as native bf16 bytes, rounding what is wider.
 fn read_bf16(view: &MatrixView<'_>, row: usize, col: usize, out: &mut [u8]) {
     let count = out.len() / 2;
-    if view.dtype() == Dtype::Bf16
-        && cfg!(target_endian = "little")
-        && let Some(bytes) = view.contiguous(row, col, count)
+    if cfg!(target_endian = "little")
+        && let Some(bytes) = view.contiguous_bf16(row, col, count)
     {
         out.copy_from_slice(bytes);
         return;

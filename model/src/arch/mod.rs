@@ -14,6 +14,7 @@ use kernels::{Pairing, RopeSpec};
 use crate::{
     ModelError,
     config::Config,
+    quantization,
     rope::RopeConfig,
     spec::{
         AttentionSpec, GroupLimit, GroupedSpec, LayerKind, ModelSpec, MoeSpec, QkNorm, Scoring,
@@ -59,12 +60,7 @@ pub(crate) fn parse(config: &Config) -> Result<ModelSpec, ModelError> {
             format!("{name} is not supported; known are {}", known()),
         ));
     };
-    if config.get("quantization_config").is_some() {
-        return Err(config.unsupported(
-            "quantization_config",
-            "quantised weights are not supported; serve a bf16, f16 or f32 checkpoint",
-        ));
-    }
+    quantization::check(config)?;
     let activation = config.optional_text("hidden_act")?.unwrap_or("silu");
     if activation != "silu" {
         return Err(

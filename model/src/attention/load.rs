@@ -102,9 +102,9 @@ pub(super) fn kv_layout(spec: &ModelSpec) -> KvLayout {
 }
 
 fn embedding(model: &Weights<'_>, spec: &ModelSpec) -> Result<Embedding, ModelError> {
-    let tensor = model.stored(&format!("{EMBEDDING}.weight"), spec.vocab, spec.hidden)?;
-    let embedding = Embedding { dtype: tensor.dtype, bytes: tensor.bytes().to_vec() };
-    tensor.release();
+    let tensor = model.table(&format!("{EMBEDDING}.weight"), spec.vocab, spec.hidden)?;
+    let embedding = Embedding { dtype: tensor.dtype, bytes: tensor.place.bytes().to_vec() };
+    tensor.place.release();
     Ok(embedding)
 }
 
@@ -178,8 +178,8 @@ fn latent(
     let second = part("self_attn.kv_a_proj_with_mqa", kv_rank + rope_dim, shape.bias);
 
     let per_head = nope_dim + value_dim;
-    let stored = weights.stored("self_attn.kv_b_proj.weight", heads * per_head, kv_rank)?;
-    let matrix = stored.matrix(heads * per_head, kv_rank)?;
+    let stored = weights.matrix("self_attn.kv_b_proj.weight", heads * per_head, kv_rank)?;
+    let matrix = stored.view()?;
     let mut absorb = Vec::with_capacity(heads);
     let mut expand = Vec::with_capacity(heads);
     for head in 0..heads {

@@ -16,7 +16,7 @@ use kernels::{Cpu, Dtype, Span, add_wire_rows};
 
 pub use self::{feed_forward::Routed, kv::KvCache, scratch::Scratch};
 use self::{gpu::Gpu, host::Host, kv::Place};
-use crate::{LayerKind, ModelError, ModelSpec, rows, weights::widen};
+use crate::{LayerKind, ModelError, ModelSpec, rows, tensor::widen};
 
 /// Elements that are summed at a time when outputs of experts are absorbed; fits the first-level cache.
 const ABSORB: usize = 512;

@@ -1,6 +1,6 @@
 //! A copy of a golden checkpoint in a folder of its own, to be changed or broken by a test.
 
-mod stored;
+pub(crate) mod stored;
 
 use std::{
     collections::BTreeMap,
@@ -18,11 +18,22 @@ pub(crate) struct ScratchCheckpoint {
 }
 
 impl ScratchCheckpoint {
+    /// Where a golden checkpoint is.
+    pub(crate) fn golden(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(name)
+    }
+
     pub(crate) fn copy(golden: &str) -> Self {
-        let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(golden);
+        Self::copy_of(&Self::golden(golden))
+    }
+
+    pub(crate) fn copy_of(original: &Path) -> Self {
         let dir = TempDir::new().unwrap();
         for name in ["config.json", "generation_config.json", "model.safetensors"] {
-            fs::copy(from.join(name), dir.path().join(name)).unwrap();
+            let from = original.join(name);
+            if from.exists() {
+                fs::copy(from, dir.path().join(name)).unwrap();
+            }
         }
         Self { dir }
     }
