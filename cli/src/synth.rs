@@ -50,6 +50,9 @@ pub(crate) struct Flags {
     /// Exponent of the experts' popularity: 0 is even, 1 the usual skew.
     #[arg(long, default_value_t = SynthSpec::default().zipf)]
     router_zipf: f64,
+    /// Projections and experts in fp8, with a scale for each block of 128 x 128.
+    #[arg(long)]
+    fp8: bool,
 }
 
 /// Architectures that can be written.
@@ -75,6 +78,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         head_dim: flags.head_dim,
         vocab: flags.vocab,
         zipf: flags.router_zipf,
+        fp8: flags.fp8,
         ..SynthSpec::default()
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

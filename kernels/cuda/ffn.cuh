@@ -16,9 +16,12 @@
 /// Mirrors `cuda::ffn::Params` in Rust.
 struct FfnParams {
     const bf16 *x;           // [rows, hidden]
-    const bf16 *gate;        // [slots, inter, hidden], or null with `dense`: the down product of `act` alone
-    const bf16 *up;          // [slots, inter, hidden]
-    const bf16 *down;        // [slots, hidden, inter]
+    const void *gate;        // [slots, inter, hidden], or null with `dense`: the down product of `act` alone
+    const void *up;          // [slots, inter, hidden]; all three in bf16, or E4M3 codes for a kernel of fp8
+    const void *down;        // [slots, hidden, inter]
+    const float *gate_scale; // of each block of the codes: [slots, ceil(inter / 128), ceil(hidden / 128)]
+    const float *up_scale;   // the same
+    const float *down_scale; // [slots, ceil(hidden / 128), ceil(inter / 128)]
     const uint32_t *slot;    // [groups] which expert's weights a group uses
     const uint32_t *first;   // [groups + 1] a group's pairs are first[g] .. first[g + 1]
     const uint32_t *row;     // [pairs] the row of x
@@ -28,8 +31,8 @@ struct FfnParams {
     float *exact;            // [pairs, hidden] in the place of `out`, not rounded; of the portable kernel. Or null
     uint32_t *ready;         // [groups + 1] zero before the launch and after it
     uint32_t groups;
-    uint32_t hidden;         // a multiple of 8
-    uint32_t inter;          // a multiple of 8
+    uint32_t hidden;         // a multiple of 8, of 16 with codes
+    uint32_t inter;          // the same
     uint32_t dense;          // not 0: one group of this many pairs, pair i is row i, and slot 0
 };
 

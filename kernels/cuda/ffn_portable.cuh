@@ -2,9 +2,12 @@
 //
 // A block of four warps takes 64 gate and 64 up features (or 128 down features) of up to 64 rows. Each warp
 // multiplies 16 features of either half with all rows. Copies run two stages ahead of the products.
+//
+// Weights are bf16, or E4M3 codes that become bf16 on their way from shared memory to the tensor cores, each by the
+// warp that multiplies it: from there on both are the same products in the same order, and have the same bits.
 #pragma once
 
-#include "ffn.cuh"
+#include "fp8.cuh"
 
 namespace portable {
 
@@ -12,9 +15,8 @@ constexpr uint32_t STAGES = 3;
 constexpr uint32_t K = 64;
 constexpr uint32_t WIDTH = 64;
 constexpr uint32_t THREADS = 128;
-constexpr uint32_t WEIGHT_BYTES = 128 * K * 2;  // features 0..63 are the first half, 64..127 the second
-constexpr uint32_t STAGE_BYTES = WEIGHT_BYTES + WIDTH * K * 2;
-constexpr uint32_t SHARED_BYTES = STAGES * STAGE_BYTES;
+constexpr uint32_t FEATURES = 128;  // of a tile: 0..63 are the first half, 64..127 the second
+constexpr uint32_t ROWS_BYTES = WIDTH * K * 2;
 constexpr uint32_t ROW_PASSES = WIDTH * 8 / THREADS;
 
 typedef Walk<64, 128, WIDTH> Tiles;
@@ -23,52 +25,92 @@ DEV uint32_t depth(const FfnParams &p, const Tile &tile) { return tile.down ? p.
 /// Where sixteen bytes of a 128-byte row lie: spread so that eight rows of one chunk meet eight bank groups.
 DEV uint32_t spread(uint32_t row, uint32_t chunk) { return row * 128 + ((chunk ^ (row % 8)) * 16); }
 
-/// What one thread copies of a tile: chunk `thread % 8` of rows thread / 8 + 16 i.
-struct Copy {
-    const bf16 *weights[2];  // the first feature of either half
-    uint32_t features[2];    // how many of them exist
+/// Weights that are multiplied as they lie in memory.
+struct Halves {
+    static constexpr uint32_t BYTES = 2;  // of a weight
+
+    DEV Halves() {}
+    DEV Halves(const FfnParams &, const Tile &) {}
+    DEV void reach(uint32_t) {}
+
+    DEV static uint32_t place(uint32_t row, uint32_t chunk) { return spread(row, chunk); }
+
+    /// 16 features from `feature` on and the 16 inner elements of step `k`.
+    DEV void load(uint32_t (&a)[4], uint32_t, uint32_t shared, uint32_t feature, uint32_t k) const {
+        const uint32_t lane = ptx::thread() % 32;
+        ptx::load_tiles(a, shared + place(feature + lane % 16, k * 2 + lane / 16));
+    }
+};
+
+/// Weights in E4M3.
+struct Codes : TileCodes {
+    DEV Codes(const FfnParams &p, const Tile &tile)
+        : TileCodes(p, tile, tile.m * (tile.down ? 128 : 64), tile.down ? tile.m * 128 + 64 : tile.m * 64) {}
+};
+
+template <typename Weights> constexpr uint32_t WEIGHT_BYTES = FEATURES * K * Weights::BYTES;
+template <typename Weights> constexpr uint32_t STAGE_BYTES = WEIGHT_BYTES<Weights> + ROWS_BYTES;
+
+/// What one thread copies of a tile: sixteen bytes of some features' weights and of some rows.
+template <typename Weights> struct Copy {
+    static constexpr uint32_t CHUNKS = K * Weights::BYTES / 16;  // of a feature in a stage
+    static constexpr uint32_t STRIDE = THREADS / CHUNKS;         // features between a thread's passes
+    static constexpr uint32_t PASSES = 64 / STRIDE;              // over either half
+    const char *weights[2];                                      // the first feature of either half
+    uint32_t features[2];                                        // how many of them exist
     const bf16 *rows;
-    uint32_t stride;         // of rows
+    uint32_t stride;                                             // of rows
     uint32_t row[ROW_PASSES];
 
     /// 128 features of one matrix from feature m on, of which `left` exist.
-    DEV void take(const bf16 *matrix, uint32_t m, uint32_t left, uint32_t inner) {
-        weights[0] = matrix + (uint64_t)m * inner;
-        weights[1] = weights[0] + (uint64_t)64 * inner;
+    DEV void take(const void *matrix, uint32_t m, uint32_t left, uint32_t inner) {
+        const uint64_t feature = (uint64_t)inner * Weights::BYTES;
+        weights[0] = (const char *)matrix + m * feature;
+        weights[1] = weights[0] + 64 * feature;
         features[0] = left < 64 ? left : 64;
         features[1] = left < 64 ? 0 : left < 128 ? left - 64 : 64;
     }
 
     DEV void stage(uint32_t to, uint32_t count, uint32_t inner, uint32_t k) const {
-        const uint32_t chunk = ptx::thread() % 8, first = ptx::thread() / 8;
-        k += chunk * 8;
+        stage_weights(to, inner, k);
+        stage_rows(to + WEIGHT_BYTES<Weights>, count, inner, k + ptx::thread() % 8 * 8);
+    }
+
+    DEV void stage_weights(uint32_t to, uint32_t inner, uint32_t k) const {
+        const uint32_t chunk = ptx::thread() % CHUNKS, first = ptx::thread() / CHUNKS;
+        k += chunk * (16 / Weights::BYTES);
 #pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            const uint32_t r = first + i % 4 * 16, half = i / 4;
+        for (uint32_t i = 0; i < 2 * PASSES; i++) {
+            const uint32_t r = first + i % PASSES * STRIDE, half = i / PASSES;
             const bool valid = r < features[half] && k < inner;
-            const bf16 *from = valid ? weights[half] + (uint64_t)r * inner + k : rows;
-            ptx::copy16(to + spread(half * 64 + r, chunk), from, valid);
+            const void *from = valid ? weights[half] + ((uint64_t)r * inner + k) * Weights::BYTES : (const void *)rows;
+            ptx::copy16(to + Weights::place(half * 64 + r, chunk), from, valid);
         }
+    }
+
+    DEV void stage_rows(uint32_t to, uint32_t count, uint32_t inner, uint32_t k) const {
 #pragma unroll
         for (uint32_t i = 0; i < ROW_PASSES; i++) {
-            const uint32_t r = first + i * 16;
+            const uint32_t r = ptx::thread() / 8 + i * 16;
             const bool valid = r < count && k < inner;
             const bf16 *from = valid ? rows + (uint64_t)row[i] * stride + k : rows;
-            ptx::copy16(to + WEIGHT_BYTES + spread(r, chunk), from, valid);
+            ptx::copy16(to + spread(r, ptx::thread() % 8), from, valid);
         }
     }
 };
 
-DEV Copy copy_of(const FfnParams &p, const Tile &tile) {
-    Copy copy;
+template <typename Weights> DEV Copy<Weights> copy_of(const FfnParams &p, const Tile &tile) {
+    Copy<Weights> copy;
     copy.stride = depth(p, tile);
     if (tile.down) {
+        const uint64_t expert = (uint64_t)tile.slot * p.hidden * p.inter * Weights::BYTES;
         const uint32_t m = tile.m * 128;
-        copy.take(p.down + (uint64_t)tile.slot * p.hidden * p.inter, m, p.hidden - m, p.inter);
+        copy.take((const char *)p.down + expert, m, p.hidden - m, p.inter);
     } else {
         const uint32_t m = tile.m * 64, left = p.inter - m;
-        copy.weights[0] = p.gate + ((uint64_t)tile.slot * p.inter + m) * p.hidden;
-        copy.weights[1] = p.up + ((uint64_t)tile.slot * p.inter + m) * p.hidden;
+        const uint64_t first = ((uint64_t)tile.slot * p.inter + m) * p.hidden * Weights::BYTES;
+        copy.weights[0] = (const char *)p.gate + first;
+        copy.weights[1] = (const char *)p.up + first;
         copy.features[0] = copy.features[1] = left < 64 ? left : 64;
     }
     copy.rows = tile.down ? p.act : p.x;
@@ -86,22 +128,20 @@ struct Sums {
 };
 
 /// Adds one stage; the inner loop over rows stops at the tile's last eight.
-DEV void multiply_stage(Sums &sums, uint32_t shared, uint32_t count) {
+template <typename Weights>
+DEV void multiply_stage(const Weights &weights, Sums &sums, uint32_t shared, uint32_t count) {
     const uint32_t lane = ptx::thread() % 32, warp = ptx::thread() / 32;
 #pragma unroll
     for (uint32_t k = 0; k < K / 16; k++) {
         uint32_t a[2][4];
 #pragma unroll
-        for (uint32_t half = 0; half < 2; half++) {
-            const uint32_t feature = half * 64 + warp * 16 + lane % 16;
-            ptx::load_tiles(a[half], shared + spread(feature, k * 2 + lane / 16));
-        }
+        for (uint32_t half = 0; half < 2; half++) weights.load(a[half], half, shared, half * 64 + warp * 16, k);
 #pragma unroll
         for (uint32_t n = 0; n < WIDTH / 16; n++) {
             if (n * 16 >= count) break;
             uint32_t b[4];
             const uint32_t row = n * 16 + lane / 16 * 8 + lane % 8;
-            ptx::load_tiles(b, shared + WEIGHT_BYTES + spread(row, k * 2 + lane / 8 % 2));
+            ptx::load_tiles(b, shared + WEIGHT_BYTES<Weights> + spread(row, k * 2 + lane / 8 % 2));
 #pragma unroll
             for (uint32_t half = 0; half < 2; half++) {
                 ptx::multiply(sums.half[half][2 * n], a[half], b[0], b[1]);
@@ -168,44 +208,43 @@ DEV void write_out(const FfnParams &p, const Tile &tile) {
 }
 
 /// The whole depth of a tile of `count` rows; shared memory is free behind it.
-DEV void sum_up(Sums &sums, const Copy &copy, uint32_t count, uint32_t inner) {
+template <typename Weights>
+DEV void sum_up(Sums &sums, const Copy<Weights> &copy, Weights weights, uint32_t count, uint32_t inner) {
+    constexpr uint32_t STAGE = STAGE_BYTES<Weights>;
     const uint32_t shared = ptx::address(ptx::shared()), steps = ceil_div(inner, K);
     for (uint32_t s = 0; s < STAGES - 1; s++) {
-        if (s < steps) copy.stage(shared + s * STAGE_BYTES, count, inner, s * K);
+        if (s < steps) copy.stage(shared + s * STAGE, count, inner, s * K);
         ptx::copy_commit();
     }
     for (uint32_t step = 0; step < steps; step++) {
+        weights.reach(step * K);
         ptx::copy_wait<STAGES - 2>();
         ptx::sync_block();
         const uint32_t ahead = step + STAGES - 1;
-        if (ahead < steps) copy.stage(shared + ahead % STAGES * STAGE_BYTES, count, inner, ahead * K);
+        if (ahead < steps) copy.stage(shared + ahead % STAGES * STAGE, count, inner, ahead * K);
         ptx::copy_commit();
-        multiply_stage(sums, shared + step % STAGES * STAGE_BYTES, count);
+        multiply_stage(weights, sums, shared + step % STAGES * STAGE, count);
     }
     ptx::copy_wait<0>();
     ptx::sync_block();
 }
 
-DEV void run_tile(const FfnParams &p, const Tile &tile) {
+template <typename Weights> DEV void run_tile(const FfnParams &p, const Tile &tile) {
     Sums sums = {};
-    sum_up(sums, copy_of(p, tile), tile.count, depth(p, tile));
+    sum_up(sums, copy_of<Weights>(p, tile), Weights(p, tile), tile.count, depth(p, tile));
     lay_out(p, tile, sums);
     ptx::sync_block();
     if (!(tile.down && p.exact)) write_out(p, tile);
 }
 
-}  // namespace portable
-
-/// Grid: at most as many blocks as are resident at once.
-KERNEL(portable::THREADS, 2) ffn_portable(GRID_CONSTANT FfnParams p) {
-    using namespace portable;
+template <typename Weights> DEV void run(const FfnParams &p) {
     Tile tile;
     for (Tiles tiles(p); tiles.next(tile);) {
         if (tile.down && p.gate) {
             if (ptx::thread() == 0) wait_published(p, tile, Tiles::up_slices(p) * tile.splits);
             ptx::sync_block();
         }
-        run_tile(p, tile);
+        run_tile<Weights>(p, tile);
         ptx::fence_device();
         ptx::sync_block();
         if (!tile.down && ptx::thread() == 0) {
@@ -215,3 +254,11 @@ KERNEL(portable::THREADS, 2) ffn_portable(GRID_CONSTANT FfnParams p) {
     }
     if (ptx::thread() == 0) leave(p);
 }
+
+}  // namespace portable
+
+/// Grid: at most as many blocks as are resident at once.
+KERNEL(portable::THREADS, 2) ffn_portable(GRID_CONSTANT FfnParams p) { portable::run<portable::Halves>(p); }
+
+/// The same over weights in fp8.
+KERNEL(portable::THREADS, 2) ffn_portable_fp8(GRID_CONSTANT FfnParams p) { portable::run<portable::Codes>(p); }

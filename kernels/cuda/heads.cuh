@@ -25,14 +25,14 @@ KERNEL(portable::THREADS, 2) head_product(GRID_CONSTANT HeadsParams p) {
     const uint32_t tiles = ceil_div(p.rows, WIDTH), head = ptx::block_y();
     const uint32_t m = ptx::block() / tiles * 128, first = ptx::block() % tiles * WIDTH;
     const uint32_t count = p.rows - first < WIDTH ? p.rows - first : WIDTH;
-    Copy copy;
+    Copy<Halves> copy;
     copy.take(p.weights + (uint64_t)head * p.features * p.inner, m, p.features - m, p.inner);
     copy.rows = p.x + (uint64_t)first * p.x_row + head * p.x_head;
     copy.stride = p.x_row;
 #pragma unroll
     for (uint32_t i = 0; i < ROW_PASSES; i++) copy.row[i] = ptx::thread() / 8 + i * 16;
     Sums sums = {};
-    sum_up(sums, copy, count, p.inner);
+    sum_up(sums, copy, Halves(), count, p.inner);
     for_each_sum(sums, count, [](uint32_t row, uint32_t feature, float sum, float second) {
         put(row, feature, sum);
         put(row, 64 + feature, second);

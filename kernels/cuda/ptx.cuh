@@ -43,6 +43,15 @@ DEV uint32_t pack_bf16(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
+#if __CUDA_ARCH__ >= 890
+/// The values of two E4M3 codes, the first in the low byte.
+DEV void widen_fp8(uint32_t codes, float &low, float &high) {
+    asm("{\n\t.reg .b32 pair;\n\t.reg .b16 low, high;\n\tcvt.rn.f16x2.e4m3x2 pair, %2;\n\t"
+        "mov.b32 {low, high}, pair;\n\tcvt.f32.f16 %0, low;\n\tcvt.f32.f16 %1, high;\n\t}"
+        : "=f"(low), "=f"(high)
+        : "h"((uint16_t)codes));
+}
+#endif
 DEV float divide(float a, float b) { return __fdiv_rn(a, b); }
 DEV float root(float a) { return __fsqrt_rn(a); }
 DEV uint32_t bits(float x) { return __float_as_uint(x); }

@@ -188,6 +188,16 @@ impl Checkpoint {
         Ok(Matrix { place, rows, cols, elements })
     }
 
+    /// Whether all routed experts are stored in fp8.
+    pub(crate) fn has_fp8_experts(&self) -> bool {
+        let spec = &self.spec;
+        let is_fp8 = |name: &str| self.tensors.get(name).is_some_and(|(_, entry)| entry.is_fp8());
+        spec.shape().slots().all(|(layer, expert)| {
+            let prefix = spec.expert_prefix(layer, expert);
+            spec.names.expert_parts.iter().all(|part| is_fp8(&format!("{prefix}{part}")))
+        })
+    }
+
     /// The scales of the blocks of the matrix `name`.
     fn scales(&self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>, ModelError> {
         let shape = fp8_blocks(rows, cols);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use domain::{Layer, ModelShape};
+use domain::{Expert, Layer, ModelShape};
 use kernels::RopeSpec;
 
 use crate::{
@@ -237,7 +237,7 @@ impl ModelSpec {
 
     /// The sizes that decisions and links depend on.
     ///
-    /// `expert_bytes` is that of bf16 weights, the form in which a cluster serves.
+    /// `expert_bytes` is that of bf16 weights, the most that serving takes; GPUs that keep fp8 take half.
     #[must_use]
     pub fn shape(&self) -> ModelShape {
         let moe_layers = (0u16..)
@@ -255,6 +255,11 @@ impl ModelSpec {
             vocab: self.vocab as u32,
             positions_max: self.positions_max as u32,
         }
+    }
+
+    /// What the names of an expert's tensors begin with.
+    pub(crate) fn expert_prefix(&self, layer: Layer, expert: Expert) -> String {
+        format!("model.layers.{}.{}.{}.", layer.0, self.names.experts, expert.0)
     }
 
     /// Whether `token` ends a sequence.

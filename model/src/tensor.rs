@@ -38,6 +38,13 @@ pub(crate) enum Elements {
     Fp8(Vec<f32>),
 }
 
+/// A matrix in fp8 as it is stored.
+#[derive(Debug)]
+pub(crate) struct Coded {
+    pub(crate) codes: Vec<u8>,
+    pub(crate) scales: Vec<f32>,
+}
+
 impl<'a> Place<'a> {
     /// The elements, row after row, little endian, of any alignment.
     pub(crate) fn bytes(&self) -> &'a [u8] {
@@ -83,6 +90,19 @@ impl Matrix<'_> {
         }
         self.release();
         Ok(values)
+    }
+
+    /// Its codes and the scales of their blocks; its pages are given back.
+    ///
+    /// # Panics
+    /// When it is not in fp8.
+    pub(crate) fn coded(self) -> Coded {
+        let codes = self.place.bytes().to_vec();
+        self.release();
+        match self.elements {
+            Elements::Fp8(scales) => Coded { codes, scales },
+            Elements::Plain(dtype) => panic!("codes were asked of a matrix in {dtype:?}"),
+        }
     }
 
     /// Its values rounded to bf16, row after row; its pages are given back.

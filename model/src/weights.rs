@@ -7,7 +7,7 @@ use kernels::{Cpu, ExpertWeights, Linear, fp8_nan};
 
 use crate::{
     Checkpoint, ModelError,
-    tensor::{Elements, Matrix, Tensor},
+    tensor::{Coded, Elements, Matrix, Tensor},
 };
 
 /// Codes that one task looks through.
@@ -172,6 +172,23 @@ impl<'a> Weights<'a> {
             self.halves(names[0], width, hidden)?,
             self.halves(names[1], width, hidden)?,
             self.halves(names[2], hidden, width)?,
+        ])
+    }
+
+    /// Gate, up and down of a gated MLP in fp8, as they are stored.
+    ///
+    /// # Panics
+    /// When one of them is not in fp8.
+    pub(crate) fn mlp_coded(
+        &self,
+        names: [&str; 3],
+        hidden: usize,
+        width: usize,
+    ) -> Result<[Coded; 3], ModelError> {
+        Ok([
+            self.matrix(names[0], width, hidden)?.coded(),
+            self.matrix(names[1], width, hidden)?.coded(),
+            self.matrix(names[2], hidden, width)?.coded(),
         ])
     }
 

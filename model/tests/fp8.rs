@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use families::Family;
 use half::bf16;
 use model::{Checkpoint, Compute, Cpu, CpuOptions, ModelError, Reference};
-use quantised::{config, quantise};
+use quantised::{config, quantise, write_out};
 use scratch_checkpoint::{ScratchCheckpoint, Stored, stored};
 use serde_json::{Value, json};
 use shards::shard;
@@ -44,34 +44,13 @@ fn in_fp8(original: &Path) -> (ScratchCheckpoint, BTreeMap<String, Vec<f32>>) {
     (checkpoint, values)
 }
 
-/// The same values in a checkpoint that is not quantised, in the type that a precision computes with.
-fn written_out(
-    original: &Path,
-    values: &BTreeMap<String, Vec<f32>>,
-    compute: Compute,
-) -> ScratchCheckpoint {
-    let checkpoint = ScratchCheckpoint::copy_of(original);
-    checkpoint.rewrite(|tensors| {
-        for (name, values) in values {
-            let tensor = tensors.get_mut(name).unwrap();
-            let bf16 = |value: &f32| bf16::from_f32(*value).to_le_bytes();
-            (tensor.dtype, tensor.bytes) = match compute {
-                Compute::Bf16 => ("BF16".to_owned(), values.iter().flat_map(bf16).collect()),
-                Compute::F32 => (
-                    "F32".to_owned(),
-                    values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-                ),
-            };
-        }
-    });
-    checkpoint
-}
-
 fn same_bits(original: &Path) {
     let (checkpoint, values) = in_fp8(original);
-    for compute in [Compute::Bf16, Compute::F32] {
+    for (compute, dtype) in [(Compute::Bf16, "BF16"), (Compute::F32, "F32")] {
+        let written_out = ScratchCheckpoint::copy_of(original);
+        written_out.rewrite(|tensors| write_out(tensors, &values, dtype));
         let got = logits(&checkpoint, compute);
-        let want = logits(&written_out(original, &values, compute), compute);
+        let want = logits(&written_out, compute);
         assert!(got == want, "{compute}, {}: other bits", original.display());
         let before = logits(&ScratchCheckpoint::copy_of(original), compute);
         assert!(got != before, "quantising changed nothing");
@@ -121,10 +100,13 @@ fn equal_codes_with_other_scales_are_another_checkpoint() {
     let original = ScratchCheckpoint::golden("mixtral");
     let (one, twice) = (in_fp8(&original).0, in_fp8(&original).0);
     assert_eq!(fingerprint(&one), fingerprint(&twice));
-    // As large a file as published ones, in which the samples of it as a whole would miss the scales.
-    let padding = Stored { dtype: "U8".to_owned(), shape: vec![1 << 22], bytes: vec![0; 1 << 22] };
+    // As in large files, samples of a file as a whole miss the scales.
+    let padding = |len| Stored { dtype: "U8".to_owned(), shape: vec![len], bytes: vec![0; len] };
     for checkpoint in [&one, &twice] {
-        checkpoint.rewrite(|tensors| drop(tensors.insert("a".to_owned(), padding.clone())));
+        checkpoint.rewrite(|tensors| {
+            tensors.insert("before".to_owned(), padding(4 << 20));
+            tensors.insert("z".to_owned(), padding(5 << 20));
+        });
     }
     twice.rewrite(|tensors| {
         for (_, scales) in tensors.iter_mut().filter(|(name, _)| name.ends_with("_scale_inv")) {

@@ -71,6 +71,32 @@ fn it_loads_and_generates() {
     }
 }
 
+/// What is drawn is the same; the file is smaller and the routing as even as asked.
+#[test]
+fn in_fp8_it_is_nearly_the_same_model() {
+    let [plain, fp8] = [false, true].map(|fp8| {
+        let dir = TempDir::new().unwrap();
+        let spec = SynthSpec { fp8, hidden: 160, width: 144, ..tiny() };
+        let report = synth(&spec, dir.path(), 2).unwrap();
+        let share = |layer: &model::LayerShares| {
+            layer.target.iter().zip(&layer.reached).all(|(a, b)| (a - b).abs() < 0.03)
+        };
+        assert!(report.layers.iter().all(share));
+        let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
+        let options = CpuOptions { threads: 2, compute: Compute::F32, isa: None, pin: false };
+        let cpu = Arc::new(Cpu::new(&options).unwrap());
+        let mut model = Reference::load(&checkpoint, &cpu, 1).unwrap();
+        (report.bytes, model.logits(&[72, 105, 33], 3).unwrap())
+    });
+    // Embedding and head stay as they are.
+    assert!(fp8.0 * 10 < plain.0 * 6, "{} bytes in fp8, {} in bf16", fp8.0, plain.0);
+    let square = |x: f32| f64::from(x).powi(2);
+    let off: f64 = plain.1.iter().zip(&fp8.1).map(|(a, b)| square(a - b)).sum();
+    let all: f64 = plain.1.iter().map(|x| square(*x)).sum();
+    let error = (off / all).sqrt();
+    assert!(error > 0.0 && error < 0.25, "{error}");
+}
+
 #[test]
 fn contradictions_are_refused() {
     let cases = [

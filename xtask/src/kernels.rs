@@ -64,6 +64,10 @@ fn compile() -> Result<String> {
         nvcc.args(["-gencode", target]);
     }
     let log = run(nvcc.arg("-o").arg(&fatbin).arg(folder().join("amoe.cu")))?;
+    // The compiler gives up overlapping warpgroup products where registers are short, and only remarks on it.
+    let waits =
+        log.lines().find(|line| line.contains("wgmma.mma_async instructions are serialized"));
+    ensure!(waits.is_none(), "products wait for one another: {}", waits.unwrap_or_default());
     let code = run(Command::new(tools.join("cuobjdump")).arg("-sass").arg(&fatbin))?;
     let manifest =
         std::fs::read_to_string(folder().join("manifest.toml")).context("reading manifest.toml")?;

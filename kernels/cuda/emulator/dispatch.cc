@@ -25,7 +25,9 @@ template <typename... T> Kernel wrap(void (*kernel)(T...)) {
 
 const std::map<std::string, Kernel> KERNELS = {
     {"ffn_hopper", wrap(ffn_hopper)},
+    {"ffn_hopper_fp8", wrap(ffn_hopper_fp8)},
     {"ffn_portable", wrap(ffn_portable)},
+    {"ffn_portable_fp8", wrap(ffn_portable_fp8)},
     {"add_norm", wrap(add_norm)},
     {"attend_32", wrap(attend_32)},
     {"attend_64", wrap(attend_64)},

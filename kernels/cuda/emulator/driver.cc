@@ -216,9 +216,11 @@ CALL cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned
 CALL cuTensorMapEncodeTiled(TensorMap *map, int type, unsigned rank, void *base, const uint64_t *size,
                             const uint64_t *stride, const uint32_t *box, const uint32_t *step, int interleave,
                             int swizzle, int promotion, int fill) {
-    const bool known = type == 9 && rank == 2 && interleave == 0 && swizzle == 3 && fill == 0 && promotion <= 3;
-    const bool dense = stride[0] == size[0] * 2 && step[0] == 1 && step[1] == 1;
-    if (!known || !dense || stride[0] % 16 || box[0] * 2 != 128 || box[1] > 256) return INVALID_VALUE;
-    *map = {(const uint16_t *)base, size[0], size[1], box[0], box[1]};
+    // bf16 swizzled over 128 bytes, or bytes over 64.
+    const uint32_t bytes = type == 9 && swizzle == 3 ? 2 : type == 0 && swizzle == 2 ? 1 : 0;
+    const bool known = bytes && rank == 2 && interleave == 0 && fill == 0 && promotion <= 3;
+    const bool dense = stride[0] == size[0] * bytes && step[0] == 1 && step[1] == 1;
+    if (!known || !dense || stride[0] % 16 || box[0] != 64 || box[1] > 256) return INVALID_VALUE;
+    *map = {(const char *)base, size[0], size[1], box[0], box[1], bytes};
     return SUCCESS;
 }

@@ -170,41 +170,58 @@ void launch(uint32_t blocks_x, uint32_t blocks_y, uint32_t threads, uint32_t sha
 void copy_box(uint32_t to, const TensorMap *map, uint32_t barrier, uint32_t x, uint32_t y) {
     if (to % 1024) fail("a swizzled box wants 1024-byte alignment");
     Block *block = self->block;
-    at(to, 16), at(to + map->box_x * map->box_y * 2 - 16, 16);
+    const uint32_t row_bytes = map->box_x * map->bytes;
+    at(to, 16), at(to + row_bytes * map->box_y - 16, 16);
     block->engine.push_back([=, map = *map] {
         for (uint32_t row = 0; row < map.box_y; row++)
             for (uint32_t column = 0; column < map.box_x; column++) {
                 const bool inside = y + row < map.height && x + column < map.width;
-                const uint16_t value = inside ? map.base[(y + row) * map.width + x + column] : 0;
-                const uint32_t plain = to + row * 128 + column * 2;
-                const uint32_t swizzled = plain ^ (plain >> 7 & 7) << 4;
-                memcpy(block->async.data() + swizzled, &value, 2);
-                memcpy(block->shared + swizzled, &value, 2);
+                char element[2] = {0, 0};
+                if (inside) memcpy(element, map.base + ((y + row) * map.width + x + column) * map.bytes, map.bytes);
+                const uint32_t plain = to + row * row_bytes + column * map.bytes;
+                const uint32_t swizzled = plain ^ (plain >> 7 & (row_bytes == 128 ? 7 : 3)) << 4;
+                memcpy(block->async.data() + swizzled, element, map.bytes);
+                memcpy(block->shared + swizzled, element, map.bytes);
             }
         Barrier &b = block->barriers[barrier];
-        b.bytes -= map.box_x * map.box_y * 2;
+        b.bytes -= row_bytes * map.box_y;
         b.settle();
     });
 }
 
-/// The calling thread's share of one warpgroup product.
-void product(float *d, int n, uint64_t a, uint64_t b) {
-    Block &block = *self->block;
-    auto element = [&](uint64_t operand, uint32_t row, uint32_t k) {
-        if (operand >> 62 != 1 || (operand >> 49 & 7)) fail("operand is not 128-byte swizzled");
-        const uint32_t start = (operand & 0x3fff) << 4, eight_rows = (operand >> 32 & 0x3fff) << 4;
-        const uint32_t plain = start + row / 8 * eight_rows + row % 8 * 128 + k * 2;
-        uint16_t value;
-        memcpy(&value, block.async.data() + (plain ^ (plain >> 7 & 7) << 4), 2);
-        return ptx::from_bits((uint32_t)value << 16);
-    };
+namespace {
+
+/// An element of an operand in shared memory, as the tensor cores see it.
+float element(uint64_t operand, uint32_t row, uint32_t k) {
+    if (operand >> 62 != 1 || (operand >> 49 & 7)) fail("operand is not 128-byte swizzled");
+    const uint32_t start = (operand & 0x3fff) << 4, eight_rows = (operand >> 32 & 0x3fff) << 4;
+    const uint32_t plain = start + row / 8 * eight_rows + row % 8 * 128 + k * 2;
+    uint16_t value;
+    memcpy(&value, self->block->async.data() + (plain ^ (plain >> 7 & 7) << 4), 2);
+    return ptx::from_bits((uint32_t)value << 16);
+}
+
+/// The calling thread's share of one warpgroup product; `left` is the left operand at a row and a k.
+template <typename Left> void share(float *d, int n, Left left, uint64_t b) {
     const uint32_t t = self->index % 128, lane = t % 32;
     for (int i = 0; i < n / 2; i++) {
         const uint32_t row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
         float sum = 0;
-        for (uint32_t k = 0; k < 16; k++) sum += element(a, row, k) * element(b, column, k);
+        for (uint32_t k = 0; k < 16; k++) sum += left(row, k) * element(b, column, k);
         d[i] += sum;
     }
+}
+
+}  // namespace
+
+void product(float *d, int n, uint64_t a, uint64_t b) {
+    share(d, n, [=](uint32_t row, uint32_t k) { return element(a, row, k); }, b);
+}
+
+/// `a`: the registers of the four lanes that hold the calling thread's two rows.
+void product(float *d, int n, const uint32_t *const *a, uint64_t b) {
+    auto left = [=](uint32_t row, uint32_t k) { return ptx::widened(a[k % 8 / 2][row / 8 % 2 + k / 8 * 2], k % 2); };
+    share(d, n, left, b);
 }
 
 }  // namespace machine

@@ -23,11 +23,11 @@
 #define KERNEL(threads, blocks) inline void
 #define GRID_CONSTANT const
 
-/// A 2-D bf16 tensor for the copy engine: boxes of box_x * box_y elements, 128-byte swizzle.
+/// A 2-D tensor for the copy engine: boxes of box_x * box_y elements of some bytes, swizzled over a row's 128 or 64 bytes.
 struct alignas(64) TensorMap {
-    const uint16_t *base;
+    const char *base;
     uint64_t width, height;
-    uint32_t box_x, box_y;
+    uint32_t box_x, box_y, bytes;
 };
 
 namespace machine {
@@ -87,6 +87,7 @@ void wait_until(std::function<bool()> ready);
 void meet(Meeting &meeting, uint32_t threads, const std::function<void()> &work);
 void copy_box(uint32_t to, const TensorMap *map, uint32_t barrier, uint32_t x, uint32_t y);
 void product(float *d, int n, uint64_t a, uint64_t b);
+void product(float *d, int n, const uint32_t *const *a, uint64_t b);
 
 inline char *at(uint32_t address, uint32_t bytes) {
     if (address % (bytes < 16 ? bytes : 16) || address + bytes > self->block->bytes) fail("bad shared address");
@@ -287,13 +288,28 @@ template <int N> void wgmma_wait() {
     machine::retire(self->products, N);
     sync_warp();
 }
-template <int N> void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b) {
-    float *sums = d;
-    auto work = [=] { machine::product(sums, N, a, b); };
+inline void start_product(const std::function<void()> &work) {
     // In order: a product may not overtake an earlier one on the same sums.
     if (machine::late() || self->products.size() > 1 || !self->products.back().empty())
         self->products.back().push_back(work);
     else work();
+}
+template <int N> void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b) {
+    float *sums = d;
+    start_product([=] { machine::product(sums, N, a, b); });
+}
+/// The left operand is read from registers when the product happens: four lanes hold a row.
+template <int N> void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+    struct Quad {
+        const uint32_t *a[4];
+    };
+    const uint32_t *mine = a;
+    const Quad quad = machine::together<const uint32_t *, Quad>(mine, [](const uint32_t *const *const *in, Quad **out) {
+        for (int l = 0; l < 32; l++)
+            for (int i = 0; i < 4; i++) out[l]->a[i] = *in[l / 4 * 4 + i];
+    });
+    float *sums = d;
+    start_product([=] { machine::product(sums, N, quad.a, b); });
 }
 inline void store_tiles_transposed(uint32_t row, uint32_t r0, uint32_t r1) {
     struct In {

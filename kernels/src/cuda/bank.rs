@@ -8,13 +8,16 @@ use half::bf16;
 
 use super::device::{Buffer, Device};
 use super::error::{CudaError, require};
-use super::ffn::{Experts, FfnKernel, GroupedFfn, PairList, Pairs, expert_bytes};
+use super::experts::{Experts, HostExpert, WeightForm};
+use super::ffn::{FfnKernel, GroupedFfn, PairList, Pairs};
 use super::pinned::Pinned;
 use crate::{FfnRow, decode_bf16, encode_bf16};
 
 /// The sizes of a bank, all of whose memory is taken when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BankShape {
+    /// How weights lie.
+    pub form: WeightForm,
     /// Elements of a row.
     pub hidden: usize,
     /// Elements between the products of an expert.
@@ -67,10 +70,10 @@ impl BankShape {
     /// How many experts `bytes` of device memory hold beside what a launch works in.
     #[must_use]
     pub fn slots_within(&self, bytes: usize) -> usize {
-        let Self { hidden, inter, groups, pairs } = *self;
+        let Self { form, hidden, inter, groups, pairs } = *self;
         let halves = pairs * (2 * hidden + inter) * size_of::<bf16>();
         let numbers = (2 * pairs + 3 * groups + 2) * size_of::<u32>();
-        bytes.saturating_sub(halves + numbers) / expert_bytes(hidden, inter).max(1)
+        bytes.saturating_sub(halves + numbers) / form.expert_bytes(hidden, inter).max(1)
     }
 }
 
@@ -82,12 +85,11 @@ impl ExpertBank {
     /// # Errors
     /// When the kernels do not know such experts, or device or host have no memory for them.
     pub fn new(device: Arc<Device>, shape: BankShape, slots: usize) -> Result<Self, CudaError> {
-        let BankShape { hidden, inter, groups, pairs } = shape;
-        let each = slots * hidden * inter;
-        let weights = [device.alloc(each)?, device.alloc(each)?, device.alloc(each)?];
+        let BankShape { form, hidden, inter, groups, pairs } = shape;
+        let kernel = FfnKernel::of(&device, form);
         Ok(Self {
-            experts: Experts::new(&device, (slots, hidden, inter), weights)?,
-            ffn: GroupedFfn::new(&device, FfnKernel::of(&device), (pairs, groups, inter))?,
+            experts: Experts::vacant(&device, form, (slots, hidden, inter))?,
+            ffn: GroupedFfn::new(&device, kernel, (pairs, groups, inter))?,
             list: PairList::default(),
             pairs: Pairs::with_room(&device, (pairs, groups))?,
             places: Places::default(),
@@ -113,12 +115,12 @@ impl ExpertBank {
         self.experts.bytes_each()
     }
 
-    /// Puts an expert into a slot: `gate` and `up`, `[inter, hidden]`, and `down`, `[hidden, inter]`.
+    /// Puts an expert of the bank's form into a slot.
     ///
     /// # Errors
-    /// When there is no such slot, a length is wrong, or the device fails.
-    pub fn write(&mut self, slot: u32, weights: [&[bf16]; 3]) -> Result<(), CudaError> {
-        self.experts.write(&self.device, slot as usize, weights)
+    /// When there is no such slot, the form or a length is another, or the device fails.
+    pub fn write(&mut self, slot: u32, expert: HostExpert<'_>) -> Result<(), CudaError> {
+        self.experts.write(&self.device, slot as usize, expert)
     }
 
     /// Runs every job: row `row.output` of `out` becomes `row.weight * down(silu(gate x) * up x)`, in wire form. `out`

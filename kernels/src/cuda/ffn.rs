@@ -2,17 +2,12 @@
 //!
 //! `out[pair] = weight[pair] * down(silu(gate(x[row])) * up(x[row]))` for every pair (expert, row).
 
-use std::ffi::c_void;
-
-use cudarc::driver::sys::{
-    self, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
-    CUtensorMapL2promotion, CUtensorMapSwizzle,
-};
 use cudarc::driver::{CudaFunction, DeviceRepr, PushKernelArg};
 use half::bf16;
 
 use super::device::{Buffer, Device, grid};
 use super::error::{CudaError, require, size};
+use super::experts::{Experts, WeightForm};
 use super::pinned::Pinned;
 
 /// The code path of a launch.
@@ -20,109 +15,44 @@ use super::pinned::Pinned;
 pub enum FfnKernel {
     /// Warpgroup products and the tensor copy engine; compute capability 9.0 only.
     Hopper,
+    /// The same over weights in fp8.
+    HopperFp8,
     /// Warp products; 8.0 and newer.
     Portable,
+    /// The same over weights in fp8.
+    PortableFp8,
 }
 
 impl FfnKernel {
-    /// The faster one that the device runs.
+    /// The fastest one that the device runs over weights of a form.
     #[must_use]
-    pub fn of(device: &Device) -> Self {
-        if device.capability() == (9, 0) { Self::Hopper } else { Self::Portable }
+    pub fn of(device: &Device, form: WeightForm) -> Self {
+        match (form, device.capability()) {
+            (WeightForm::Bf16, (9, 0)) => Self::Hopper,
+            (WeightForm::Fp8, (9, 0)) => Self::HopperFp8,
+            (WeightForm::Bf16, _) => Self::Portable,
+            (WeightForm::Fp8, _) => Self::PortableFp8,
+        }
+    }
+
+    /// How the weights lie that it multiplies.
+    #[must_use]
+    pub fn form(self) -> WeightForm {
+        match self {
+            Self::Hopper | Self::Portable => WeightForm::Bf16,
+            Self::HopperFp8 | Self::PortableFp8 => WeightForm::Fp8,
+        }
     }
 
     /// Name, threads of a block, and its dynamic shared memory: the constants of the `.cuh` files.
     pub(super) fn launch(self) -> (&'static str, u32, u32) {
         match self {
             Self::Hopper => ("ffn_hopper", 384, 1024 + 4 * 49_152 + 2 * 16_384 + 64),
+            Self::HopperFp8 => ("ffn_hopper_fp8", 384, 1024 + 4 * 32_768 + 2 * 16_384 + 64),
             Self::Portable => ("ffn_portable", 128, 3 * 24_576),
+            Self::PortableFp8 => ("ffn_portable_fp8", 128, 3 * 16_384),
         }
     }
-}
-
-/// The weights of the experts that a device holds for one layer.
-#[derive(Debug)]
-pub struct Experts {
-    slots: usize,
-    hidden: usize,
-    inter: usize,
-    gate: Buffer<bf16>,
-    up: Buffer<bf16>,
-    down: Buffer<bf16>,
-    maps: Option<[TensorMap; 3]>,
-}
-
-impl Experts {
-    /// Takes over weights: `gate` and `up` are `[slots, inter, hidden]`, `down` is
-    /// `[slots, hidden, inter]`.
-    ///
-    /// # Errors
-    /// When the sizes do not fit, or `hidden` or `inter` is no multiple of 8.
-    pub fn new(
-        device: &Device,
-        (slots, hidden, inter): (usize, usize, usize),
-        [gate, up, down]: [Buffer<bf16>; 3],
-    ) -> Result<Self, CudaError> {
-        let aligned = hidden.is_multiple_of(8) && inter.is_multiple_of(8);
-        require(aligned && slots * hidden * inter > 0, || {
-            format!("experts of {hidden} x {inter}: both must be multiples of 8, and some must be")
-        })?;
-        for (name, weights) in [("gate", &gate), ("up", &up), ("down", &down)] {
-            require(weights.len() == slots * hidden * inter, || {
-                let have = weights.len();
-                format!("{name} weights: {have} values for {slots} experts of {hidden} x {inter}")
-            })?;
-        }
-        let maps = match FfnKernel::of(device) {
-            FfnKernel::Portable => None,
-            FfnKernel::Hopper => Some([
-                TensorMap::of(&gate, slots * inter, hidden)?,
-                TensorMap::of(&up, slots * inter, hidden)?,
-                TensorMap::of(&down, slots * hidden, inter)?,
-            ]),
-        };
-        Ok(Self { slots, hidden, inter, gate, up, down, maps })
-    }
-
-    /// How many experts it has room for.
-    #[must_use]
-    pub fn slots(&self) -> usize {
-        self.slots
-    }
-
-    /// Puts other weights into a slot, laid out as for [`Experts::new`], behind the launches before.
-    ///
-    /// # Errors
-    /// When there is no such slot, a length is wrong, or the copy fails.
-    pub fn write(
-        &mut self,
-        device: &Device,
-        slot: usize,
-        weights: [&[bf16]; 3],
-    ) -> Result<(), CudaError> {
-        let each = self.hidden * self.inter;
-        let fits = slot < self.slots && weights.iter().all(|weights| weights.len() == each);
-        require(fits, || {
-            let lens = weights.map(<[bf16]>::len);
-            format!("slot {slot} of {}: weights of {lens:?}, expected {each} each", self.slots)
-        })?;
-        for (to, from) in [&mut self.gate, &mut self.up, &mut self.down].into_iter().zip(weights) {
-            device.write(to, slot * each, from)?;
-        }
-        Ok(())
-    }
-
-    /// Bytes of one expert's weights.
-    #[must_use]
-    pub fn bytes_each(&self) -> usize {
-        expert_bytes(self.hidden, self.inter)
-    }
-}
-
-/// Bytes of an expert's weights on a device.
-#[must_use]
-pub fn expert_bytes(hidden: usize, inter: usize) -> usize {
-    3 * hidden * inter * size_of::<bf16>()
 }
 
 /// Which rows go to which experts: the rows of group `g` are `row[first[g]..first[g + 1]]`.
@@ -326,9 +256,6 @@ impl GroupedFfn {
         }
         let params = Params {
             x: x.pointer(),
-            gate: expert.gate.pointer(),
-            up: expert.up.pointer(),
-            down: expert.down.pointer(),
             weight: weight.map_or(0, Buffer::pointer),
             act: self.act.pointer(),
             out: out.pointer(),
@@ -337,18 +264,21 @@ impl GroupedFfn {
             hidden: size(expert.hidden)?,
             inter: size(expert.inter)?,
             dense: size(rows)?,
-            ..Params::default()
+            ..expert.params()
         };
         self.start(device, expert, &params)
     }
 
     /// Launches with sizes that have been compared.
     fn start(&self, device: &Device, experts: &Experts, params: &Params) -> Result<(), CudaError> {
+        require(self.kernel.form() == experts.form(), || {
+            format!("{:?} does not multiply weights in {:?}", self.kernel, experts.form())
+        })?;
         let (_, threads, shared) = self.kernel.launch();
         let mut launch = device.stream().launch_builder(&self.function);
         launch.arg(params);
-        if self.kernel == FfnKernel::Hopper {
-            let Some([gate, up, down]) = &experts.maps else {
+        if matches!(self.kernel, FfnKernel::Hopper | FfnKernel::HopperFp8) {
+            let Some([gate, up, down]) = experts.maps() else {
                 return Err(CudaError::Shape("the Hopper kernel wants a Hopper device".into()));
             };
             launch.arg(gate).arg(up).arg(down);
@@ -367,7 +297,7 @@ impl GroupedFfn {
         out: &Buffer<bf16>,
     ) -> Result<(), CudaError> {
         let hidden = experts.hidden;
-        require(pairs.slots == experts.slots, || {
+        require(pairs.slots == experts.slots(), || {
             "the pairs were checked for other experts".into()
         })?;
         require(x.len() >= pairs.rows * hidden, || "the pairs were checked for more rows".into())?;
@@ -387,21 +317,17 @@ impl GroupedFfn {
         let [slot, first, row, weight] = pairs.pointers();
         Ok(Params {
             x: x.pointer(),
-            gate: experts.gate.pointer(),
-            up: experts.up.pointer(),
-            down: experts.down.pointer(),
             slot,
             first,
             row,
             weight,
             act: self.act.pointer(),
             out: out.pointer(),
-            exact: 0,
             ready: self.ready.pointer(),
             groups: size(pairs.groups)?,
             hidden: size(experts.hidden)?,
             inter: size(experts.inter)?,
-            dense: 0,
+            ..experts.params()
         })
     }
 }
@@ -414,6 +340,9 @@ pub(super) struct Params {
     pub(super) gate: u64,
     pub(super) up: u64,
     pub(super) down: u64,
+    pub(super) gate_scale: u64,
+    pub(super) up_scale: u64,
+    pub(super) down_scale: u64,
     pub(super) slot: u64,
     pub(super) first: u64,
     pub(super) row: u64,
@@ -430,40 +359,3 @@ pub(super) struct Params {
 
 // SAFETY: plain numbers in C layout without padding.
 unsafe impl DeviceRepr for Params {}
-
-/// How the copy engine reads a weight matrix: boxes of 64 x 128, rows swizzled over 128 bytes.
-#[repr(C, align(64))]
-#[derive(Debug)]
-pub(super) struct TensorMap(CUtensorMap);
-
-// SAFETY: the driver's own descriptor, passed by value with the alignment it asks for.
-unsafe impl DeviceRepr for TensorMap {}
-
-impl TensorMap {
-    pub(super) fn of(weights: &Buffer<bf16>, rows: usize, width: usize) -> Result<Self, CudaError> {
-        let mut map = Self(CUtensorMap { opaque: [0; 16] });
-        let dims = [width as u64, rows as u64];
-        let stride = [(width * size_of::<bf16>()) as u64];
-        let (edge, step) = ([64, 128], [1, 1]);
-        // SAFETY: all arrays outlive the call and have the two (for strides one) elements that rank
-        // two asks for; the address is only recorded.
-        let encoded = unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &raw mut map.0,
-                CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                2,
-                weights.pointer() as *mut c_void,
-                dims.as_ptr(),
-                stride.as_ptr(),
-                edge.as_ptr(),
-                step.as_ptr(),
-                CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        encoded.result().map_err(CudaError::driver("describing weights to the copy engine"))?;
-        Ok(map)
-    }
-}

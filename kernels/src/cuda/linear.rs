@@ -8,7 +8,9 @@ use half::bf16;
 
 use super::device::{Buffer, Device, grid};
 use super::error::{CudaError, require, size};
-use super::ffn::{FfnKernel, Params, TensorMap};
+use super::experts::WeightForm;
+use super::ffn::{FfnKernel, Params};
+use super::tensor_map::TensorMap;
 
 /// Weights of a layer, `[features, inner]`.
 #[derive(Debug)]
@@ -35,9 +37,9 @@ impl Matrix {
             let have = weights.len();
             format!("{have} weights for {features} x {inner}: both must be multiples of 8")
         })?;
-        let map = match FfnKernel::of(device) {
-            FfnKernel::Portable => None,
+        let map = match FfnKernel::of(device, WeightForm::Bf16) {
             FfnKernel::Hopper => Some(TensorMap::of(&weights, features, inner)?),
+            _ => None,
         };
         Ok(Self { features, inner, weights, map })
     }
@@ -72,8 +74,9 @@ pub struct Dense {
 
 impl Dense {
     /// # Errors
-    /// When the device does not know the kernel.
+    /// When the device does not know the kernel, or that is one for weights in fp8.
     pub fn new(device: &Device, kernel: FfnKernel) -> Result<Self, CudaError> {
+        require(kernel.form() == WeightForm::Bf16, || format!("a plain product by {kernel:?}"))?;
         let (name, threads, shared) = kernel.launch();
         let function = device.kernel(name, shared)?;
         let blocks = device.resident(&function, threads, shared)?;

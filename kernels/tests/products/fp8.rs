@@ -30,12 +30,12 @@ impl Blocks {
     }
 
     fn view(&self) -> MatrixView<'_> {
-        MatrixView::fp8(&self.codes, &self.scales, self.rows, self.cols).unwrap()
+        MatrixView::fp8(&self.codes, &self.scales, self.rows, self.cols).expect("whole blocks")
     }
 
     /// The values as an f32 matrix.
     fn plain(&self) -> MatrixView<'_> {
-        MatrixView::new(&self.values, Dtype::F32, self.rows, self.cols).unwrap()
+        MatrixView::new(&self.values, Dtype::F32, self.rows, self.cols).expect("whole rows")
     }
 }
 
@@ -52,7 +52,7 @@ fn decoded(code: u8) -> f32 {
 /// What two rows become.
 fn products(part: MatrixView<'_>, compute: Compute, x: &[f32]) -> Vec<f32> {
     let cpu = cpu(Isa::Portable, compute, 2);
-    let packed = Linear::pack(&cpu, &[part], None).unwrap();
+    let packed = Linear::pack(&cpu, &[part], None).expect("one part");
     let x = &x[..2 * packed.inputs()];
     let mut y = vec![f32::NAN; 2 * packed.outputs()];
     linear(&cpu, &packed, x, &mut y);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kernels::{
     Cpu, ExpertWeights, FfnJob, FfnRow,
-    cuda::{BankJob, ExpertBank},
+    cuda::{BankJob, ExpertBank, HostExpert},
     grouped_ffn,
 };
 
@@ -73,14 +73,18 @@ impl Bank {
             (Self::Cpu { places, .. }, LoadedWeights::Packed(weights)) => {
                 Ok(places[place].insert(weights).bytes())
             }
-            (Self::Gpu { gpu, places, free }, LoadedWeights::Plain(weights)) => {
-                let slot = free.pop().ok_or(NotPut::Full { slots: gpu.slots() })?;
-                places[place] = Some(slot);
-                let written = gpu.write(slot, weights.each_ref().map(Vec::as_slice));
-                written.map_err(NotPut::Gpu)?;
-                Ok(gpu.bytes_each())
+            (Self::Gpu { gpu, places, free }, LoadedWeights::Halves(weights)) => {
+                let expert = HostExpert::Bf16(weights.each_ref().map(Vec::as_slice));
+                write(gpu, &mut places[place], free, expert)
             }
-            (Self::Cpu { .. }, LoadedWeights::Plain(_))
+            (Self::Gpu { gpu, places, free }, LoadedWeights::Coded(weights)) => {
+                let expert = HostExpert::Fp8 {
+                    codes: weights.each_ref().map(|part| part.codes.as_slice()),
+                    scales: weights.each_ref().map(|part| part.scales.as_slice()),
+                };
+                write(gpu, &mut places[place], free, expert)
+            }
+            (Self::Cpu { .. }, LoadedWeights::Halves(_) | LoadedWeights::Coded(_))
             | (Self::Gpu { .. }, LoadedWeights::Packed(_)) => {
                 unreachable!("a half installs what its own loaders have read")
             }
@@ -119,6 +123,19 @@ impl Bank {
             }
         }
     }
+}
+
+/// Takes the next free slot for an expert; its bytes.
+fn write(
+    gpu: &mut ExpertBank,
+    place: &mut Option<u32>,
+    free: &mut Vec<u32>,
+    expert: HostExpert<'_>,
+) -> Result<usize, NotPut> {
+    let slot = free.pop().ok_or(NotPut::Full { slots: gpu.slots() })?;
+    *place = Some(slot);
+    gpu.write(slot, expert).map_err(NotPut::Gpu)?;
+    Ok(gpu.bytes_each())
 }
 
 fn vacant<T>(places: usize) -> Vec<Option<T>> {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use domain::{Expert, Layer};
 use half::bf16;
-use kernels::{Cpu, CpuOptions, ExpertWeights};
+use kernels::{Cpu, CpuOptions, ExpertWeights, cuda::WeightForm};
 
-use crate::{Checkpoint, LayerKind, ModelError, weights::Weights};
+use crate::{Checkpoint, LayerKind, ModelError, tensor::Coded, weights::Weights};
 
 /// Reads and packs experts, on the engine's processor or beside it.
 #[derive(Clone, Debug)]
@@ -21,8 +21,8 @@ pub struct ExpertLoader {
 pub(super) enum Form {
     /// As the processor's kernels read them.
     Packed,
-    /// As the checkpoint has them, in bf16, on their way to a GPU.
-    Plain,
+    /// Row after row, on their way to a GPU, in one of its forms.
+    Plain(WeightForm),
 }
 
 /// An expert in memory that no half holds yet.
@@ -36,8 +36,10 @@ pub struct LoadedExpert {
 #[derive(Debug)]
 pub(super) enum LoadedWeights {
     Packed(Box<ExpertWeights>),
-    /// Gate, up and down.
-    Plain([Vec<bf16>; 3]),
+    /// Gate, up and down, values.
+    Halves([Vec<bf16>; 3]),
+    /// The same in fp8.
+    Coded([Coded; 3]),
 }
 
 impl ExpertLoader {
@@ -51,12 +53,17 @@ impl ExpertLoader {
         if !routed || expert.index() >= spec.moe.experts {
             return Err(ModelError::NoSuchExpert { layer, expert });
         }
-        let prefix = format!("model.layers.{}.{}.{}.", layer.0, spec.names.experts, expert.0);
+        let prefix = spec.expert_prefix(layer, expert);
         let weights = Weights::new(&self.checkpoint, &self.cpu, prefix);
         let (names, hidden, width) = (spec.names.expert_parts, spec.hidden, spec.moe.width);
         let weights = match self.form {
             Form::Packed => LoadedWeights::Packed(Box::new(weights.mlp(names, hidden, width)?)),
-            Form::Plain => LoadedWeights::Plain(weights.mlp_halves(names, hidden, width)?),
+            Form::Plain(WeightForm::Bf16) => {
+                LoadedWeights::Halves(weights.mlp_halves(names, hidden, width)?)
+            }
+            Form::Plain(WeightForm::Fp8) => {
+                LoadedWeights::Coded(weights.mlp_coded(names, hidden, width)?)
+            }
         };
         Ok(LoadedExpert { layer, expert, weights })
     }

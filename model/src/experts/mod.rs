@@ -8,7 +8,7 @@ use std::sync::Arc;
 use domain::{Expert, Layer};
 use kernels::{
     Cpu, FfnRow,
-    cuda::{BankShape, Device, ExpertBank, expert_bytes},
+    cuda::{BankShape, Device, ExpertBank, WeightForm},
 };
 
 use self::bank::{Bank, NotPut};
@@ -45,6 +45,8 @@ impl ExpertHalf {
 
     /// A half that computes on a GPU, in launches of at most `pairs` rows for experts, and holds no expert yet. It takes
     /// its memory now: at most `bytes` of the GPU's, and for no more than all experts of the model. `cpu` reads experts.
+    /// Experts that the checkpoint has in fp8 stay so, in half the memory; their results have the bits that the same
+    /// values in bf16 give.
     ///
     /// # Errors
     /// If the GPU does not compute such experts or has no room for one.
@@ -56,14 +58,23 @@ impl ExpertHalf {
     ) -> Result<Self, ModelError> {
         let spec = checkpoint.spec();
         let (hidden, inter) = (spec.hidden, spec.moe.width);
-        let shape = BankShape { hidden, inter, groups: spec.moe.experts, pairs };
+        // Codes stay codes, in half the memory, where every expert is stored so and rows are whole chunks.
+        let form = match WeightForm::Fp8.fits(hidden, inter) && checkpoint.has_fp8_experts() {
+            true => WeightForm::Fp8,
+            false => WeightForm::Bf16,
+        };
+        let shape = BankShape { form, hidden, inter, groups: spec.moe.experts, pairs };
         let slots = shape.slots_within(bytes).min(spec.shape().slots().count());
         if slots == 0 {
-            let each = expert_bytes(hidden, inter);
+            let each = form.expert_bytes(hidden, inter);
             return Err(ModelError::NoRoomAtAll { bytes, each, pairs });
         }
         let bank = Bank::gpu(ExpertBank::new(gpu, shape, slots)?, places(spec));
-        Ok(Self { loader: ExpertLoader { checkpoint, cpu, form: Form::Plain }, bank, bytes: 0 })
+        Ok(Self {
+            loader: ExpertLoader { checkpoint, cpu, form: Form::Plain(form) },
+            bank,
+            bytes: 0,
+        })
     }
 
     /// The model this is a half of.

@@ -4,6 +4,7 @@
 //! matrix that writes to the residual is zero. Column 0 of a gate is then a bias per expert, and the
 //! biases are solved so that the popularity of experts follows a Zipf law.
 
+mod blocks;
 mod calibrate;
 mod normal;
 mod tensors;
@@ -48,6 +49,8 @@ pub struct SynthSpec {
     pub share_max: f64,
     /// The constant in residual channel 0.
     pub carrier: f32,
+    /// Projections and experts in fp8, with a scale for each block of 128 x 128; the rest stays in bf16.
+    pub fp8: bool,
 }
 
 impl Default for SynthSpec {
@@ -67,6 +70,7 @@ impl Default for SynthSpec {
             zipf: 0.0,
             share_max: 0.9,
             carrier: 6.0,
+            fp8: false,
         }
     }
 }

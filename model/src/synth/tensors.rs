@@ -9,13 +9,15 @@ use std::{
 };
 
 use half::bf16;
-use kernels::Cpu;
+use kernels::{Cpu, FP8_BLOCK, fp8_blocks};
 use serde_json::{Map, Value, json};
 
 use super::{
     SynthSpec,
+    blocks::Blocks,
     normal::{Normal, stream},
 };
+use crate::quantization::SCALES;
 
 /// Elements that one task draws and writes.
 const TASK_ELEMENTS: usize = 1 << 20;
@@ -40,6 +42,8 @@ struct Drawn {
     keeps_carrier: bool,
     /// What column 0 holds.
     column: Option<f32>,
+    /// Codes instead of values, and scales behind them.
+    fp8: bool,
     /// Where it begins in the file.
     offset: usize,
 }
@@ -95,7 +99,12 @@ fn list(spec: &SynthSpec) -> Vec<Drawn> {
         distribution: Distribution { mean: 0.0, deviation },
         keeps_carrier: false,
         column: None,
+        fp8: false,
         offset: 0,
+    };
+    let projection = |name, rows, cols, deviation| Drawn {
+        fp8: spec.fp8,
+        ..matrix(name, rows, cols, deviation)
     };
     let norm = |name: String, len| Drawn {
         vector: true,
@@ -104,7 +113,7 @@ fn list(spec: &SynthSpec) -> Vec<Drawn> {
     };
     let residual = |name: String, inputs| Drawn {
         keeps_carrier: true,
-        ..matrix(name, hidden, inputs, depth * root(inputs))
+        ..projection(name, hidden, inputs, depth * root(inputs))
     };
     let mut tensors = vec![Drawn {
         column: Some(spec.carrier),
@@ -114,9 +123,9 @@ fn list(spec: &SynthSpec) -> Vec<Drawn> {
         let name = |rest: &str| format!("model.layers.{layer}.{rest}.weight");
         tensors.extend([
             norm(name("input_layernorm"), hidden),
-            matrix(name("self_attn.q_proj"), queries, hidden, root(hidden)),
-            matrix(name("self_attn.k_proj"), keys, hidden, root(hidden)),
-            matrix(name("self_attn.v_proj"), keys, hidden, root(hidden)),
+            projection(name("self_attn.q_proj"), queries, hidden, root(hidden)),
+            projection(name("self_attn.k_proj"), keys, hidden, root(hidden)),
+            projection(name("self_attn.v_proj"), keys, hidden, root(hidden)),
             residual(name("self_attn.o_proj"), queries),
             norm(name("self_attn.q_norm"), spec.head_dim),
             norm(name("self_attn.k_norm"), spec.head_dim),
@@ -129,8 +138,8 @@ fn list(spec: &SynthSpec) -> Vec<Drawn> {
         for expert in 0..spec.experts {
             let name = |part: &str| name(&format!("mlp.experts.{expert}.{part}"));
             tensors.extend([
-                matrix(name("gate_proj"), width, hidden, root(hidden)),
-                matrix(name("up_proj"), width, hidden, root(hidden)),
+                projection(name("gate_proj"), width, hidden, root(hidden)),
+                projection(name("up_proj"), width, hidden, root(hidden)),
                 residual(name("down_proj"), width),
             ]);
         }
@@ -148,14 +157,22 @@ fn lay_out(tensors: &mut [Drawn]) -> (Vec<u8>, usize) {
     let mut end = 0;
     for tensor in tensors.iter_mut() {
         tensor.offset = end;
-        end += tensor.rows * tensor.cols * 2;
+        end += tensor.bytes();
+        let dtype = if tensor.fp8 { "F8_E4M3" } else { "BF16" };
         let shape = match tensor.vector {
             true => vec![tensor.cols],
             false => vec![tensor.rows, tensor.cols],
         };
         let offsets = [tensor.offset, end];
-        let entry = json!({ "dtype": "BF16", "shape": shape, "data_offsets": offsets });
+        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets });
         entries.insert(tensor.name.clone(), entry);
+        if tensor.fp8 {
+            let shape = fp8_blocks(tensor.rows, tensor.cols);
+            let begin = end;
+            end += shape[0] * shape[1] * size_of::<f32>();
+            let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [begin, end] });
+            entries.insert(format!("{}{SCALES}", tensor.name), entry);
+        }
     }
     let mut text = Value::Object(entries).to_string();
     while !text.len().is_multiple_of(8) {
@@ -178,21 +195,23 @@ fn draw(seed: u64, cpu: &Cpu, file: &File, tensors: &[Drawn]) -> io::Result<()> 
         if !tables.iter().any(|(known, _)| *known == kind) {
             tables.push((kind, Normal::new(kind.mean, kind.deviation)));
         }
-        let rows_per_task = (TASK_ELEMENTS / tensor.cols).max(1);
+        // Whole rows of blocks, each with its scales.
+        let rows_per_task = (TASK_ELEMENTS / tensor.cols).max(1).next_multiple_of(FP8_BLOCK);
         let firsts = (0..tensor.rows).step_by(rows_per_task);
         tasks.extend(firsts.map(|first| (tensor, first..(first + rows_per_task).min(tensor.rows))));
     }
-    let buffers: Vec<_> = (0..cpu.threads()).map(|_| Mutex::new(Vec::new())).collect();
+    let buffers: Vec<_> =
+        (0..cpu.threads()).map(|_| Mutex::new((Vec::new(), Blocks::default()))).collect();
     let failed = Mutex::new(None);
     cpu.for_each(tasks.len(), |task, worker| {
         let (tensor, rows) = &tasks[task];
         let mut buffer = buffers[worker].lock().unwrap_or_else(PoisonError::into_inner);
         let table = tables.iter().find(|(kind, _)| *kind == tensor.distribution);
         let Some((_, normal)) = table else { return };
-        buffer.resize(rows.len() * tensor.cols, [0; 2]);
-        tensor.fill(seed, normal, rows.start, &mut buffer);
-        let offset = tensor.offset + rows.start * tensor.cols * 2;
-        if let Err(error) = file.write_all_at(buffer.as_flattened(), offset as u64) {
+        let (drawn, blocks) = &mut *buffer;
+        drawn.resize(rows.len() * tensor.cols, [0; 2]);
+        tensor.fill(seed, normal, rows.start, drawn);
+        if let Err(error) = tensor.put(file, rows.start, drawn, blocks) {
             *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     });
@@ -200,6 +219,31 @@ fn draw(seed: u64, cpu: &Cpu, file: &File, tensors: &[Drawn]) -> io::Result<()> 
 }
 
 impl Drawn {
+    /// Bytes without scales.
+    fn bytes(&self) -> usize {
+        let elements = self.rows * self.cols;
+        if self.fp8 { elements } else { elements * size_of::<bf16>() }
+    }
+
+    /// Writes rows from `first` on.
+    fn put(
+        &self,
+        file: &File,
+        first: usize,
+        drawn: &[[u8; 2]],
+        blocks: &mut Blocks,
+    ) -> io::Result<()> {
+        if !self.fp8 {
+            let offset = self.offset + first * self.cols * size_of::<bf16>();
+            return file.write_all_at(drawn.as_flattened(), offset as u64);
+        }
+        blocks.quantise(drawn, self.cols);
+        file.write_all_at(&blocks.codes, (self.offset + first * self.cols) as u64)?;
+        let [before, across] = fp8_blocks(first, self.cols);
+        let offset = self.offset + self.bytes() + before * across * size_of::<f32>();
+        file.write_all_at(&blocks.scales, offset as u64)
+    }
+
     /// Draws rows from `first` on into `out`.
     fn fill(&self, seed: u64, normal: &Normal, first: usize, out: &mut [[u8; 2]]) {
         let tensor = stream(seed, &self.name);

@@ -1,5 +1,6 @@
 //! The JSON files of a synthetic checkpoint: configuration and a tokenizer of single bytes.
 
+use kernels::FP8_BLOCK;
 use serde_json::{Map, Value, json};
 
 use super::SynthSpec;
@@ -26,6 +27,20 @@ pub(super) fn all(spec: &SynthSpec) -> [(&'static str, Value); 4] {
 }
 
 fn config(spec: &SynthSpec) -> Value {
+    let mut config = model(spec);
+    if spec.fp8 {
+        config["quantization_config"] = json!({
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "modules_to_not_convert": ["lm_head"],
+            "quant_method": "fp8",
+            "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+        });
+    }
+    config
+}
+
+fn model(spec: &SynthSpec) -> Value {
     json!({
         "architectures": ["Qwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",

@@ -128,8 +128,17 @@ impl Family {
 
     /// A checkpoint with weights drawn from `seed`.
     pub(crate) fn checkpoint(self, seed: u64) -> TempDir {
+        self.changed(seed, |_, _| ())
+    }
+
+    /// The same once `change` was done to its configuration and its tensors.
+    pub(crate) fn changed(
+        self,
+        seed: u64,
+        change: impl FnOnce(&mut Value, &mut BTreeMap<String, Stored>),
+    ) -> TempDir {
         let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("config.json"), self.config().to_string()).unwrap();
+        let mut config = self.config();
         let mut draw = Draw { state: seed, tensors: BTreeMap::new() };
         draw.matrix("model.embed_tokens.weight", VOCAB, HIDDEN, 1.0);
         draw.vector("model.norm.weight", HIDDEN, 1.0);
@@ -139,6 +148,8 @@ impl Family {
         for layer in 0..LAYERS {
             self.layer(&mut draw, layer);
         }
+        change(&mut config, &mut draw.tensors);
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         write(&dir.path().join("model.safetensors"), &draw.tensors);
         dir
     }

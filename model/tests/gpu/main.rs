@@ -7,17 +7,21 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod families;
+#[path = "../scratch_checkpoint/quantised.rs"]
+mod quantised;
 #[path = "../scratch_checkpoint/stored.rs"]
 mod stored;
 
-use std::{ops::Range, path::Path, process::Command, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, path::Path, process::Command, sync::Arc};
 
+use domain::{Expert, Layer};
 use model::{
     AttentionHalf, BLOCK_TOKENS, Checkpoint, Compute, Cpu, CpuOptions, ExpertHalf, Gpu, Isa,
     Reference, Span,
 };
 
 use families::Family;
+use tempfile::TempDir;
 
 /// Runs an ignored test of this file on the emulated GPU.
 fn on_the_emulated_gpu(test: &str, environment: &[(&str, &str)]) {
@@ -47,6 +51,21 @@ fn bits_depend_neither_on_the_batch_nor_on_the_chunks() {
 #[test]
 fn nor_do_they_on_an_older_gpu() {
     on_the_emulated_gpu("bits_stay", &[("AMOE_EMULATED_CAPABILITY", "80")]);
+}
+
+#[test]
+fn experts_in_fp8_give_the_bits_of_their_values_in_bf16() {
+    on_the_emulated_gpu("fp8_experts", &[]);
+}
+
+#[test]
+fn so_they_do_on_an_older_gpu() {
+    on_the_emulated_gpu("fp8_experts", &[("AMOE_EMULATED_CAPABILITY", "80")]);
+}
+
+#[test]
+fn half_the_memory_holds_as_many_experts_in_fp8() {
+    on_the_emulated_gpu("fp8_slots", &[]);
 }
 
 #[test]
@@ -104,6 +123,57 @@ fn bits_stay() {
             assert!(bits(got) == bits(want), "{family:?}, sequence {sequence}: other bits");
         }
     }
+}
+
+/// A checkpoint in fp8, and one of the values that it stands for.
+fn coded_and_plain(family: Family, seed: u64) -> [TempDir; 2] {
+    let mut values = BTreeMap::new();
+    let coded = family.changed(seed, |config, tensors| {
+        values = quantised::quantise(tensors);
+        config["quantization_config"] = quantised::config();
+    });
+    [coded, family.changed(seed, |_, tensors| quantised::write_out(tensors, &values, "BF16"))]
+}
+
+#[test]
+#[ignore = "runs as a child on the emulated GPU"]
+fn fp8_experts() {
+    for family in [Family::Qwen3, Family::Mixtral] {
+        let tokens = tokens(21, 3);
+        let passes: Vec<_> = [0..9, 9..20, 20..21].map(|range| vec![(0, range)]).into();
+        let [coded, plain] = coded_and_plain(family, 14).map(|dir| {
+            let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
+            run(&mut on_gpu(&checkpoint), &[tokens.as_slice()], &passes).remove(0)
+        });
+        assert!(coded.iter().all(|logit| logit.is_finite()));
+        let same = coded.iter().zip(&plain).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "{family:?}: other bits");
+    }
+}
+
+#[test]
+#[ignore = "runs as a child on the emulated GPU"]
+fn fp8_slots() {
+    let [coded, plain] = coded_and_plain(Family::Glm, 15);
+    // One matrix that is not in fp8, and all experts are kept in bf16.
+    let mixed = Family::Glm.changed(15, |_, tensors| {
+        let name = "model.layers.1.mlp.experts.7.up_proj.weight";
+        let plain = tensors[name].clone();
+        quantised::quantise(tensors);
+        tensors.insert(name.to_owned(), plain);
+    });
+    // Three matrices of 64 x 128 for each of the layer's eight experts, and what 128 pairs take.
+    let (each, launch) = (3 * 64 * 128, 128 * (2 * 128 + 64) * 2 + (2 * 128 + 3 * 8 + 2) * 4);
+    let half = |dir: &TempDir| {
+        let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
+        let bytes = launch + 2 * 3 * each + 500;
+        let mut half = ExpertHalf::on_gpu(checkpoint, cpu(), gpu(), (bytes, 128)).unwrap();
+        half.load_expert(Layer(1), Expert(7)).unwrap();
+        (half.slots().unwrap(), half.bytes())
+    };
+    assert_eq!(half(&coded), (6, each + 3 * 4));
+    assert_eq!(half(&plain), (3, 2 * each));
+    assert_eq!(half(&mixed), (3, 2 * each));
 }
 
 #[test]

@@ -59,6 +59,21 @@ pub(crate) fn quantise(tensors: &mut BTreeMap<String, Stored>) -> BTreeMap<Strin
     values_of
 }
 
+/// Puts values, which a type holds or is rounded to, in the place of projections.
+pub(crate) fn write_out(
+    tensors: &mut BTreeMap<String, Stored>,
+    values: &BTreeMap<String, Vec<f32>>,
+    dtype: &str,
+) {
+    for (name, values) in values {
+        let tensor = tensors.get_mut(name).unwrap();
+        let halves = values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes());
+        let floats = values.iter().flat_map(|value| value.to_le_bytes());
+        tensor.bytes = if dtype == "BF16" { halves.collect() } else { floats.collect() };
+        dtype.clone_into(&mut tensor.dtype);
+    }
+}
+
 /// The number that a code without its sign stands for.
 fn size(code: u8) -> f64 {
     let fraction = f64::from(code & 7);

@@ -4,28 +4,42 @@ use std::sync::Arc;
 
 use half::bf16;
 use kernels::FfnRow;
-use kernels::cuda::{BankJob, BankShape, CudaError, Device, ExpertBank, PairList};
+use kernels::cuda::{BankJob, BankShape, CudaError, Device, ExpertBank, PairList, WeightForm};
 
 use crate::check::Checks;
-use crate::ffn::{Layer, add_group};
+use crate::ffn::add_group;
+use crate::layer::{Layer, odd_sizes};
 use crate::random::Random;
 
 const SLOTS: usize = 4;
 const ROWS: usize = 9;
 
 pub(crate) fn check(device: &Arc<Device>, checks: &mut Checks, seed: u64) -> Result<(), CudaError> {
-    let layer = Layer::random((136, 72), SLOTS, ROWS, seed);
+    for form in [WeightForm::Bf16, WeightForm::Fp8] {
+        of_form(device, form, checks, seed)?;
+    }
+    Ok(())
+}
+
+fn of_form(
+    device: &Arc<Device>,
+    form: WeightForm,
+    checks: &mut Checks,
+    seed: u64,
+) -> Result<(), CudaError> {
+    let layer = Layer::random(form, odd_sizes(form), (SLOTS, ROWS), seed);
     let mut random = Random(seed + 3);
     let mut list = PairList::default();
     for (slot, count) in [(2, 5), (0, 11), (3, 0), (1, 3)] {
         add_group(&mut list, &mut random, slot, count, ROWS as u32);
     }
-    let whole = run(device, &layer, &list, list.row.len())?;
-    checks.close(&whole, &layer.reference(&list), 5e-3, "a bank of experts");
+    let whole = run(device, (&layer, form), &list, list.row.len())?;
+    let what = format!("a bank of experts in {form:?}");
+    checks.close(&whole, &layer.reference(&list), 5e-3, &what);
     // Groups cut in two, groups that fill a launch, and a last launch of few.
     for pairs in [1, 4, 5, 16] {
-        let same = run(device, &layer, &list, pairs)? == whole;
-        checks.expect(same, &format!("a bank in launches of {pairs}: same bits"));
+        let same = run(device, (&layer, form), &list, pairs)? == whole;
+        checks.expect(same, &format!("{what}, in launches of {pairs}: same bits"));
     }
     Ok(())
 }
@@ -33,18 +47,15 @@ pub(crate) fn check(device: &Arc<Device>, checks: &mut Checks, seed: u64) -> Res
 /// The list's outputs in its order, though they are asked for in the opposite one.
 fn run(
     device: &Arc<Device>,
-    layer: &Layer,
+    (layer, form): (&Layer, WeightForm),
     list: &PairList,
     pairs: usize,
 ) -> Result<Vec<bf16>, CudaError> {
     let (hidden, inter) = (layer.hidden, layer.inter);
-    let shape = BankShape { hidden, inter, groups: list.slot.len(), pairs };
+    let shape = BankShape { form, hidden, inter, groups: list.slot.len(), pairs };
     let mut bank = ExpertBank::new(Arc::clone(device), shape, SLOTS)?;
-    let each = hidden * inter;
     for slot in 0..SLOTS {
-        let part = |weights: &'_ Vec<bf16>| weights[slot * each..][..each].to_vec();
-        let [gate, up, down] = layer.weights.each_ref().map(part);
-        bank.write(slot as u32, [&gate, &up, &down])?;
+        bank.write(slot as u32, layer.host(form, slot))?;
     }
     let wire: Vec<u8> = layer.x.iter().flat_map(|value| value.to_le_bytes()).collect();
     let inputs: Vec<&[u8]> = wire.chunks_exact(2 * hidden).collect();

@@ -1,7 +1,7 @@
 //! Products with one matrix against f64, and the same row in two batches.
 
 use half::bf16;
-use kernels::cuda::{CudaError, Dense, Device, Exact, FfnKernel, Finish, Matrix};
+use kernels::cuda::{CudaError, Dense, Device, Exact, FfnKernel, Finish, Matrix, WeightForm};
 
 use crate::check::Checks;
 use crate::random::Random;
@@ -15,7 +15,7 @@ pub(crate) fn check(device: &Device, checks: &mut Checks, seed: u64) -> Result<(
     let x = random.halves(137 * INNER, 1.0);
     let matrix = Matrix::new(device, (FEATURES, INNER), device.upload(&weights)?)?;
     let mut kernels = vec![FfnKernel::Portable];
-    if FfnKernel::of(device) == FfnKernel::Hopper {
+    if FfnKernel::of(device, WeightForm::Bf16) == FfnKernel::Hopper {
         kernels.push(FfnKernel::Hopper);
     }
     for kernel in kernels {

@@ -6,6 +6,7 @@ mod check;
 mod ffn;
 mod heads;
 mod latent;
+mod layer;
 mod linear;
 mod random;
 mod report;

@@ -5,10 +5,12 @@ mod movers;
 
 use half::bf16;
 use kernels::cuda::{
-    Buffer, CudaError, Device, Experts, FfnKernel, GroupedFfn, PairList, Pairs, Probe, filled,
+    Buffer, CudaError, Device, Experts, FfnKernel, GroupedFfn, PairList, Pairs, Probe, WeightForm,
+    filled,
 };
 
 use crate::check::Checks;
+use crate::layer::Layer;
 use crate::random::Random;
 
 /// Expert shapes of a model.
@@ -18,16 +20,30 @@ pub(crate) struct Shape {
     pub(crate) hidden: usize,
     pub(crate) inter: usize,
     pub(crate) experts: usize,
+    pub(crate) form: WeightForm,
 }
 
-const SHAPES: [Shape; 3] = [
-    Shape { model: "Qwen3-30B-A3B", hidden: 2048, inter: 768, experts: 128 },
-    Shape { model: "Mixtral-8x7B", hidden: 4096, inter: 14336, experts: 8 },
-    Shape { model: "DeepSeek-V3", hidden: 7168, inter: 2048, experts: 256 },
+const SHAPES: [Shape; 4] = [
+    shape("Qwen3-30B-A3B", (2048, 768), 128, WeightForm::Bf16),
+    shape("Mixtral-8x7B", (4096, 14336), 8, WeightForm::Bf16),
+    shape("DeepSeek-V3", (7168, 2048), 256, WeightForm::Bf16),
+    shape("DeepSeek-V3 in fp8", (7168, 2048), 256, WeightForm::Fp8),
 ];
 
 /// For a machine where nothing is fast.
-const TINY: [Shape; 1] = [Shape { model: "tiny", hidden: 128, inter: 64, experts: 3 }];
+const TINY: [Shape; 2] = [
+    shape("tiny", (128, 64), 3, WeightForm::Bf16),
+    shape("tiny in fp8", (128, 64), 3, WeightForm::Fp8),
+];
+
+const fn shape(
+    model: &'static str,
+    (hidden, inter): (usize, usize),
+    experts: usize,
+    form: WeightForm,
+) -> Shape {
+    Shape { model, hidden, inter, experts, form }
+}
 
 /// One line of the table.
 #[derive(Debug)]
@@ -85,7 +101,7 @@ pub(crate) fn measure(
 
 /// How many experts leave a tenth of the memory free.
 fn fitting(device: &Device, shape: &Shape) -> Result<usize, CudaError> {
-    let each = 3 * shape.hidden * shape.inter * size_of::<bf16>();
+    let each = shape.form.expert_bytes(shape.hidden, shape.inter);
     Ok(device.memory()?.0 / 10 * 9 / each)
 }
 
@@ -122,6 +138,8 @@ struct Bench {
     experts: Experts,
     ffn: GroupedFfn,
     kernel: FfnKernel,
+    /// The weights of every slot, where they are in fp8: what the device cannot make is copied there.
+    coded: Option<Layer>,
     rows: usize,
     x: Buffer<bf16>,
     out: Buffer<bf16>,
@@ -129,7 +147,7 @@ struct Bench {
 
 impl Bench {
     fn new(device: &Device, probe: &Probe, shape: Shape, most: usize) -> Result<Self, CudaError> {
-        let Shape { hidden, inter, experts, .. } = shape;
+        let Shape { hidden, inter, experts, form, .. } = shape;
         let rows = most * 2;
         let make = |len: usize, seed, scale| {
             let mut buffer = device.alloc(len)?;
@@ -137,14 +155,30 @@ impl Bench {
         };
         let each = experts * hidden * inter;
         let scales = shape.scales();
-        let weights =
-            [make(each, 1, scales[0])?, make(each, 2, scales[0])?, make(each, 3, scales[1])?];
-        let kernel = FfnKernel::of(device);
+        let coded = (form == WeightForm::Fp8)
+            .then(|| Layer::random(form, (hidden, inter), (1, 0), experts as u64));
+        let there = match &coded {
+            None => {
+                let [first, second] = scales;
+                let weights =
+                    [make(each, 1, first)?, make(each, 2, first)?, make(each, 3, second)?];
+                Experts::new(device, (experts, hidden, inter), weights)?
+            }
+            Some(layer) => {
+                let mut there = Experts::vacant(device, form, (experts, hidden, inter))?;
+                for slot in 0..experts {
+                    there.write(device, slot, layer.host(form, 0))?;
+                }
+                there
+            }
+        };
+        let kernel = FfnKernel::of(device, form);
         Ok(Self {
             shape,
-            experts: Experts::new(device, (experts, hidden, inter), weights)?,
+            experts: there,
             ffn: GroupedFfn::new(device, kernel, (experts * most, experts, inter))?,
             kernel,
+            coded,
             rows,
             x: make(rows * hidden, 4, 1.0)?,
             out: device.alloc(experts * most * hidden)?,
@@ -158,7 +192,7 @@ impl Bench {
         tokens: usize,
         checks: &mut Checks,
     ) -> Result<Line, CudaError> {
-        let Shape { model, hidden, inter, experts } = self.shape;
+        let Shape { model, hidden, inter, experts, .. } = self.shape;
         let list = self.list(tokens);
         let pairs = Pairs::upload(device, &list, experts, self.rows)?;
         device.poison(&mut self.out)?;
@@ -167,7 +201,7 @@ impl Bench {
         })?;
         let pair = list.row.len() - 1;
         let got = device.download_range(&self.out, pair * hidden..(pair + 1) * hidden)?;
-        let want = self.shape.reference(experts - 1, list.row[pair], list.weight[pair]);
+        let want = self.reference(experts - 1, list.row[pair], list.weight[pair]);
         checks.close(&got, &want, 1e-2, &format!("{model}, {tokens} tokens for each expert"));
         let count = (experts * tokens) as f64;
         let rows = 2.0 * count * hidden as f64 * size_of::<bf16>() as f64;
@@ -179,6 +213,17 @@ impl Bench {
             bytes: (experts * self.experts.bytes_each()) as f64 + rows,
             operations: 6.0 * count * hidden as f64 * inter as f64,
         })
+    }
+
+    /// One row in f64.
+    fn reference(&mut self, expert: usize, row: u32, weight: f32) -> Vec<f64> {
+        let Some(layer) = &mut self.coded else {
+            return self.shape.reference(expert, row, weight);
+        };
+        layer.x = self.shape.row(row);
+        let alone =
+            PairList { slot: vec![0], first: vec![0, 1], row: vec![0], weight: vec![weight] };
+        layer.reference(&alone)
     }
 
     fn list(&self, tokens: usize) -> PairList {
@@ -198,12 +243,18 @@ impl Shape {
         [self.hidden, self.inter].map(|inner| 3.0 / (inner as f32).sqrt())
     }
 
+    /// A row of the input.
+    fn row(&self, row: u32) -> Vec<bf16> {
+        let first = row as usize * self.hidden;
+        (first..first + self.hidden).map(|index| filled(index as u64, 4, 1.0)).collect()
+    }
+
     /// One row in f64, from weights computed again.
     fn reference(&self, expert: usize, row: u32, weight: f32) -> Vec<f64> {
         let Self { hidden, inter, .. } = *self;
         let [first, second] = self.scales();
         let value = |index: usize, seed, scale| filled(index as u64, seed, scale).to_f64();
-        let x: Vec<f64> = (0..hidden).map(|k| value(row as usize * hidden + k, 4, 1.0)).collect();
+        let x: Vec<f64> = self.row(row).into_iter().map(f64::from).collect();
         let dot = |at: usize, seed, scale, with: &[f64]| -> f64 {
             with.iter().enumerate().map(|(k, y)| value(at + k, seed, scale) * y).sum()
         };

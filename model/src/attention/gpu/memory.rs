@@ -3,6 +3,7 @@
 use half::bf16;
 use kernels::cuda::{
     Buffer, CudaError, Dense, Device, Exact, FfnKernel, GroupedFfn, PagedRows, Pinned, Rows, Terms,
+    WeightForm,
 };
 
 use super::{Gpu, kinds::Room};
@@ -54,7 +55,7 @@ impl Memory {
         let (device, spec) = (&*gpu.device, &*gpu.spec);
         let BatchBounds { head_rows, positions, .. } = bounds;
         let rows = bounds.rows.max(head_rows);
-        let kernel = FfnKernel::of(device);
+        let kernel = FfnKernel::of(device, WeightForm::Bf16);
         let (hidden, top_k) = (spec.hidden, spec.moe.top_k);
         let own: Vec<u32> = (0..rows as u32).collect();
         Ok(Self {
