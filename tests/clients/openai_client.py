@@ -56,6 +56,14 @@ def greedy(client, model):
     assert len(texts) == 1, texts
 
 
+def going_on(client, model):
+    """What was computed for a prompt serves the next one that begins so, and changes nothing."""
+    ask = dict(model=model, prompt="And it came to pass in those days. " * 12, max_tokens=8, temperature=0)
+    first, again = (client.completions.create(**ask) for _ in range(2))
+    assert again.choices[0].text == first.choices[0].text, (first, again)
+    assert 0 < again.usage.prompt_tokens_details.cached_tokens < again.usage.prompt_tokens, again.usage
+
+
 def chat(client, model):
     ask = dict(
         model=model,
@@ -112,6 +120,7 @@ def main():
     model = models(client)
     completions(client, model)
     greedy(client, model)
+    going_on(client, model)
     chatted = chat(client, model)
     errors(client, model)
     print(f"openai {openai.__version__}: models, completions, {'chat, ' if chatted else ''}errors are right")
