@@ -151,6 +151,15 @@ impl KvBlocks {
         Some(shared * self.block_tokens)
     }
 
+    /// The end of the first block that a sequence of `tokens` would share if it were computed, which it is not yet; none if
+    /// that would be no whole block, or nothing is shared.
+    #[must_use]
+    pub fn next_to_share(&self, tokens: &[u32]) -> Option<usize> {
+        let whole = &tokens[..tokens.len().saturating_sub(1)];
+        let end = (self.shared(whole).0 + 1) * self.block_tokens;
+        (self.retention != Retention::Nothing && end <= whole.len()).then_some(end)
+    }
+
     /// Extends `held` until it covers `positions`; takes nothing and answers false when the pool has
     /// too few blocks.
     #[must_use]

@@ -97,6 +97,23 @@ async fn check(model: &str) -> Result<()> {
     Ok(())
 }
 
+/// Four choices of one prompt come at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_of_several_choices_is_computed_once() -> Result<()> {
+    const CHOICES: usize = 4;
+    let prompt: Vec<u32> = (0..100).map(|at| at * 17 % VOCAB).collect();
+    let cluster = Cluster::start(&checkpoint("goldens/qwen3_moe"), &Layout::default()).await?;
+    let choices = (0..CHOICES).map(|_| cluster.run(0, turn(&prompt, 1)));
+    let answers = try_join_all(choices).await?;
+    assert!(
+        answers.windows(2).all(|pair| pair[0] == pair[1]),
+        "one seed, other answers: {answers:?}"
+    );
+    let whole = (prompt.len() - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
+    assert_eq!(cluster.read(CACHED)? as usize, (CHOICES - 1) * whole);
+    cluster.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conversations_find_their_past_and_answer_alike() -> Result<()> {
     check("goldens/qwen3_moe").await

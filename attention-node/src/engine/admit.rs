@@ -48,19 +48,20 @@ impl AttentionEngine {
     pub(super) fn admit(&mut self) {
         while let Some(&key) = self.waiting.front() {
             let running = self.sequences.len() - self.waiting.len();
-            let sequence = &mut self.sequences[key];
+            let sequence = &self.sequences[key];
             let rows = sequence.tokens.len().min(self.bounds.chunk_tokens_max);
             let busy = running >= self.bounds.sequences_max
                 || running > 0 && self.rows + rows > self.bounds.rows_max;
             // Room for the prompt and the first new token, so that it need not give way at once.
             let positions = (sequence.tokens.len() + 1).min(self.bounds.positions_max);
-            if busy {
+            if busy || self.is_under_way(key) {
                 return;
             }
-            let Sequence { blocks, tokens, .. } = sequence;
+            let Sequence { blocks, tokens, .. } = &mut self.sequences[key];
             let Some(found) = self.blocks.begin(blocks, tokens, positions) else { return };
             self.waiting.pop_front();
             self.admissions += 1;
+            let sequence = &mut self.sequences[key];
             let before = std::mem::replace(&mut sequence.admitted, self.admissions);
             sequence.cached = found;
             // One that gave way finds what it has left itself.
@@ -69,6 +70,17 @@ impl AttentionEngine {
             }
             self.start_span(key);
         }
+    }
+
+    /// Whether a running sequence is about to have computed what this one would compute first. To wait for it takes
+    /// no longer, and both share it then: the choices of one prompt, which come all at once, compute it once.
+    fn is_under_way(&self, key: usize) -> bool {
+        let tokens = &self.sequences[key].tokens;
+        let Some(end) = self.blocks.next_to_share(tokens) else { return false };
+        self.sequences.iter().any(|(_, other)| {
+            let computing = other.span.is_some() && other.cached < end;
+            computing && other.tokens.get(..end) == Some(&tokens[..end])
+        })
     }
 
     /// Counts what a sequence has found in the cache.

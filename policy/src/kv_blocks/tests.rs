@@ -80,6 +80,23 @@ fn the_last_token_is_always_computed() {
 }
 
 #[test]
+fn what_would_be_shared_next_is_a_whole_block_and_not_the_last_token() {
+    let mut pool = pool(8, Retention::Everything);
+    let long = tokens(1, 12);
+    assert_eq!(
+        [4, 5, 12].map(|count| pool.next_to_share(&long[..count])),
+        [None, Some(4), Some(4)]
+    );
+    finish(&mut pool, &long[..8]);
+    assert_eq!(
+        [9, 12, 13].map(|count| pool.next_to_share(&tokens(1, count))),
+        [None, None, Some(12)]
+    );
+    let nothing = KvBlocks::new(8, BLOCK, Retention::Nothing);
+    assert_eq!(nothing.next_to_share(&long), None);
+}
+
+#[test]
 fn two_that_compute_the_same_end_with_one_copy() {
     let mut pool = pool(8, Retention::Everything);
     let (mut a, mut b) = (Vec::new(), Vec::new());
