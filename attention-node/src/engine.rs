@@ -426,7 +426,8 @@ impl AttentionEngine {
             queued_pairs: 0,
         };
         let epoch_ready = self.experts.ready();
-        self.joints.metrics.stands(&load, self.ready.rows(), epoch_ready);
+        let idle = self.blocks.idle_count();
+        self.joints.metrics.stands(&load, idle, self.ready.rows(), epoch_ready);
         self.joints.beats.send_if_modified(|beat| {
             let changed = beat.health != health || beat.epoch_ready != epoch_ready;
             *beat = Beat { health, load, epoch_ready };

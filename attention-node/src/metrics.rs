@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     waiting: IntGauge,
     kv_blocks: IntGauge,
     kv_blocks_free: IntGauge,
+    kv_blocks_idle: IntGauge,
     ready_rows: IntGauge,
     run_spans: Histogram,
     run_rows: Histogram,
@@ -50,6 +51,10 @@ impl Metrics {
             waiting: gauge("amoe_attention_sequences_waiting", "Sequences that wait.")?,
             kv_blocks: gauge("amoe_attention_kv_blocks", "KV blocks in all.")?,
             kv_blocks_free: gauge("amoe_attention_kv_blocks_free", "KV blocks nobody holds.")?,
+            kv_blocks_idle: gauge(
+                "amoe_attention_kv_blocks_idle",
+                "Of those nobody holds, the ones that are kept for sequences that begin like earlier ones.",
+            )?,
             ready_rows: gauge("amoe_attention_ready_rows", "Rows ready for their next layer.")?,
             run_spans: histogram("amoe_attention_run_spans", "Spans per layer run.")?,
             run_rows: histogram("amoe_attention_run_rows", "Rows per layer run.")?,
@@ -104,7 +109,9 @@ impl Metrics {
         self.head_seconds.observe(time.as_secs_f64());
     }
 
-    pub(crate) fn stands(&self, load: &Load, ready_rows: u32, plan: Epoch) {
+    /// `idle`: KV blocks kept for sequences to come.
+    pub(crate) fn stands(&self, load: &Load, idle: usize, ready_rows: u32, plan: Epoch) {
+        self.kv_blocks_idle.set(i64::try_from(idle).unwrap_or(i64::MAX));
         self.plan_epoch.set(i64::try_from(plan.0).unwrap_or(i64::MAX));
         self.running.set(i64::from(load.running));
         self.waiting.set(i64::from(load.waiting));

@@ -147,7 +147,7 @@ impl Nodes {
         Some(Place { node, assignment, blocks, nodes: Arc::clone(self) })
     }
 
-    /// A sequence has come to its end on a node, which has all its `tokens` computed.
+    /// A sequence of `tokens` has come to its end on a node, which has computed all but the last of them.
     pub(crate) fn note_end(&self, node: NodeId, tokens: &[u32]) {
         let view = self.cluster.view.borrow().clone();
         let beginnings = told_apart(&view, tokens);
