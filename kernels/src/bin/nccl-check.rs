@@ -1,10 +1,10 @@
 //! Exchanges rows by NCCL with a second process, checks every byte, and says how long it took.
 //!
 //! `nccl-check send FILE` and `nccl-check receive FILE`, each with a GPU of its own: the file carries the
-//! communicator's name from the first to the second.
+//! communicator's name from the first to the second, which takes it away when it has all.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ fn run() -> Result<(), String> {
         bytes += exchange(&communicator, &mut lane, number)?;
     }
     println!("{transfers} transfers of {bytes} bytes in all took {:?}", began.elapsed());
-    Ok(())
+    part(end, &file)
 }
 
 /// Sends or receives transfer `number`; its bytes.
@@ -100,6 +100,19 @@ fn meet(port: &Port, end: End, file: &PathBuf) -> Result<UniqueId, String> {
         .try_into()
         .map_err(|_| format!("{} holds no name of a communicator", file.display()))?;
     Ok(UniqueId(bytes))
+}
+
+/// Ends together: a communicator whose other end is gone is broken, even if all rows have come.
+fn part(end: End, file: &Path) -> Result<(), String> {
+    match end {
+        End::Receiver => {
+            fs::remove_file(file).map_err(|error| format!("{}: {error}", file.display()))
+        }
+        End::Sender => until("the receiver did not end", || {
+            thread::sleep(Duration::from_millis(1));
+            Ok(!file.exists())
+        }),
+    }
 }
 
 /// Polls until `over` says so.
