@@ -61,8 +61,9 @@ impl Processes {
         if secured {
             all.security = Some(Security::new(all.gateway.ip())?);
         }
-        // No lease ends but by a clock that is wrong, however busy the machine is.
-        all.joined(attention, experts, &[("CLUSTER__LEASE_MS", "8000")]).await
+        // However busy the machine is, no lease ends and no plan changes but by a clock that is wrong.
+        let differs = [("CLUSTER__LEASE_MS", "8000"), ("PLACEMENT__REVIEW_MS", "0")];
+        all.joined(attention, experts, &differs).await
     }
 
     /// Sets the wall clock of all roles at once: so far from the true time, as in `+1h` or `-3m`.
