@@ -15,7 +15,8 @@ use chassis::{
     Readiness, Shutdown,
     engine::{Engine, Step},
 };
-use domain::{ClusterView, Guidance, Health, Layer, Load, SequenceRequest, TokenOutput};
+use domain::{ClusterView, Guidance, Health, Layer, Load, SequenceRequest};
+use grammar::Grammar;
 use model::{AttentionHalf, KvCache, Routed, Sampled, SamplingScratch, Scratch};
 use node::{Pace, Reports};
 use policy::kv_blocks::KvBlocks;
@@ -36,7 +37,7 @@ use crate::{
     metrics::Metrics,
     pulse::Pulse,
     ready::{Ready, Turn},
-    sequence::Sequence,
+    sequence::{Sequence, Told},
     span::{Merge, Span, TicketParts},
     trace::Trace,
 };
@@ -87,10 +88,12 @@ pub(crate) struct Submission {
     pub(crate) id: SubmissionId,
     pub(crate) request: SequenceRequest,
     /// Has room for all tokens the sequence may get.
-    pub(crate) outputs: mpsc::Sender<TokenOutput>,
+    pub(crate) outputs: mpsc::Sender<Told>,
     pub(crate) answer: oneshot::Sender<Result<(), Refusal>>,
     /// Its trace, if it is sampled.
     pub(crate) trace: Option<Box<Trace>>,
+    /// What its text is held to.
+    pub(crate) grammar: Option<Box<Grammar>>,
 }
 
 /// Why a sequence was not taken.

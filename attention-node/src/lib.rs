@@ -17,6 +17,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use chassis::{Shutdown, engine::Engine, role::Process};
 use domain::Role;
+use grammar::Grammars;
 use model::{AttentionHalf, BLOCK_TOKENS, BatchBounds, Checkpoint};
 use node::{Membership, Newcomer, Pace, Progress, Site, config::Schedule};
 use policy::kv_blocks::{KvBlocks, Retention};
@@ -166,7 +167,9 @@ fn assemble(
         metrics: Metrics::register(registry, &config.node.name)?,
     };
     let tracer = site.process.tracer.clone();
-    let door = Door::new(commands, shape.vocab, bounds.positions_max, tracer);
+    let ends = half.spec().eos.clone();
+    let grammars = Grammars::new(config.model.path.clone(), shape.vocab, ends);
+    let door = Door::new(commands, shape.vocab, bounds.positions_max, grammars, tracer);
     let by_batch = config.routing.by_batch;
     let experts = Experts::new(links, Handle::current(), &shape, by_batch);
     let pace = Pace::open(&config.node.device, &config.node.name)?;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use domain::{FinishReason, SamplingParams, SequenceRequest, TokenLogprobs, TokenOutput};
+use grammar::{Grammar, GrammarError};
 use model::{ModelSpec, Sampled, SamplingSpec, TokenCounts};
 use tokio::sync::mpsc;
 
@@ -28,24 +29,29 @@ pub(crate) struct Sequence {
     pub(crate) admitted: u64,
     /// Its trace, if it is sampled.
     pub(crate) trace: Option<Box<Trace>>,
+    /// What its text is held to.
+    pub(crate) grammar: Option<Box<Grammar>>,
     params: SamplingParams,
     prompt_len: usize,
     spec: SamplingSpec,
     counts: TokenCounts,
     /// Tokens that end it.
     ends: Vec<u32>,
-    outputs: mpsc::Sender<TokenOutput>,
+    outputs: mpsc::Sender<Told>,
     arrived: Instant,
     /// When its last token was drawn here.
     drew_at: Option<Instant>,
 }
+
+/// What whoever waits for a sequence gets: its tokens or, as the last, why there are no more.
+pub(crate) type Told = Result<TokenOutput, GrammarError>;
 
 /// What follows a drawn token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Another one.
     Token,
-    /// Nothing: it was the last.
+    /// Nothing: it was the last, or none can follow it.
     Finished,
     /// Nothing: whoever waited for it has gone.
     Abandoned,
@@ -59,7 +65,7 @@ impl Sequence {
         id: SubmissionId,
         request: SequenceRequest,
         model: &ModelSpec,
-        outputs: mpsc::Sender<TokenOutput>,
+        outputs: mpsc::Sender<Told>,
     ) -> Self {
         let prompt_len = request.prompt_len as usize;
         let (prompt, generated) = request.tokens.split_at(prompt_len);
@@ -80,6 +86,7 @@ impl Sequence {
             span: None,
             admitted: 0,
             trace: None,
+            grammar: None,
             spec: sampling_spec(&params),
             params,
             prompt_len,
@@ -98,6 +105,7 @@ impl Sequence {
             spec: &self.spec,
             counts: &self.counts,
             banned: if early { &self.ends } else { &[] },
+            allowed: self.grammar.as_ref().map(|grammar| grammar.allowed()),
             position: self.tokens.len() as u64,
         }
     }
@@ -109,24 +117,37 @@ impl Sequence {
         let token = sampled.token;
         self.tokens.push(token);
         self.counts.record(token);
-        let finish = if self.ends.contains(&token) {
-            Some(FinishReason::Stop)
-        } else if self.generated() >= self.params.tokens_max as usize
-            || self.tokens.len() >= positions_max
-        {
-            Some(FinishReason::Length)
-        } else {
-            None
-        };
-        let logprobs = sampled.logprob.map(|logprob| TokenLogprobs { logprob, top: sampled.top });
-        let cached_tokens = std::mem::take(&mut self.found);
-        let output = TokenOutput { token, logprobs, finish, cached_tokens };
-        let told = self.outputs.try_send(output);
-        match (told, finish) {
-            (Err(_), _) => Next::Abandoned,
-            (Ok(()), Some(_)) => Next::Finished,
-            (Ok(()), None) => Next::Token,
+        let output = self.finish(token, positions_max).map(|finish| {
+            let logprobs =
+                sampled.logprob.map(|logprob| TokenLogprobs { logprob, top: sampled.top });
+            let cached_tokens = std::mem::take(&mut self.found);
+            TokenOutput { token, logprobs, finish, cached_tokens }
+        });
+        let last = output.as_ref().map_or(true, |output| output.finish.is_some());
+        match self.outputs.try_send(output) {
+            Err(_) => Next::Abandoned,
+            Ok(()) if last => Next::Finished,
+            Ok(()) => Next::Token,
         }
+    }
+
+    /// Whether the token that was just appended is the last one, and why.
+    fn finish(
+        &mut self,
+        token: u32,
+        positions_max: usize,
+    ) -> Result<Option<FinishReason>, GrammarError> {
+        if self.ends.contains(&token) {
+            return Ok(Some(FinishReason::Stop));
+        }
+        if let Some(grammar) = &mut self.grammar
+            && !grammar.accept(token)?
+        {
+            return Ok(Some(FinishReason::Complete));
+        }
+        let full = self.generated() >= self.params.tokens_max as usize
+            || self.tokens.len() >= positions_max;
+        Ok(full.then_some(FinishReason::Length))
     }
 
     /// A token is drawn at `now`: whether it is the first one here, and its time since the one before, or

@@ -2,29 +2,39 @@
 
 use std::{
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Instant,
 };
 
 use chassis::traces::{TRACEPARENT, Tracer};
-use domain::{SequenceRequest, TokenOutput};
+use domain::SequenceRequest;
 use futures::Stream;
+use grammar::{Grammar, GrammarError, Grammars};
 use proto::{
     Invalid,
     internal::{self as wire, sequences_server::Sequences},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::spawn_blocking,
+};
 use tonic::{Request, Response, Status};
 use transport::mailbox::{Rejected, Sender};
 
 use crate::{
     engine::{Command, Refusal, Submission, SubmissionId},
+    sequence::Told,
     trace::Trace,
 };
 
 /// Tokens that one answer message carries at most.
 const TOKENS_PER_MESSAGE: usize = 64;
+/// Constraints that are compiled at once: each takes a core for a while that the device's thread may want.
+const COMPILES_MAX: usize = 1;
 
 /// The service.
 #[derive(Debug)]
@@ -33,6 +43,8 @@ pub(crate) struct Door {
     next: AtomicU64,
     vocab: u32,
     positions_max: usize,
+    grammars: Arc<Grammars>,
+    compiles: Semaphore,
     tracer: Tracer,
 }
 
@@ -40,8 +52,10 @@ pub(crate) struct Door {
 #[derive(Debug)]
 pub(crate) struct Tokens {
     id: SubmissionId,
-    outputs: mpsc::Receiver<TokenOutput>,
-    received: Vec<TokenOutput>,
+    outputs: mpsc::Receiver<Told>,
+    received: Vec<Told>,
+    /// Why no more come, once the tokens before are sent.
+    broken: Option<GrammarError>,
     finished: bool,
     commands: Sender<Command>,
 }
@@ -55,9 +69,18 @@ impl Door {
         commands: Sender<Command>,
         vocab: u32,
         positions_max: usize,
+        grammars: Grammars,
         tracer: Tracer,
     ) -> Self {
-        Self { commands, next: AtomicU64::new(0), vocab, positions_max, tracer }
+        Self {
+            commands,
+            next: AtomicU64::new(0),
+            vocab,
+            positions_max,
+            grammars: Arc::new(grammars),
+            compiles: Semaphore::new(COMPILES_MAX),
+            tracer,
+        }
     }
 
     fn check(&self, request: &SequenceRequest) -> Result<(), Invalid> {
@@ -71,6 +94,18 @@ impl Door {
             return Err(Invalid::new("tokens", problem));
         }
         Ok(())
+    }
+
+    /// What the sequence's text is held to, if it is to anything.
+    async fn grammar(&self, request: &SequenceRequest) -> Result<Option<Box<Grammar>>, Status> {
+        let Some(constraint) = request.sampling.constraint.clone() else { return Ok(None) };
+        let generated = request.tokens[request.prompt_len as usize..].to_vec();
+        let grammars = Arc::clone(&self.grammars);
+        let _turn = self.compiles.acquire().await;
+        let compiled = spawn_blocking(move || grammars.compile(&constraint, &generated)).await;
+        let compiled =
+            compiled.map_err(|_| Status::invalid_argument("the constraint cannot be compiled"))?;
+        Ok(Some(Box::new(compiled.map_err(|error| Status::invalid_argument(error.to_string()))?)))
     }
 
     /// Tokens the sequence may get at most: what its channel needs room for.
@@ -93,17 +128,20 @@ impl Sequences for Door {
         let trace = trace.map(|parent| Box::new(Trace::new(&self.tracer, parent, Instant::now())));
         let request = SequenceRequest::try_from(request.into_inner())?;
         self.check(&request)?;
+        let grammar = self.grammar(&request).await?;
         let (sender, outputs) = mpsc::channel(self.outputs_max(&request));
         let (answer, answered) = oneshot::channel();
         let id = SubmissionId(self.next.fetch_add(1, Ordering::Relaxed));
-        let submission = Box::new(Submission { id, request, outputs: sender, answer, trace });
+        let submission = Submission { id, request, outputs: sender, answer, trace, grammar };
+        let submission = Box::new(submission);
         self.commands.try_send(Command::Submit(submission)).map_err(|rejected| match rejected {
             Rejected::Full(_) => Status::resource_exhausted("the node's mailbox is full"),
             Rejected::Closed(_) => Status::unavailable("the node has stopped"),
         })?;
         // From here on a caller that goes away cancels the sequence.
         let commands = self.commands.clone();
-        let tokens = Tokens { id, outputs, received: Vec::new(), finished: false, commands };
+        let received = Vec::new();
+        let tokens = Tokens { id, outputs, received, broken: None, finished: false, commands };
         match answered.await {
             Ok(Ok(())) => Ok(Response::new(tokens)),
             Ok(Err(Refusal::Full)) => {
@@ -124,6 +162,10 @@ impl Stream for Tokens {
         if self.finished {
             return Poll::Ready(None);
         }
+        if let Some(broken) = self.broken.take() {
+            self.finished = true;
+            return Poll::Ready(Some(Err(Status::invalid_argument(broken.to_string()))));
+        }
         let Self { outputs, received, .. } = &mut *self;
         let count = std::task::ready!(outputs.poll_recv_many(cx, received, TOKENS_PER_MESSAGE));
         if count == 0 {
@@ -131,8 +173,17 @@ impl Stream for Tokens {
             let lost = Status::unavailable("the node stopped before the sequence ended");
             return Poll::Ready(Some(Err(lost)));
         }
-        self.finished = self.received.iter().any(|token| token.finish.is_some());
-        let tokens = self.received.drain(..).map(Into::into).collect();
+        let Self { received, broken, finished, .. } = &mut *self;
+        let mut tokens = Vec::with_capacity(received.len());
+        for told in received.drain(..) {
+            match told {
+                Ok(token) => {
+                    *finished |= token.finish.is_some();
+                    tokens.push(token.into());
+                }
+                Err(error) => *broken = Some(error),
+            }
+        }
         Poll::Ready(Some(Ok(wire::SequenceOutput { tokens })))
     }
 }

@@ -17,7 +17,7 @@ pub use guidance::{Digest, Guidance, Holder, Leased};
 pub use ids::{Epoch, Expert, Layer, NodeId};
 pub use plan::{Plan, PlanShapeError, Replicas};
 pub use profile::{NodeProfile, Profile};
-pub use sampling::SamplingParams;
+pub use sampling::{Constraint, SamplingParams};
 pub use sequence::{FinishReason, SequenceRequest, TokenLogprobs, TokenOutput};
 pub use shape::ModelShape;
 pub use trace::{Trace, TraceShapeError};

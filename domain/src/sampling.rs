@@ -31,6 +31,20 @@ pub struct SamplingParams {
     pub ignore_eos: bool,
     /// How many alternatives with log-probabilities to report per token; none reports nothing.
     pub logprobs: Option<u32>,
+    /// What the generated text has to be; none lets it be anything.
+    pub constraint: Option<Constraint>,
+}
+
+/// A form that generated text has to keep. Every token that would leave it is impossible, and the sequence ends where nothing
+/// may follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Constraint {
+    /// A JSON value that a JSON Schema, written as JSON, describes.
+    JsonSchema(String),
+    /// A text that a regular expression, in the syntax of Rust's `regex`, matches as a whole.
+    Regex(String),
+    /// A text that follows a context-free grammar in a variant of Lark's syntax, from its rule `start`.
+    Lark(String),
 }
 
 impl Default for SamplingParams {
@@ -50,6 +64,7 @@ impl Default for SamplingParams {
             stop_tokens: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            constraint: None,
         }
     }
 }

@@ -18,8 +18,10 @@ pub struct SequenceRequest {
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// An end token or a stop token was drawn.
+    /// An end token or a stop token was drawn, which is not part of the text.
     Stop,
+    /// What the text is held to lets nothing follow the last token, which is part of the text.
+    Complete,
     /// `tokens_max` or the model's longest sequence was reached.
     Length,
 }

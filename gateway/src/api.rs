@@ -3,6 +3,7 @@
 mod answer;
 mod chat;
 mod completions;
+mod constraint;
 mod conversation;
 mod error;
 mod fields;

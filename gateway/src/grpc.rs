@@ -2,14 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use domain::{FinishReason, TokenOutput};
+use domain::{Constraint, FinishReason, TokenOutput};
 use futures::stream::BoxStream;
-use proto::v1::{self as wire, generate_request::Prompt as WirePrompt};
+use proto::v1::{
+    self as wire, generate_request::Prompt as WirePrompt,
+    sampling_params::Constraint as WireConstraint,
+};
 use serde_json::json;
 use tonic::{Response, Status};
 
 use crate::{
     chat::Conversation,
+    constraint::choice,
     output::Piece,
     refusal::Refusal,
     request::{Prompt, Request, Wishes, token_ids},
@@ -59,7 +63,7 @@ impl Inference {
         let model = if call.model.is_empty() { served.name().to_string() } else { call.model };
         served.check_name(&model)?;
         let id = request_id(&call.request_id, header)?;
-        let wishes = wishes(call.sampling.unwrap_or_default(), call.stop);
+        let wishes = wishes(call.sampling.unwrap_or_default(), call.stop)?;
         let logprobs = wishes.logprobs.is_some();
         let sampling = wishes.check(served.vocab)?;
         let prompts = vec![self.prompt(call.prompt).await?];
@@ -116,8 +120,8 @@ fn conversation(chat: wire::Chat) -> Result<Conversation, Refusal> {
     })
 }
 
-fn wishes(sampling: wire::SamplingParams, stop: Vec<String>) -> Wishes {
-    Wishes {
+fn wishes(sampling: wire::SamplingParams, stop: Vec<String>) -> Result<Wishes, Refusal> {
+    Ok(Wishes {
         temperature: sampling.temperature.map(f64::from),
         top_p: sampling.top_p.map(f64::from),
         top_k: sampling.top_k.map(i64::from),
@@ -132,8 +136,18 @@ fn wishes(sampling: wire::SamplingParams, stop: Vec<String>) -> Wishes {
         stop,
         ignore_eos: sampling.ignore_eos,
         logprobs: sampling.logprobs.map(i64::from),
+        constraint: sampling.constraint.map(constraint).transpose()?,
         ..Wishes::default()
-    }
+    })
+}
+
+fn constraint(constraint: WireConstraint) -> Result<Constraint, Refusal> {
+    Ok(match constraint {
+        WireConstraint::JsonSchema(schema) => Constraint::JsonSchema(schema),
+        WireConstraint::Regex(regex) => Constraint::Regex(regex),
+        WireConstraint::Choice(choices) => choice("choice", &choices.texts)?,
+        WireConstraint::Grammar(grammar) => Constraint::Lark(grammar),
+    })
 }
 
 /// A count for the wire; nothing here comes near the end of the type.
@@ -188,7 +202,7 @@ fn ids(tokens: &[TokenOutput]) -> Vec<u32> {
 fn finish_reason(piece: &Piece) -> wire::FinishReason {
     match piece.ending.as_ref().map(|ending| ending.reason) {
         None => wire::FinishReason::Unspecified,
-        Some(FinishReason::Stop) => wire::FinishReason::Stop,
+        Some(FinishReason::Stop | FinishReason::Complete) => wire::FinishReason::Stop,
         Some(FinishReason::Length) => wire::FinishReason::Length,
     }
 }

@@ -6,6 +6,7 @@ mod chat;
 mod clock;
 mod cluster;
 pub mod config;
+mod constraint;
 mod deadline;
 mod detokenizer;
 mod door;

@@ -90,7 +90,7 @@ impl Outcome {
 
     fn label(self) -> &'static str {
         match self {
-            Self::Finished(FinishReason::Stop) => "stop",
+            Self::Finished(FinishReason::Stop | FinishReason::Complete) => "stop",
             Self::Finished(FinishReason::Length) => "length",
             Self::Abort => "abort",
             Self::Error => "error",

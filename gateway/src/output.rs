@@ -134,6 +134,14 @@ mod tests {
     }
 
     #[test]
+    fn the_token_that_completes_a_text_is_shown() {
+        let last = (u32::from(b'}'), FinishReason::Complete);
+        let piece = output(Stops::default()).push(tokens("{", Some(last)));
+        assert_eq!(piece.text, "{}");
+        assert_eq!(piece.ending.unwrap().reason, FinishReason::Complete);
+    }
+
+    #[test]
     fn the_ending_token_is_counted_but_not_shown() {
         let piece = output(Stops::default()).push(tokens("hi", Some((END, FinishReason::Stop))));
         assert_eq!(piece.text, "hi");

@@ -5,9 +5,10 @@ mod tests;
 
 use std::time::Duration;
 
-use domain::SamplingParams;
+use domain::{Constraint, SamplingParams};
 
 use crate::{
+    constraint::{self, CONSTRAINT_BYTES_MAX},
     refusal::{Kind, Refusal},
     trace::Traceparent,
 };
@@ -62,6 +63,8 @@ pub(crate) struct Wishes {
     pub(crate) top_logprobs: Option<i64>,
     /// Choices per prompt.
     pub(crate) n: Option<i64>,
+    /// What the text has to be.
+    pub(crate) constraint: Option<Constraint>,
 }
 
 /// Sampling that keeps the rules. What depends on a prompt is settled by [`Sampling::settle`].
@@ -198,6 +201,20 @@ fn biases(biases: &[(u64, f64)], vocab: u32) -> Result<Vec<(u32, f32)>, Refusal>
         .collect()
 }
 
+/// Checks what can be known of a constraint before it is compiled.
+fn constrained(constraint: &Constraint, tokens_min: u32) -> Result<(), Refusal> {
+    let size = constraint::size(constraint);
+    if size > CONSTRAINT_BYTES_MAX {
+        let expected = format!("at most {CONSTRAINT_BYTES_MAX} bytes");
+        return Err(Refusal::field("structured_outputs", expected, size.to_string()));
+    }
+    if tokens_min > 0 {
+        let message = "not offered beside a constraint on the text, which says where the text ends";
+        return Err(Refusal::unsupported("min_tokens", message));
+    }
+    Ok(())
+}
+
 impl Wishes {
     /// Checks every rule on sampling. `vocab` is the model's number of token ids.
     pub(crate) fn check(self, vocab: u32) -> Result<Sampling, Refusal> {
@@ -217,6 +234,9 @@ impl Wishes {
                 format!("at most `max_tokens`, which is {max}"),
                 tokens_min.to_string(),
             ));
+        }
+        if let Some(constraint) = &self.constraint {
+            constrained(constraint, tokens_min)?;
         }
         let top_k = self.top_k.map(|k| if k == -1 { 0 } else { k });
         let params = SamplingParams {
@@ -250,6 +270,7 @@ impl Wishes {
             stop_tokens,
             ignore_eos: self.ignore_eos.unwrap_or(false),
             logprobs: top_logprobs.or(logprobs),
+            constraint: self.constraint,
         };
         Ok(Sampling {
             params,

@@ -1,6 +1,6 @@
 //! From logits to the next token: penalties, filters, the draw, and log-probabilities.
 //!
-//! The order is vLLM's: log-probabilities of the raw logits, then bans and bias, penalties, temperature, min-p,
+//! The order is vLLM's: log-probabilities of the raw logits, then what is allowed, bans and bias, penalties, temperature, min-p,
 //! top-k, top-p. Every filter is a lower bound on the logit, so equal logits stay or go together. The draw is a
 //! function of (seed, position) alone: a token depends neither on its batch nor on a restart.
 
@@ -67,6 +67,9 @@ pub struct Draw<'a> {
     pub counts: &'a TokenCounts,
     /// Tokens that must not come now (end tokens before `min_tokens`).
     pub banned: &'a [u32],
+    /// Where only some tokens may come: bit `id % 32` of word `id / 32` is set for each of them. Ids beyond the last word
+    /// may not.
+    pub allowed: Option<&'a [u32]>,
     /// Position of the new token in its sequence: with the seed it fixes the draw.
     pub position: u64,
 }
@@ -100,6 +103,8 @@ struct Worker {
     weights: Vec<f32>,
     /// Logits that penalties and bias changed, with their old values.
     changed: Vec<(u32, f32)>,
+    /// All logits of a row of which only some tokens are allowed.
+    kept: Vec<f32>,
 }
 
 /// Samples a token for each row of `logits` (`[draws.len(), vocabulary]`) into `out`.
@@ -159,11 +164,19 @@ impl Kernel for Row<'_> {
                 (normalizer, worker.scan.largest::<L>(logits, alternatives).to_vec())
             }
         });
+        if let Some(allowed) = draw.allowed {
+            worker.kept.clear();
+            worker.kept.extend_from_slice(logits);
+            restrict(allowed, logits);
+        }
         change(&draw, logits, &mut worker.changed);
         // SAFETY: as above.
         let token = unsafe { choose::<L>(&draw, logits, worker) };
         for (id, old) in worker.changed.drain(..).rev() {
             logits[id as usize] = old;
+        }
+        if draw.allowed.is_some() {
+            logits.copy_from_slice(&worker.kept);
         }
         let mut sampled = Sampled { token, logprob: None, top: Vec::new() };
         if let Some((normalizer, mut top)) = raw {
@@ -172,6 +185,18 @@ impl Kernel for Row<'_> {
             sampled.top = top;
         }
         sampled
+    }
+}
+
+/// Makes all tokens but the allowed ones impossible.
+fn restrict(allowed: &[u32], logits: &mut [f32]) {
+    let words = allowed.iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in logits.chunks_mut(32).zip(words).filter(|&(_, word)| word != u32::MAX) {
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
     }
 }
 

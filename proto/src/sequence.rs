@@ -1,6 +1,8 @@
 //! Conversions of sequences and their output.
 
-use domain::{FinishReason, SamplingParams, SequenceRequest, TokenLogprobs, TokenOutput};
+use domain::{
+    Constraint, FinishReason, SamplingParams, SequenceRequest, TokenLogprobs, TokenOutput,
+};
 
 use crate::{Invalid, internal as wire};
 
@@ -59,6 +61,28 @@ impl From<SamplingParams> for wire::Sampling {
             stop_tokens: sampling.stop_tokens,
             ignore_eos: sampling.ignore_eos,
             logprobs: sampling.logprobs,
+            constraint: sampling.constraint.map(Into::into),
+        }
+    }
+}
+
+impl From<Constraint> for wire::sampling::Constraint {
+    fn from(constraint: Constraint) -> Self {
+        match constraint {
+            Constraint::JsonSchema(schema) => Self::JsonSchema(schema),
+            Constraint::Regex(regex) => Self::Regex(regex),
+            Constraint::Lark(grammar) => Self::Lark(grammar),
+        }
+    }
+}
+
+impl From<wire::sampling::Constraint> for Constraint {
+    fn from(constraint: wire::sampling::Constraint) -> Self {
+        use wire::sampling::Constraint as Wire;
+        match constraint {
+            Wire::JsonSchema(schema) => Self::JsonSchema(schema),
+            Wire::Regex(regex) => Self::Regex(regex),
+            Wire::Lark(grammar) => Self::Lark(grammar),
         }
     }
 }
@@ -104,6 +128,7 @@ impl TryFrom<wire::Sampling> for SamplingParams {
             stop_tokens: sampling.stop_tokens,
             ignore_eos: sampling.ignore_eos,
             logprobs: sampling.logprobs,
+            constraint: sampling.constraint.map(Into::into),
         })
     }
 }
@@ -120,6 +145,7 @@ impl From<TokenOutput> for wire::Token {
         let finish = match output.finish {
             None => wire::Finish::Unspecified,
             Some(FinishReason::Stop) => wire::Finish::Stop,
+            Some(FinishReason::Complete) => wire::Finish::Complete,
             Some(FinishReason::Length) => wire::Finish::Length,
         };
         let logprobs = output.logprobs.map(|logprobs| {
@@ -138,6 +164,7 @@ impl TryFrom<wire::Token> for TokenOutput {
         let finish = match wire::Finish::try_from(token.finish) {
             Ok(wire::Finish::Unspecified) => None,
             Ok(wire::Finish::Stop) => Some(FinishReason::Stop),
+            Ok(wire::Finish::Complete) => Some(FinishReason::Complete),
             Ok(wire::Finish::Length) => Some(FinishReason::Length),
             Err(_) => {
                 return Err(Invalid::new("token.finish", format!("is unknown: {}", token.finish)));
@@ -170,6 +197,7 @@ mod tests {
                 logit_bias: vec![(7, -1.5)],
                 stop_tokens: vec![9],
                 logprobs: Some(3),
+                constraint: Some(Constraint::Regex("[ab]+".into())),
                 ..SamplingParams::default()
             },
         }
@@ -179,7 +207,8 @@ mod tests {
     fn requests_and_tokens_survive_the_wire() {
         let wire = wire::SequenceRequest::from(request());
         assert_eq!(SequenceRequest::try_from(wire), Ok(request()));
-        for finish in [None, Some(FinishReason::Stop), Some(FinishReason::Length)] {
+        let reasons = [FinishReason::Stop, FinishReason::Complete, FinishReason::Length];
+        for finish in [None].into_iter().chain(reasons.map(Some)) {
             let logprobs = TokenLogprobs { logprob: -0.5, top: vec![(1, -0.5), (2, -1.0)] };
             let token =
                 TokenOutput { token: 5, logprobs: Some(logprobs), finish, cached_tokens: 48 };

@@ -5,8 +5,10 @@ The model need not be a good one: only shapes, bounds and reproducibility are lo
 """
 
 import sys
+import typing
 
 import openai
+import pydantic
 
 
 def models(client):
@@ -95,6 +97,31 @@ def chat(client, model):
     return True
 
 
+class Sign(pydantic.BaseModel):
+    name: typing.Literal["sun", "moon"]
+    hour: int = pydantic.Field(ge=0, le=23)
+    risen: bool
+
+
+def constrained(client, model, chatted):
+    """Answers that are held to a form: by OpenAI's own way, and by vLLM's beside it."""
+    one = dict(structured_outputs={"choice": ["yes", "no"]})
+    said = client.completions.create(model=model, prompt="Is it", max_tokens=16, extra_body=one).choices[0]
+    assert said.text in ("yes", "no") and said.finish_reason == "stop", said
+    if chatted:
+        ask = dict(model=model, messages=[{"role": "user", "content": "What is in the sky?"}], max_tokens=100)
+        sign = client.chat.completions.parse(response_format=Sign, **ask).choices[0].message.parsed
+        assert isinstance(sign, Sign), sign
+        with client.chat.completions.stream(response_format=Sign, **ask) as stream:
+            assert isinstance(stream.get_final_completion().choices[0].message.parsed, Sign)
+    wrong = dict(structured_outputs={"regex": "("})
+    refused(
+        openai.BadRequestError,
+        lambda: client.completions.create(model=model, prompt="x", extra_body=wrong),
+        "regular expression",
+    )
+
+
 def refused(kind, call, *words):
     try:
         call()
@@ -122,8 +149,9 @@ def main():
     greedy(client, model)
     going_on(client, model)
     chatted = chat(client, model)
+    constrained(client, model, chatted)
     errors(client, model)
-    print(f"openai {openai.__version__}: models, completions, {'chat, ' if chatted else ''}errors are right")
+    print(f"openai {openai.__version__}: models, completions, {'chat, ' if chatted else ''}constraints, errors are right")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ impl Answer {
             let top = logprobs.top.iter().map(|&(token, logprob)| (token, logprob.to_bits()));
             self.logprob_bits.push(std::iter::once(own).chain(top).collect());
             self.finish = output.finish.map(|finish| match finish {
-                FinishReason::Stop => "stop",
+                FinishReason::Stop | FinishReason::Complete => "stop",
                 FinishReason::Length => "length",
             });
         }

@@ -23,7 +23,7 @@ async fn the_openai_package_and_grpcurl_are_served() -> Result<()> {
     let mut server = Processes::single().await?;
     let (url, authority) = (format!("http://{}", server.address()), server.address().to_string());
     for (script, address, expected) in [
-        ("openai_client.py", url, "models, completions, chat, errors are right"),
+        ("openai_client.py", url, "models, completions, chat, constraints, errors are right"),
         ("grpc_client.py", authority, "errors are right"),
     ] {
         let said = run(Command::new(&python).arg(clients.join(script)).arg(address)).await?;

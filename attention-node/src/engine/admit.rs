@@ -12,7 +12,7 @@ use crate::{
 
 impl AttentionEngine {
     pub(super) fn submit(&mut self, submission: Submission) {
-        let Submission { id, request, outputs, answer, trace } = submission;
+        let Submission { id, request, outputs, answer, trace, grammar } = submission;
         let refusal = if self.joints.shutdown.is_requested() {
             Some(Refusal::Draining)
         } else if self.waiting.len() >= self.bounds.waiting_max {
@@ -30,7 +30,7 @@ impl AttentionEngine {
             return;
         }
         let mut sequence = Sequence::new(id, request, self.half.spec(), outputs);
-        sequence.trace = trace;
+        (sequence.trace, sequence.grammar) = (trace, grammar);
         let key = self.sequences.insert(sequence);
         self.submissions.insert(id, key);
         self.waiting.push_back(key);

@@ -5,11 +5,11 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use domain::{SamplingParams, SequenceRequest, TokenOutput};
+use domain::{SamplingParams, SequenceRequest};
 use tokio::sync::mpsc;
 
 use super::{AttentionEngine, SubmissionId};
-use crate::sequence::Sequence;
+use crate::sequence::{Sequence, Told};
 
 /// The condition that this node names to its process's readiness.
 const TOKENS: &str = "tokens";
@@ -21,7 +21,7 @@ pub(super) struct Canary {
     /// The sequence's key.
     key: usize,
     /// Keeps the sequence from being ended for want of a listener.
-    _output: mpsc::Receiver<TokenOutput>,
+    _output: mpsc::Receiver<Told>,
 }
 
 impl AttentionEngine {

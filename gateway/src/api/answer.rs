@@ -97,7 +97,7 @@ impl From<Option<Ending>> for Finish {
         };
         Self {
             finish_reason: Some(match reason {
-                FinishReason::Stop => "stop",
+                FinishReason::Stop | FinishReason::Complete => "stop",
                 FinishReason::Length => "length",
             }),
             stop_reason: cause.map(|cause| match cause {

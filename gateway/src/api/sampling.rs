@@ -2,25 +2,19 @@
 
 use serde_json::Value;
 
-use super::fields::{Fields, found};
+use super::{
+    constraint,
+    fields::{Fields, found},
+};
 use crate::{refusal::Refusal, request::Wishes};
 
 /// Fields of either API that change the answer and are not offered: name, whether a value is
 /// harmless, and what to tell the client otherwise.
 type Unoffered = (&'static str, fn(&Value) -> bool, &'static str);
-const UNOFFERED: [Unoffered; 7] = [
-    ("response_format", is_text, "only {\"type\": \"text\"} is offered"),
-    ("structured_outputs", Value::is_null, "constrained output is not offered"),
-    ("guided_json", Value::is_null, "constrained output is not offered"),
-    ("guided_regex", Value::is_null, "constrained output is not offered"),
-    ("guided_choice", Value::is_null, "constrained output is not offered"),
+const UNOFFERED: [Unoffered; 2] = [
     ("prompt_logprobs", Value::is_null, "log-probabilities of the prompt are not offered"),
     ("use_beam_search", is_false, "beam search is not offered"),
 ];
-
-fn is_text(format: &Value) -> bool {
-    format.get("type").is_some_and(|kind| kind == "text")
-}
 
 fn is_false(value: &Value) -> bool {
     value == &Value::Bool(false)
@@ -49,6 +43,7 @@ pub(super) fn wishes(fields: &mut Fields) -> Result<Wishes, Refusal> {
         stop_token_ids: fields.integers("stop_token_ids")?.unwrap_or_default(),
         stop: fields.strings("stop")?.unwrap_or_default(),
         ignore_eos: fields.flag("ignore_eos")?,
+        constraint: constraint::read(fields)?,
         n,
         ..Wishes::default()
     })

@@ -61,8 +61,46 @@ async fn sampling_reaches_the_node_as_stated() {
             stop_tokens: vec![9],
             ignore_eos: true,
             logprobs: None,
+            constraint: None,
         }
     );
+}
+
+#[tokio::test]
+async fn constraints_reach_the_node_in_one_form_each() {
+    use domain::Constraint::{JsonSchema, Lark, Regex};
+    let gateway = start(saying("x")).await;
+    let schema = json!({"type": "object", "properties": {"b": {}, "a": {}}});
+    let written = || JsonSchema(r#"{"type":"object","properties":{"b":{},"a":{}}}"#.into());
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}});
+    let any = || JsonSchema(r#"{"type": "object"}"#.into());
+    let either = || Lark(r#"start: "yes" | "a \"no\"""#.into());
+    for (field, value, expected) in [
+        ("response_format", json!({"type": "text"}), None),
+        ("response_format", json!({"type": "json_object"}), Some(any())),
+        ("response_format", format, Some(written())),
+        ("structured_outputs", json!({"json": schema}), Some(written())),
+        ("structured_outputs", json!({"json": "{}", "regex": null}), Some(JsonSchema("{}".into()))),
+        ("structured_outputs", json!({"json_object": true}), Some(any())),
+        ("structured_outputs", json!({"regex": "a|b"}), Some(Regex("a|b".into()))),
+        ("structured_outputs", json!({"choice": ["yes", "a \"no\""]}), Some(either())),
+        (
+            "structured_outputs",
+            json!({"grammar": "start: \"x\""}),
+            Some(Lark("start: \"x\"".into())),
+        ),
+        ("guided_json", schema.clone(), Some(written())),
+        ("guided_regex", json!("a|b"), Some(Regex("a|b".into()))),
+        ("guided_choice", json!(["yes", "a \"no\""]), Some(either())),
+        ("guided_grammar", json!("start: \"x\""), Some(Lark("start: \"x\"".into()))),
+        ("guided_json", json!(null), None),
+    ] {
+        let mut body = json!({"prompt": "And God"});
+        body[field] = value;
+        gateway.client.post("/v1/completions", body.clone()).await.ok();
+        let last = gateway.nodes[0].requests().last().unwrap().sampling.constraint.clone();
+        assert_eq!(last, expected, "{body}");
+    }
 }
 
 #[tokio::test]

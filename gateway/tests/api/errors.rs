@@ -92,6 +92,47 @@ fn numbers() -> Vec<Case> {
     ]
 }
 
+fn constraints() -> Vec<Case> {
+    let case =
+        |body: Value, param: &str, sentence| (COMPLETIONS, body, 400, json!(param), sentence);
+    let format = |format: Value| json!({"response_format": format});
+    let outputs = |outputs: Value| json!({"structured_outputs": outputs});
+    vec![
+        case(format(json!("json")), "response_format", "an object, found a string"),
+        case(format(json!({"type": "xml"})), "response_format", "found `xml`"),
+        case(format(json!({"type": "json_schema"})), "response_format", "found none"),
+        case(
+            format(json!({"type": "json_schema", "json_schema": {"schema": 1}})),
+            "schema",
+            "found 1",
+        ),
+        case(outputs(json!({})), "structured_outputs", "found none of them"),
+        case(
+            outputs(json!({"regex": "a", "json": {}})),
+            "structured_outputs",
+            "one constraint at most",
+        ),
+        case(outputs(json!({"structural_tag": "x"})), "structural_tag", "not offered"),
+        case(outputs(json!({"choice": []})), "choice", "at least one text"),
+        case(outputs(json!({"choice": [1]})), "choice", "an array with 1"),
+        case(
+            outputs(json!({"regex": "a".repeat(300_000)})),
+            "structured_outputs",
+            "at most 262144 bytes",
+        ),
+        case(
+            json!({"guided_regex": "a", "guided_json": {}}),
+            "structured_outputs",
+            "one constraint at most",
+        ),
+        case(
+            json!({"guided_regex": "a+", "min_tokens": 2}),
+            "min_tokens",
+            "says where the text ends",
+        ),
+    ]
+}
+
 fn conversations() -> Vec<Case> {
     let hi = || json!([{"role": "user", "content": "Hi"}]);
     vec![
@@ -147,13 +188,6 @@ fn conversations() -> Vec<Case> {
             json!("top_logprobs"),
             "from 0 to 20",
         ),
-        (
-            CHAT,
-            json!({"messages": hi(), "response_format": {"type": "json_object"}}),
-            400,
-            json!("response_format"),
-            "only {\"type\": \"text\"}",
-        ),
         ("/tokenize", json!({"model": "other"}), 404, json!("model"), "does not exist"),
         ("/detokenize", json!({"tokens": [9999]}), 400, json!("tokens"), "found 9999"),
     ]
@@ -162,7 +196,8 @@ fn conversations() -> Vec<Case> {
 #[tokio::test]
 async fn bad_requests_get_a_sentence_and_disturb_nobody() {
     let gateway = start(saying("x")).await;
-    for (path, change, status, param, sentence) in [prompts(), numbers(), conversations()].concat()
+    for (path, change, status, param, sentence) in
+        [prompts(), numbers(), constraints(), conversations()].concat()
     {
         let mut body = json!({"model": "demo"});
         if path != CHAT {

@@ -10,7 +10,7 @@ fn greedy() -> SamplingSpec {
 fn once(cpu: &Cpu, spec: &SamplingSpec, logits: &[f32], position: u64) -> Sampled {
     let mut logits = logits.to_vec();
     let counts = TokenCounts::default();
-    let draw = Draw { spec, counts: &counts, banned: &[], position };
+    let draw = Draw { spec, counts: &counts, banned: &[], allowed: None, position };
     let mut out = Vec::new();
     sample(cpu, &mut logits, &[draw], &mut SamplingScratch::default(), &mut out);
     out.remove(0)
@@ -78,6 +78,60 @@ fn log_probabilities_are_those_of_the_raw_logits() {
 }
 
 #[test]
+fn only_allowed_tokens_come_and_logits_stay() {
+    let counts = TokenCounts::new(&[3]);
+    for cpu in backends() {
+        for vocabulary in [5_usize, 32, 33, 100, 4099] {
+            let logits = numbers(vocabulary as u64, vocabulary);
+            for step in [1, 2, 7] {
+                let is_allowed = |id: usize| id % step == step / 2;
+                let mut allowed = vec![0; vocabulary.div_ceil(32)];
+                (0..vocabulary)
+                    .filter(|&id| is_allowed(id))
+                    .for_each(|id| allowed[id / 32] |= 1 << (id % 32));
+                let best = (0..vocabulary).filter(|&id| is_allowed(id));
+                let best = best.max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+                let warm = SamplingSpec {
+                    top_k: 40,
+                    top_p: 0.9,
+                    logit_bias: vec![(4, 100.0)],
+                    ..SamplingSpec::default()
+                };
+                let plain = SamplingSpec { logprobs: Some(2), ..greedy() };
+                for (at, spec) in [plain, warm].iter().enumerate() {
+                    for position in 0..20 {
+                        let draw = Draw {
+                            spec,
+                            counts: &counts,
+                            banned: &[],
+                            allowed: Some(&allowed),
+                            position,
+                        };
+                        let (mut row, mut out) = (logits.clone(), Vec::new());
+                        sample(&cpu, &mut row, &[draw], &mut SamplingScratch::default(), &mut out);
+                        assert_eq!(row, logits);
+                        let token = out[0].token as usize;
+                        assert!(is_allowed(token), "{token} of {vocabulary} by {step}");
+                        assert!(at == 1 || token == best);
+                    }
+                }
+            }
+            // Nothing is beyond the last word.
+            let draw = Draw {
+                spec: &greedy(),
+                counts: &counts,
+                banned: &[],
+                allowed: Some(&[2]),
+                position: 0,
+            };
+            let mut out = Vec::new();
+            sample(&cpu, &mut logits.clone(), &[draw], &mut SamplingScratch::default(), &mut out);
+            assert_eq!(out[0].token, 1);
+        }
+    }
+}
+
+#[test]
 fn penalties_bias_and_bans_change_the_named_logits() {
     let spec = SamplingSpec {
         repetition_penalty: 2.0,
@@ -91,7 +145,7 @@ fn penalties_bias_and_bans_change_the_named_logits() {
         counts.record(token);
     }
     let before = [1.0, 4.0, -4.0, 8.0, 6.0, 1.0, 7.0];
-    let draw = Draw { spec: &spec, counts: &counts, banned: &[6, 97], position: 0 };
+    let draw = Draw { spec: &spec, counts: &counts, banned: &[6, 97], allowed: None, position: 0 };
     let mut logits = before;
     change(&draw, &mut logits, &mut Vec::new());
     // Prompt only: repetition. Output: frequency and presence as well, after bias.
@@ -117,7 +171,7 @@ fn penalties_bias_and_bans_change_the_named_logits() {
 fn a_token_that_is_biased_penalised_and_banned_is_banned_and_restored() {
     let spec = SamplingSpec { repetition_penalty: 0.5, logit_bias: vec![(1, 9.0)], ..greedy() };
     let counts = TokenCounts::new(&[1]);
-    let draw = Draw { spec: &spec, counts: &counts, banned: &[1], position: 0 };
+    let draw = Draw { spec: &spec, counts: &counts, banned: &[1], allowed: None, position: 0 };
     let mut logits = [0.5, 0.75, 0.25];
     let mut out = Vec::new();
     sample(&plain_cpu(), &mut logits, &[draw], &mut SamplingScratch::default(), &mut out);
@@ -235,8 +289,10 @@ fn a_token_depends_neither_on_its_batch_nor_on_the_machine() {
         })
         .collect();
     let counts = TokenCounts::default();
-    let draws: Vec<Draw<'_>> =
-        specs.iter().map(|spec| Draw { spec, counts: &counts, banned: &[], position: 5 }).collect();
+    let draws: Vec<Draw<'_>> = specs
+        .iter()
+        .map(|spec| Draw { spec, counts: &counts, banned: &[], allowed: None, position: 5 })
+        .collect();
     let alone: Vec<Sampled> = specs
         .iter()
         .zip(logits.chunks(vocabulary))

@@ -1175,6 +1175,22 @@ pub struct Sampling {
     pub ignore_eos: bool,
     #[prost(uint32, optional, tag = "14")]
     pub logprobs: ::core::option::Option<u32>,
+    /// A form that the generated text has to keep.
+    #[prost(oneof = "sampling::Constraint", tags = "15, 16, 17")]
+    pub constraint: ::core::option::Option<sampling::Constraint>,
+}
+/// Nested message and enum types in `Sampling`.
+pub mod sampling {
+    /// A form that the generated text has to keep.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Constraint {
+        #[prost(string, tag = "15")]
+        JsonSchema(::prost::alloc::string::String),
+        #[prost(string, tag = "16")]
+        Regex(::prost::alloc::string::String),
+        #[prost(string, tag = "17")]
+        Lark(::prost::alloc::string::String),
+    }
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct LogitBias {
@@ -1216,6 +1232,8 @@ pub enum Finish {
     Unspecified = 0,
     Stop = 1,
     Length = 2,
+    /// The constraint lets nothing follow this token.
+    Complete = 3,
 }
 impl Finish {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1227,6 +1245,7 @@ impl Finish {
             Self::Unspecified => "FINISH_UNSPECIFIED",
             Self::Stop => "FINISH_STOP",
             Self::Length => "FINISH_LENGTH",
+            Self::Complete => "FINISH_COMPLETE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1235,6 +1254,7 @@ impl Finish {
             "FINISH_UNSPECIFIED" => Some(Self::Unspecified),
             "FINISH_STOP" => Some(Self::Stop),
             "FINISH_LENGTH" => Some(Self::Length),
+            "FINISH_COMPLETE" => Some(Self::Complete),
             _ => None,
         }
     }

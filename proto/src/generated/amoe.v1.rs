@@ -1285,6 +1285,35 @@ pub struct SamplingParams {
     /// Alternatives to report per token, 0 reports the chosen token's only.
     #[prost(uint32, optional, tag = "13")]
     pub logprobs: ::core::option::Option<u32>,
+    /// A form that the text has to keep: every token that would leave it is impossible. It says where the text ends, so
+    /// `min_tokens` cannot stand beside it.
+    #[prost(oneof = "sampling_params::Constraint", tags = "14, 15, 16, 17")]
+    pub constraint: ::core::option::Option<sampling_params::Constraint>,
+}
+/// Nested message and enum types in `SamplingParams`.
+pub mod sampling_params {
+    /// A form that the text has to keep: every token that would leave it is impossible. It says where the text ends, so
+    /// `min_tokens` cannot stand beside it.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Constraint {
+        /// A JSON value that this JSON Schema describes; {"type": "object"} is any object.
+        #[prost(string, tag = "14")]
+        JsonSchema(::prost::alloc::string::String),
+        /// A text that this regular expression matches as a whole.
+        #[prost(string, tag = "15")]
+        Regex(::prost::alloc::string::String),
+        /// One of these texts.
+        #[prost(message, tag = "16")]
+        Choice(super::Choices),
+        /// A text that follows this grammar, in a variant of Lark's syntax, from its rule `start`.
+        #[prost(string, tag = "17")]
+        Grammar(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Choices {
+    #[prost(string, repeated, tag = "1")]
+    pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
