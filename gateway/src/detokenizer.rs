@@ -18,6 +18,8 @@ const PENDING_MAX: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
+    /// Whether special tokens are spelled out; else they are silent.
+    special: bool,
     /// What the next piece of text depends on; older tokens have been dropped.
     tokens: Vec<u32>,
     read: usize,
@@ -27,15 +29,19 @@ pub(crate) struct Detokenizer {
 
 impl Detokenizer {
     /// A decoder for what follows `prompt`.
-    pub(crate) fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32]) -> Self {
-        let (tokens, read_bytes) = tail(&tokenizer, prompt);
-        Self { tokenizer, tokens: tokens.to_vec(), read: tokens.len(), read_bytes }
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32], special: bool) -> Self {
+        let (tokens, read_bytes) = tail(&tokenizer, prompt, special);
+        Self { tokens: tokens.to_vec(), read: tokens.len(), read_bytes, tokenizer, special }
+    }
+
+    fn text(&self) -> String {
+        self.tokenizer.decode_with(&self.tokens, self.special)
     }
 
     /// The text that `token` completes; empty while a character is incomplete.
     pub(crate) fn push(&mut self, token: u32) -> String {
         self.tokens.push(token);
-        let text = self.tokenizer.decode(&self.tokens);
+        let text = self.text();
         let pending = self.tokens.len() - self.read;
         let open = text.ends_with(char::REPLACEMENT_CHARACTER) && pending <= PENDING_MAX;
         match text.get(self.read_bytes..) {
@@ -53,7 +59,7 @@ impl Detokenizer {
         if self.tokens.len() == self.read {
             return String::new();
         }
-        let text = self.tokenizer.decode(&self.tokens);
+        let text = self.text();
         let rest = text.get(self.read_bytes..).unwrap_or("").to_string();
         self.advance();
         rest
@@ -63,17 +69,17 @@ impl Detokenizer {
     fn advance(&mut self) {
         self.tokens.drain(..self.read);
         self.read = self.tokens.len();
-        self.read_bytes = self.tokenizer.decode(&self.tokens).len();
+        self.read_bytes = self.text().len();
     }
 }
 
 /// The prompt's last tokens from the beginning of a character on, and the bytes of their text: a
 /// piece of a character in front would spoil what is decoded after it.
-fn tail<'a>(tokenizer: &Tokenizer, prompt: &'a [u32]) -> (&'a [u32], usize) {
+fn tail<'a>(tokenizer: &Tokenizer, prompt: &'a [u32], special: bool) -> (&'a [u32], usize) {
     let mut tail = (prompt, 0);
     for tokens in PROMPT_TOKENS..PROMPT_TOKENS + PENDING_MAX {
         let tokens = &prompt[prompt.len().saturating_sub(tokens)..];
-        let text = tokenizer.decode(tokens);
+        let text = tokenizer.decode_with(tokens, special);
         tail = (tokens, text.len());
         if !text.starts_with(char::REPLACEMENT_CHARACTER) {
             break;
@@ -88,7 +94,7 @@ mod tests {
     use crate::tokenizer::tests::{byte_level, sentence_piece};
 
     fn pieces(tokenizer: Tokenizer, prompt: &[u32], tokens: &[u32]) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(Arc::new(tokenizer), prompt);
+        let mut detokenizer = Detokenizer::new(Arc::new(tokenizer), prompt, false);
         let mut out: Vec<_> = tokens.iter().map(|&t| detokenizer.push(t)).collect();
         out.push(detokenizer.finish());
         out
@@ -128,6 +134,13 @@ mod tests {
     }
 
     #[test]
+    fn special_tokens_are_spelled_out_if_wanted() {
+        let mut detokenizer = Detokenizer::new(Arc::new(byte_level()), &[258], true);
+        let shown = [97, 258, 98].map(|token| detokenizer.push(token)).concat();
+        assert_eq!(shown + &detokenizer.finish(), "a<|end|>b");
+    }
+
+    #[test]
     fn any_split_of_any_text_comes_back() {
         let text = "né €uro 👩‍👩‍👧 the hen\n\tĀ \u{FFFD} end";
         for tokenizer in [byte_level(), sentence_piece()].map(Arc::new) {
@@ -138,7 +151,7 @@ mod tests {
                 if whole_prompt.ends_with('\u{FFFD}') {
                     continue;
                 }
-                let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), prompt);
+                let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), prompt, false);
                 let mut out = whole_prompt;
                 for &token in rest {
                     out.push_str(&detokenizer.push(token));

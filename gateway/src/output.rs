@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use domain::{FinishReason, TokenOutput};
 
-use crate::{detokenizer::Detokenizer, stop::StopStrings, tokenizer::Tokenizer};
+use crate::{detokenizer::Detokenizer, request::Shown, stop::StopStrings, tokenizer::Tokenizer};
 
 /// What made a choice stop, besides the model's end token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,7 @@ pub(crate) struct Output {
     stop_tokens: Vec<u32>,
     tokens_min: usize,
     tokens: usize,
+    stop_shown: bool,
 }
 
 /// What ends an output, as the request states it.
@@ -55,13 +56,19 @@ pub(crate) struct Stops {
 }
 
 impl Output {
-    pub(crate) fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32], stops: Stops) -> Self {
+    pub(crate) fn new(
+        tokenizer: Arc<Tokenizer>,
+        prompt: &[u32],
+        stops: Stops,
+        shown: Shown,
+    ) -> Self {
         Self {
-            detokenizer: Detokenizer::new(tokenizer, prompt),
+            detokenizer: Detokenizer::new(tokenizer, prompt, shown.special),
             stops: StopStrings::new(stops.strings),
             stop_tokens: stops.tokens,
             tokens_min: usize::try_from(stops.tokens_min).unwrap_or(usize::MAX),
             tokens: 0,
+            stop_shown: shown.stop,
         }
     }
 
@@ -72,9 +79,9 @@ impl Output {
             self.tokens += 1;
             let (id, finish) = (token.token, token.finish);
             piece.tokens.push(token);
-            // The token that ended the sequence is not part of its text.
+            // The token that ended the sequence is not part of its text, unless the client wants it.
             let mut text = match finish {
-                Some(FinishReason::Stop) => String::new(),
+                Some(FinishReason::Stop) if !self.stop_shown => String::new(),
                 _ => self.detokenizer.push(id),
             };
             if finish.is_some() {
@@ -107,6 +114,9 @@ impl Output {
         }
         let scan = self.stops.push(text);
         out.push_str(&scan.text);
+        if let Some(stop) = scan.hit.as_ref().filter(|_| self.stop_shown) {
+            out.push_str(stop);
+        }
         scan.hit
     }
 }
@@ -119,7 +129,11 @@ mod tests {
     const END: u32 = 258;
 
     fn output(stops: Stops) -> Output {
-        Output::new(Arc::new(byte_level()), &[], stops)
+        showing(stops, Shown::default())
+    }
+
+    fn showing(stops: Stops, shown: Shown) -> Output {
+        Output::new(Arc::new(byte_level()), &[], stops, shown)
     }
 
     fn stop_at(text: &str, tokens_min: u32) -> Stops {
@@ -157,6 +171,24 @@ mod tests {
         let piece = output(stops).push(tokens("hi", Some(last)));
         assert_eq!(piece.text, "hi");
         assert_eq!(piece.ending.unwrap().cause, Some(StopCause::Token(u32::from(b'!'))));
+    }
+
+    #[test]
+    fn what_stopped_it_is_shown_if_wanted() {
+        let shown = Shown { stop: true, special: false };
+        let piece = showing(stop_at("b", 0), shown).push(tokens("abc", None));
+        assert_eq!(piece.text, "ab");
+        let stops = Stops { tokens: vec![u32::from(b'!')], ..Stops::default() };
+        let last = (u32::from(b'!'), FinishReason::Stop);
+        let piece = showing(stops, shown).push(tokens("hi", Some(last)));
+        assert_eq!(piece.text, "hi!");
+        // An end token is special: it shows if special tokens do.
+        let end = || tokens("hi", Some((END, FinishReason::Stop)));
+        assert_eq!(showing(Stops::default(), shown).push(end()).text, "hi");
+        let shown = Shown { stop: true, special: true };
+        assert_eq!(showing(Stops::default(), shown).push(end()).text, "hi<|end|>");
+        let shown = Shown { stop: false, special: true };
+        assert_eq!(showing(Stops::default(), shown).push(end()).text, "hi");
     }
 
     #[test]

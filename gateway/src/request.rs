@@ -57,6 +57,10 @@ pub(crate) struct Wishes {
     pub(crate) stop: Vec<String>,
     /// Go on past the model's end tokens.
     pub(crate) ignore_eos: Option<bool>,
+    /// Let the text end with what stopped it.
+    pub(crate) stop_shown: Option<bool>,
+    /// Spell special tokens out in the text.
+    pub(crate) special_shown: Option<bool>,
     /// Alternatives to report per token.
     pub(crate) logprobs: Option<i64>,
     /// Chat's name for `logprobs`.
@@ -72,10 +76,21 @@ pub(crate) struct Wishes {
 pub(crate) struct Sampling {
     params: SamplingParams,
     tokens_max: Option<u32>,
-    /// Strings that end a choice; not part of its text.
+    /// Strings that end a choice.
     pub(crate) stop: Vec<String>,
+    /// What of its tokens shows in a choice's text.
+    pub(crate) shown: Shown,
     /// Choices per prompt, >= 1.
     pub(crate) n: u32,
+}
+
+/// What shows in a text beside its ordinary tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// The stop string or the stop token at its end.
+    pub(crate) stop: bool,
+    /// Special tokens, spelled as in the vocabulary.
+    pub(crate) special: bool,
 }
 
 /// One prompt.
@@ -276,6 +291,10 @@ impl Wishes {
             params,
             tokens_max,
             stop: stops(self.stop)?,
+            shown: Shown {
+                stop: self.stop_shown.unwrap_or(false),
+                special: self.special_shown.unwrap_or(false),
+            },
             n: integer("n", self.n, 1, CHOICES_MAX)?.unwrap_or(1),
         })
     }

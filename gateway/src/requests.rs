@@ -16,7 +16,7 @@ use crate::{
     nodes::{Nodes, Standing},
     output::{Output, Piece, Stops},
     refusal::{Kind, Refusal},
-    request::{Prompt, Request},
+    request::{Prompt, Request, Sampling},
     sequence::{Clock, Event, Sequence, no_node},
     trace::RequestTrace,
 };
@@ -115,7 +115,7 @@ impl Requests {
             accepted.push(answer);
             let sequence = Sequence {
                 choice,
-                output: self.output(&request, &sampling.stop),
+                output: self.output(&request, &sampling),
                 request,
                 admitted,
                 accepted: Some(told),
@@ -155,13 +155,14 @@ impl Requests {
         }
     }
 
-    fn output(&self, request: &SequenceRequest, stop: &[String]) -> Output {
+    fn output(&self, request: &SequenceRequest, sampling: &Sampling) -> Output {
         let stops = Stops {
-            strings: stop.to_vec(),
+            strings: sampling.stop.clone(),
             tokens: request.sampling.stop_tokens.clone(),
             tokens_min: request.sampling.tokens_min,
         };
-        Output::new(Arc::clone(&self.model.tokenizer), &request.tokens, stops)
+        let tokenizer = Arc::clone(&self.model.tokenizer);
+        Output::new(tokenizer, &request.tokens, stops, sampling.shown)
     }
 
     fn count(&self, running: &Running, params: &[SamplingParams]) {

@@ -72,17 +72,13 @@ impl Tokenizer {
     /// The text of some tokens, without special ones. Bytes that form no character become U+FFFD.
     #[must_use]
     pub(crate) fn decode(&self, tokens: &[u32]) -> String {
-        self.decode_with(tokens, true)
-    }
-
-    /// The text of some tokens with special ones spelled out.
-    #[must_use]
-    pub(crate) fn decode_with_special(&self, tokens: &[u32]) -> String {
         self.decode_with(tokens, false)
     }
 
-    fn decode_with(&self, tokens: &[u32], skip_special: bool) -> String {
-        self.inner.decode(tokens, skip_special).unwrap_or_else(|error| {
+    /// The same, with special tokens spelled out if `special`.
+    #[must_use]
+    pub(crate) fn decode_with(&self, tokens: &[u32], special: bool) -> String {
+        self.inner.decode(tokens, !special).unwrap_or_else(|error| {
             tracing::warn!(%error, ?tokens, "the tokenizer cannot decode tokens");
             String::new()
         })

@@ -11,10 +11,20 @@ use crate::{refusal::Refusal, request::Wishes};
 /// Fields of either API that change the answer and are not offered: name, whether a value is
 /// harmless, and what to tell the client otherwise.
 type Unoffered = (&'static str, fn(&Value) -> bool, &'static str);
-const UNOFFERED: [Unoffered; 2] = [
+const UNOFFERED: [Unoffered; 8] = [
     ("prompt_logprobs", Value::is_null, "log-probabilities of the prompt are not offered"),
     ("use_beam_search", is_false, "beam search is not offered"),
+    ("allowed_token_ids", Value::is_null, "use `logit_bias`"),
+    ("bad_words", is_empty, "use `logit_bias`"),
+    ("prompt_embeds", Value::is_null, "a prompt is text or token ids"),
+    ("truncate_prompt_tokens", Value::is_null, "a prompt is never cut: send what shall be read"),
+    ("return_tokens_as_token_ids", is_false, "use `return_token_ids`"),
+    ("logits_processors", is_empty, "a request cannot bring its own code"),
 ];
+
+fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}
 
 fn is_false(value: &Value) -> bool {
     value == &Value::Bool(false)
@@ -44,6 +54,8 @@ pub(super) fn wishes(fields: &mut Fields) -> Result<Wishes, Refusal> {
         stop: fields.strings("stop")?.unwrap_or_default(),
         ignore_eos: fields.flag("ignore_eos")?,
         constraint: constraint::read(fields)?,
+        stop_shown: fields.flag("include_stop_str_in_output")?,
+        special_shown: fields.flag("skip_special_tokens")?.map(|skipped| !skipped),
         n,
         ..Wishes::default()
     })

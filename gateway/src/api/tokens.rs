@@ -81,6 +81,6 @@ pub(super) async fn detokenize(
         .ok_or_else(|| Refusal::field("tokens", "an array of token ids", "nothing"))?;
     let tokens = token_ids("tokens", &tokens, requests.model.vocab)?;
     let model = Arc::clone(&requests.model);
-    let work = move || Ok(Detokenized { prompt: model.tokenizer.decode_with_special(&tokens) });
+    let work = move || Ok(Detokenized { prompt: model.tokenizer.decode_with(&tokens, true) });
     Ok(Json(off_worker(long, work).await?))
 }

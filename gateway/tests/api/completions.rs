@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     gateway::start,
-    node::{ids, say, saying},
+    node::{END, ids, say, say_ids, saying},
 };
 
 #[tokio::test]
@@ -167,6 +167,27 @@ async fn stop_strings_across_tokens_end_the_text_and_the_sequence() {
     assert_eq!(choice["finish_reason"], "stop");
     assert_eq!(choice["stop_reason"], "to hi");
     gateway.nodes[0].holds(0).await;
+}
+
+#[tokio::test]
+async fn a_text_ends_with_what_stopped_it_if_wanted() {
+    let gateway = start(saying(" said unto him, What is")).await;
+    let body = json!({"prompt": "And God", "stop": "to hi", "include_stop_str_in_output": true});
+    let answer = gateway.client.post("/v1/completions", body).await.ok();
+    assert_eq!(answer["choices"][0]["text"], " said unto hi");
+    assert_eq!(answer["choices"][0]["stop_reason"], "to hi");
+}
+
+#[tokio::test]
+async fn special_tokens_are_spelled_out_if_wanted() {
+    let script = Arc::new(|request: &domain::SequenceRequest| say_ids(request, &[END, 72]));
+    let gateway = start(script).await;
+    let mut body = json!({"prompt": "And God", "max_tokens": 2});
+    let silent = gateway.client.post("/v1/completions", body.clone()).await.ok();
+    assert_eq!(silent["choices"][0]["text"], "h");
+    body["skip_special_tokens"] = json!(false);
+    let spelled = gateway.client.post("/v1/completions", body).await.ok();
+    assert_eq!(spelled["choices"][0]["text"], "<|endoftext|>h");
 }
 
 #[tokio::test]

@@ -79,6 +79,22 @@ fn numbers() -> Vec<Case> {
         (COMPLETIONS, json!({"logprobs": true}), 400, json!("logprobs"), "an integer, found true"),
         (COMPLETIONS, json!({"logprobs": 1, "echo": true}), 400, json!("echo"), "not together"),
         (COMPLETIONS, json!({"suffix": "end"}), 400, json!("suffix"), "not offered"),
+        (COMPLETIONS, json!({"allowed_token_ids": [1]}), 400, json!("allowed_token_ids"), "use"),
+        (COMPLETIONS, json!({"bad_words": ["a"]}), 400, json!("bad_words"), "`logit_bias`"),
+        (
+            COMPLETIONS,
+            json!({"truncate_prompt_tokens": 5}),
+            400,
+            json!("truncate_prompt_tokens"),
+            "never cut",
+        ),
+        (
+            COMPLETIONS,
+            json!({"return_tokens_as_token_ids": true}),
+            400,
+            json!("return_tokens_as_token_ids"),
+            "`return_token_ids`",
+        ),
         (COMPLETIONS, json!({"stream": "yes"}), 400, json!("stream"), "true or false"),
         (
             COMPLETIONS,
