@@ -17,12 +17,15 @@ use crate::{
 
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
+const DEVELOPER: &str = "developer";
 
 /// A model's chat template, compiled.
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     /// Whether some text of the template mentions tools.
     renders_tools: bool,
+    /// Whether some text of the template mentions the role `developer`.
+    knows_developer: bool,
     has_tool_use: bool,
 }
 
@@ -79,18 +82,22 @@ impl ChatTemplate {
         environment.get_template(DEFAULT)?;
         Ok(Self {
             renders_tools: templates.iter().any(|(_, source)| source.contains("tools")),
+            knows_developer: templates.iter().any(|(_, source)| source.contains(DEVELOPER)),
             has_tool_use: templates.iter().any(|(name, _)| name == TOOL_USE),
             environment,
         })
     }
 
     /// The prompt of a conversation.
-    pub(crate) fn render(&self, conversation: Conversation) -> Result<String, Refusal> {
+    pub(crate) fn render(&self, mut conversation: Conversation) -> Result<String, Refusal> {
         if !conversation.tools.is_empty() && !self.renders_tools {
             return Err(Refusal::unsupported(
                 "tools",
                 "this model's chat template does not render tools",
             ));
+        }
+        if !self.knows_developer {
+            conversation.messages.iter_mut().for_each(developer_is_system);
         }
         let name =
             if self.has_tool_use && !conversation.tools.is_empty() { TOOL_USE } else { DEFAULT };
@@ -103,6 +110,14 @@ impl ChatTemplate {
         };
         let template = self.environment.get_template(name).map_err(refused)?;
         template.render(variables(conversation)).map_err(refused)
+    }
+}
+
+/// Newer clients call `developer` what templates call `system`; many templates leave out, without a
+/// word, what comes from a role that they do not know.
+fn developer_is_system(message: &mut serde_json::Value) {
+    if let Some(role) = message.get_mut("role").filter(|role| *role == DEVELOPER) {
+        *role = "system".into();
     }
 }
 

@@ -313,12 +313,13 @@ impl Sampling {
             .and_then(|max| max.checked_sub(prompt_len))
             .and_then(|room| u32::try_from(room).ok())
             .filter(|&room| room > 0);
+        // Clients that cut conversations to size look for these words of OpenAI's.
         let Some(room) = room else {
             return Err(Refusal::new(
                 Kind::TooLong,
                 format!(
-                    "the prompt has {prompt_len} tokens, but this model's longest sequence has \
-                     {positions_max}, of which at least one must be generated"
+                    "this model's maximum context length is {positions_max} tokens, of which at least one \
+                     must be generated, but the prompt has {prompt_len}"
                 ),
             ));
         };
@@ -328,8 +329,8 @@ impl Sampling {
             return Err(Refusal::new(
                 Kind::TooLong,
                 format!(
-                    "the prompt has {prompt_len} tokens and {least} more are asked for, but this \
-                     model's longest sequence has {positions_max}"
+                    "this model's maximum context length is {positions_max} tokens, but the prompt has \
+                     {prompt_len} and {least} more are asked for"
                 ),
             ));
         }

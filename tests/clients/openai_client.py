@@ -138,7 +138,7 @@ def errors(client, model):
     refused(openai.BadRequestError, lambda: create(model=model, prompt="x", temperature=-1), "temperature")
     refused(openai.BadRequestError, lambda: create(model=model, prompt="x", max_tokens=0), "max_tokens")
     long = "And God said. " * 100_000
-    refused(openai.BadRequestError, lambda: create(model=model, prompt=long), "longest sequence")
+    refused(openai.BadRequestError, lambda: create(model=model, prompt=long), "maximum context length")
 
 
 def main():

@@ -153,7 +153,7 @@ async fn refused_over_http(client: &Client) -> Result<()> {
         (json!({"prompt": []}).to_string(), 400, "prompt"),
         (json!({"prompt": [VOCAB]}).to_string(), 400, "vocabulary"),
         (json!({"prompt": [-1]}).to_string(), 400, "vocabulary"),
-        (json!({"prompt": long}).to_string(), 400, "longest sequence"),
+        (json!({"prompt": long}).to_string(), 400, "maximum context length"),
         (json!({"prompt": "x", "max_tokens": 0}).to_string(), 400, "max_tokens"),
         (json!({"prompt": "x", "temperature": "hot"}).to_string(), 400, "temperature"),
         (json!({"prompt": "x", "n": 1_000_000}).to_string(), 400, "n"),

@@ -112,7 +112,7 @@ fn read(fields: &mut Fields) -> Result<Wishes, Refusal> {
     let mut wishes = wishes(fields)?;
     let on = fields.flag("logprobs")?.unwrap_or(false);
     let top = fields.integer("top_logprobs")?;
-    if top.is_some() && !on {
+    if top.is_some_and(|top| top != 0) && !on {
         return Err(Refusal::unsupported("top_logprobs", "only allowed when `logprobs` is true"));
     }
     wishes.top_logprobs = on.then(|| top.unwrap_or(0));

@@ -84,7 +84,7 @@ pub(super) async fn create(
 }
 
 fn read(fields: &mut Fields) -> Result<Wishes, Refusal> {
-    fields.refuse("suffix", |_| false, "inserting before a suffix is not offered")?;
+    fields.refuse("suffix", |suffix| suffix == "", "inserting before a suffix is not offered")?;
     let mut wishes = wishes(fields)?;
     if wishes.max_completion_tokens.is_none() {
         wishes.max_tokens.get_or_insert(TOKENS_MAX);

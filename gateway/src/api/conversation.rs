@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::fields::{Fields, found};
+use super::fields::{Fields, found, is_empty};
 use crate::{chat::Conversation, refusal::Refusal};
 
 /// Reads `messages`, `tools`, `tool_choice`, `chat_template_kwargs` and `add_generation_prompt`.
@@ -14,6 +14,8 @@ pub(super) fn read(fields: &mut Fields) -> Result<Conversation, Refusal> {
         "going on with the last message is not offered",
     )?;
     fields.refuse("functions", |_| false, "use `tools`")?;
+    fields.refuse("documents", is_empty, "put them into a message")?;
+    fields.refuse("echo", |value| value == &Value::Bool(false), "only `/v1/completions` has it")?;
     let items = fields
         .array("messages")?
         .filter(|items| !items.is_empty())
@@ -43,7 +45,8 @@ fn message(at: usize, item: Value) -> Result<Value, Refusal> {
     }
     let content = message.remove("content").unwrap_or(Value::Null);
     match content {
-        Value::Null if message.contains_key("tool_calls") => {
+        // An assistant may have said nothing, or nothing but calls.
+        Value::Null if message.get("role").is_some_and(|role| role == "assistant") => {
             message.insert("content".into(), String::new().into());
         }
         Value::String(_) => {
@@ -66,12 +69,14 @@ fn message(at: usize, item: Value) -> Result<Value, Refusal> {
     Ok(Value::Object(message))
 }
 
-/// The text of parts such as `{"type": "text", "text": "…"}`, one per line.
+/// The text of parts such as `{"type": "text", "text": "…"}`, one per line. What an assistant refused comes back
+/// as `{"type": "refusal", "refusal": "…"}`.
 fn text_of(at: usize, parts: &[Value]) -> Result<String, Refusal> {
     let text = |part: &Value| match part {
         Value::String(text) => Some(text.clone()),
-        Value::Object(part) if part.get("type").is_some_and(|kind| kind == "text") => {
-            part.get("text")?.as_str().map(str::to_string)
+        Value::Object(part) => {
+            let kind = part.get("type")?.as_str().filter(|kind| ["text", "refusal"].contains(kind));
+            part.get(kind?)?.as_str().map(str::to_string)
         }
         _ => None,
     };

@@ -148,8 +148,13 @@ impl Fields {
     }
 }
 
+/// Whether it is an array of nothing.
+pub(super) fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}
+
 /// An integer, also when written with a point, as some clients do.
-fn whole(value: &Value) -> Option<i64> {
+pub(super) fn whole(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| {
         let number = value.as_f64()?;
         // Every whole number of this size is exact as f64.

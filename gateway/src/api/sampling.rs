@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     constraint,
-    fields::{Fields, found},
+    fields::{Fields, found, is_empty, whole},
 };
 use crate::{refusal::Refusal, request::Wishes};
 
@@ -21,10 +21,6 @@ const UNOFFERED: [Unoffered; 8] = [
     ("return_tokens_as_token_ids", is_false, "use `return_token_ids`"),
     ("logits_processors", is_empty, "a request cannot bring its own code"),
 ];
-
-fn is_empty(value: &Value) -> bool {
-    value.as_array().is_some_and(Vec::is_empty)
-}
 
 fn is_false(value: &Value) -> bool {
     value == &Value::Bool(false)
@@ -77,10 +73,10 @@ fn best_of(fields: &mut Fields, n: Option<i64>) -> Result<(), Refusal> {
 fn seed(fields: &mut Fields) -> Result<Option<u64>, Refusal> {
     match fields.take("seed") {
         Some(Value::Number(number)) if number.is_u64() => Ok(number.as_u64()),
-        Some(Value::Number(number)) if number.is_i64() => {
-            Ok(number.as_i64().map(i64::cast_unsigned))
-        }
-        Some(other) => Err(Refusal::field("seed", "a 64-bit integer", found(&other))),
+        Some(other) => match whole(&other) {
+            Some(seed) => Ok(Some(seed.cast_unsigned())),
+            None => Err(Refusal::field("seed", "a 64-bit integer", found(&other))),
+        },
         None => Ok(None),
     }
 }

@@ -181,6 +181,16 @@ fn qwen3_renders_tool_calls_with_arguments_as_objects() {
 }
 
 #[test]
+fn a_developer_is_a_system_where_the_template_knows_none() {
+    let messages = json!([{"role": "developer", "content": "Be brief."},
+                          {"role": "user", "content": "Hi"}]);
+    let text = render(QWEN3, messages.clone());
+    assert!(text.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n"), "{text}");
+    let own = "{% for m in messages %}<{{ m.role }}>{% endfor %}{# developer #}";
+    assert_eq!(render(own, messages), "<developer><user>");
+}
+
+#[test]
 fn mixtral_alternates_and_says_so() {
     let messages = json!([
         {"role": "user", "content": "Hi"},

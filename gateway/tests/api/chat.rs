@@ -32,6 +32,23 @@ async fn a_conversation_is_rendered_and_answered() {
 }
 
 #[tokio::test]
+async fn what_clients_say_in_other_words_is_understood() {
+    let gateway = start(saying("x")).await;
+    let messages = json!([
+        {"role": "developer", "content": "Be"},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": null},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No"}]},
+    ]);
+    let body = json!({"messages": messages, "documents": [], "echo": false, "logprobs": false,
+                      "top_logprobs": 0, "seed": 7.0, "max_tokens": 3.0});
+    gateway.client.post("/v1/chat/completions", body).await.ok();
+    let request = &gateway.nodes[0].requests()[0];
+    assert_eq!(request.tokens, ids("<system>Be<user>Hi<assistant><assistant>No<assistant>"));
+    assert_eq!((request.sampling.seed, request.sampling.tokens_max), (7, 3));
+}
+
+#[tokio::test]
 async fn without_a_length_the_model_s_own_is_the_bound() {
     let gateway = start(saying("x")).await;
     let body = json!({"messages": [{"role": "user", "content": "Hi"}]});

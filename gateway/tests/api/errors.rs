@@ -35,7 +35,7 @@ fn prompts() -> Vec<Case> {
             json!("prompt"),
             "below the vocabulary's size 2048, found 2048",
         ),
-        (COMPLETIONS, json!({"prompt": long}), 400, Value::Null, "longest sequence has 1024"),
+        (COMPLETIONS, json!({"prompt": long}), 400, Value::Null, "maximum context length is 1024"),
         (COMPLETIONS, json!({"max_tokens": 1023}), 400, Value::Null, "1023 more are asked for"),
     ]
 }
@@ -204,6 +204,14 @@ fn conversations() -> Vec<Case> {
             json!("top_logprobs"),
             "from 0 to 20",
         ),
+        (
+            CHAT,
+            json!({"messages": hi(), "documents": [{"text": "a"}]}),
+            400,
+            json!("documents"),
+            "into a message",
+        ),
+        (CHAT, json!({"messages": hi(), "echo": true}), 400, json!("echo"), "/v1/completions"),
         ("/tokenize", json!({"model": "other"}), 404, json!("model"), "does not exist"),
         ("/detokenize", json!({"tokens": [9999]}), 400, json!("tokens"), "found 9999"),
     ]
