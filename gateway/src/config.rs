@@ -32,7 +32,7 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Folder with `config.json`, `tokenizer.json` and, to chat, a chat template.
+    /// Folder with `config.json`, `tokenizer.json`, perhaps `generation_config.json` and, to chat, a chat template.
     pub path: PathBuf,
     /// Names that requests may use, the first one in metrics; by default the folder's name.
     #[serde(default)]
@@ -43,6 +43,20 @@ pub struct ModelConfig {
     /// A chat template in a file of its own, in place of the model's.
     #[serde(default)]
     pub chat_template: Option<PathBuf>,
+    /// How to sample where a request does not say.
+    #[serde(default)]
+    pub sampling_defaults: SamplingDefaults,
+}
+
+/// Whose word counts where a request does not say how to sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplingDefaults {
+    /// The model's `generation_config.json`; OpenAI's where that says nothing or is not there.
+    #[default]
+    Model,
+    /// OpenAI's: temperature 1, from the whole vocabulary.
+    Openai,
 }
 
 /// Section `[cluster]`: how to find the attention nodes.

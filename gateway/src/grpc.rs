@@ -65,7 +65,7 @@ impl Inference {
         let id = request_id(&call.request_id, header)?;
         let wishes = wishes(call.sampling.unwrap_or_default(), call.stop)?;
         let logprobs = wishes.logprobs.is_some();
-        let sampling = wishes.check(served.vocab)?;
+        let sampling = served.sampling(wishes)?;
         let prompts = vec![self.prompt(call.prompt).await?];
         let request = Request { id: id.clone(), prompts, sampling, first_token, traceparent };
         let running = self.requests.start(request).await?;

@@ -8,6 +8,7 @@ mod cluster;
 pub mod config;
 mod constraint;
 mod deadline;
+mod defaults;
 mod detokenizer;
 mod door;
 mod grpc;

@@ -11,7 +11,9 @@ use serde_json::Value;
 use crate::{
     chat::ChatTemplate,
     config::ModelConfig,
+    defaults::Defaults,
     refusal::{Kind, Refusal},
+    request::{Sampling, Wishes},
     tokenizer::Tokenizer,
 };
 
@@ -50,6 +52,7 @@ pub(crate) struct ServedModel {
     pub(crate) positions_max: u32,
     /// Token ids are below this.
     pub(crate) vocab: u32,
+    defaults: Defaults,
     /// When the model was loaded, in seconds since 1970.
     pub(crate) created_s: u64,
 }
@@ -84,9 +87,11 @@ impl ServedModel {
         if let Err(reason) = &template {
             tracing::warn!(%reason, "chat requests will be refused");
         }
+        let vocab = size("vocab_size").ok_or_else(|| missing("`vocab_size`"))?;
         Ok(Self {
             names: names(config),
-            vocab: size("vocab_size").ok_or_else(|| missing("`vocab_size`"))?,
+            vocab,
+            defaults: Defaults::load(folder, config.sampling_defaults, vocab)?,
             tokenizer: Arc::new(tokenizer),
             template,
             positions_max,
@@ -104,6 +109,11 @@ impl ServedModel {
     #[must_use]
     pub(crate) fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// How a request wants to sample, checked; what it leaves open is as the model's defaults are.
+    pub(crate) fn sampling(&self, wishes: Wishes) -> Result<Sampling, Refusal> {
+        self.defaults.fill(wishes).check(self.vocab)
     }
 
     /// Checks the name in a request.

@@ -267,6 +267,7 @@ fn gateway_config(checkpoint: &Path) -> gateway::Config {
             served_names: vec!["demo".to_owned()],
             positions_max: None,
             chat_template: None,
+            sampling_defaults: gateway::config::SamplingDefaults::default(),
         },
         cluster: gateway::config::ClusterConfig {
             name: "gateway".to_owned(),

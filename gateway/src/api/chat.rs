@@ -91,7 +91,7 @@ pub(super) async fn create(
         logprobs: wishes.top_logprobs.is_some(),
         token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
     };
-    let sampling = wishes.check(model.vocab)?;
+    let sampling = model.sampling(wishes)?;
     // A template writes the special tokens itself.
     let special = fields.flag("add_special_tokens")?.unwrap_or(false);
     let conversation = conversation::read(&mut fields)?;

@@ -70,7 +70,7 @@ pub(super) async fn create(
     let wishes = read(&mut fields)?;
     let options = options(&mut fields, &wishes)?;
     let head = Head::new("cmpl", &id, name);
-    let sampling = wishes.check(model.vocab)?;
+    let sampling = model.sampling(wishes)?;
     let running =
         requests.start(Request { id, prompts, sampling, first_token, traceparent }).await?;
     let writer = Writer::new(head, options, &running, Arc::clone(&model.tokenizer));

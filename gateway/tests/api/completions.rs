@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use proto::v1::inference_client::InferenceClient;
 use serde_json::json;
 
 use crate::{
-    gateway::start,
+    gateway::{start, start_with},
+    grpc::{channel, request, text},
     node::{END, ids, say, say_ids, saying},
 };
 
@@ -101,6 +103,28 @@ async fn constraints_reach_the_node_in_one_form_each() {
         let last = gateway.nodes[0].requests().last().unwrap().sampling.constraint.clone();
         assert_eq!(last, expected, "{body}");
     }
+}
+
+#[tokio::test]
+async fn what_a_request_leaves_open_is_as_the_model_recommends() {
+    let recommend = |config: &mut gateway::Config| {
+        let file = config.model.path.join("generation_config.json");
+        std::fs::write(file, r#"{"temperature": 0.5, "top_k": 20, "eos_token_id": 0}"#).unwrap();
+    };
+    let gateway = start_with(vec![saying("x")], recommend).await;
+    for body in [json!({"prompt": "And God"}), json!({"prompt": "And God", "temperature": 0})] {
+        gateway.client.post("/v1/completions", body).await.ok();
+    }
+    let chat = json!({"messages": [{"role": "user", "content": "Hi"}], "top_k": -1});
+    gateway.client.post("/v1/chat/completions", chat).await.ok();
+    let mut client = InferenceClient::new(channel(&gateway).await);
+    client.generate(request(text("And God"))).await.unwrap();
+    let asked: Vec<_> = gateway.nodes[0]
+        .requests()
+        .iter()
+        .map(|request| (request.sampling.temperature, request.sampling.top_k))
+        .collect();
+    assert_eq!(asked, [(0.5, 20), (0.0, 20), (0.5, 0), (0.5, 20)]);
 }
 
 #[tokio::test]
