@@ -171,7 +171,12 @@ impl Layers {
         key: &str,
         error: &toml::de::Error,
     ) -> ConfigError {
-        let origin = match variable {
+        // A section that nobody knows may be one that a variable has made.
+        let unknown = error.message().starts_with("unknown field");
+        let below = format!("{key}.");
+        let made = |(path, _): &(&String, &Variable)| unknown && path.starts_with(&below);
+        let maker = || self.variables.iter().find(made).map(|(_, variable)| variable);
+        let origin = match variable.or_else(maker) {
             Some(variable) => format!("environment variable {}", variable.name),
             None => self.origin(),
         };

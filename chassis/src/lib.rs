@@ -4,6 +4,7 @@ pub mod admin;
 pub mod config;
 pub mod engine;
 pub mod http;
+pub mod last_word;
 pub mod metrics;
 pub mod readiness;
 pub mod role;

@@ -19,7 +19,7 @@ use crate::{
     Readiness, Shutdown, VERSION,
     admin::{self, Admin, AdminConfig, AdminError, Pages},
     config::{ConfigError, Layers},
-    metrics,
+    last_word, metrics,
     routes::Routes,
     shutdown::ShutdownConfig,
     telemetry::{self, TelemetryConfig},
@@ -28,6 +28,9 @@ use crate::{
 
 #[cfg(test)]
 mod tests;
+
+/// Whatever ends a process.
+type Cause = Box<dyn Error + Send + Sync>;
 
 /// Exit code for wrong flags or a refused configuration (`EX_USAGE`).
 const USAGE: u8 = 64;
@@ -52,11 +55,7 @@ pub struct Process {
 
 impl Process {
     /// A process that drains on SIGTERM and SIGINT. Must be called inside a tokio runtime.
-    pub fn new(
-        role: &str,
-        shutdown: &ShutdownConfig,
-        trust: &TrustConfig,
-    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    pub fn new(role: &str, shutdown: &ShutdownConfig, trust: &TrustConfig) -> Result<Self, Cause> {
         let readiness = Readiness::default();
         let logged = readiness.clone();
         tokio::spawn(async move { logged.log().await });
@@ -155,13 +154,13 @@ pub fn load<C: RoleConfig>(path: Option<&Path>) -> Result<(ProcessConfig, C), Co
 pub fn main<C, E, F>(role: &'static str, run: impl FnOnce(C, Process) -> F) -> ExitCode
 where
     C: RoleConfig,
-    E: Display,
+    E: Into<Cause>,
     F: Future<Output = Result<(), E>>,
 {
     match enter(role, std::env::args_os(), run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
-            exit.show(role);
+            last_word::say(role, &exit.sentence);
             ExitCode::from(exit.code)
         }
     }
@@ -190,14 +189,9 @@ impl Exit {
         Self { code: USAGE, sentence: error.to_string() }
     }
 
-    fn failure(error: impl Display) -> Self {
-        // The alternate form prints the causes too, where the error has any.
-        Self { code: FAILURE, sentence: format!("{error:#}") }
-    }
-
-    #[expect(clippy::print_stderr, reason = "the last word of a process, log or no log")]
-    fn show(&self, role: &str) {
-        eprintln!("{role}: {}", self.sentence);
+    fn failure(error: impl Into<Cause>) -> Self {
+        let error: Cause = error.into();
+        Self { code: FAILURE, sentence: last_word::sentence(&*error) }
     }
 }
 
@@ -208,7 +202,7 @@ fn enter<C, E, F>(
 ) -> Result<(), Exit>
 where
     C: RoleConfig,
-    E: Display,
+    E: Into<Cause>,
     F: Future<Output = Result<(), E>>,
 {
     let Some(flags) = parse(role, arguments)? else {
@@ -243,7 +237,7 @@ fn start<E, F>(
     run: impl FnOnce(Process) -> F,
 ) -> Result<(), Exit>
 where
-    E: Display,
+    E: Into<Cause>,
     F: Future<Output = Result<(), E>>,
 {
     telemetry::init(&config.telemetry).map_err(Exit::failure)?;

@@ -22,6 +22,7 @@ mod top;
 
 use std::process::ExitCode;
 
+use chassis::last_word;
 use clap::{Parser, Subcommand};
 
 /// Serves mixture-of-experts models from attention nodes and expert nodes.
@@ -81,10 +82,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            #[expect(clippy::print_stderr, reason = "the last word of a program")]
-            {
-                eprintln!("amoe: {error:#}");
-            }
+            last_word::say("amoe", &last_word::sentence(error.as_ref()));
             ExitCode::FAILURE
         }
     }

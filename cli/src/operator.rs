@@ -1,7 +1,7 @@
 //! How an operator's command reaches the coordinator that leads, and how it proves who it is: by a
 //! certificate, by a key, or not at all.
 
-use std::path::PathBuf;
+use std::{error::Error, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -113,7 +113,7 @@ impl Operator {
                 Some(leader) if status.code() == Code::Unavailable => {
                     leader.clone_into(&mut address);
                 }
-                _ => return Err(anyhow!("the coordinator at {address}: {}", status.message())),
+                _ => return Err(anyhow!("the coordinator at {address}: {}", reason(&status))),
             }
         }
         bail!(
@@ -129,5 +129,14 @@ impl Operator {
         Ok(AdminClient::with_interceptor(channel, self.bearer.clone())
             .max_decoding_message_size(PLAN_BYTES_MAX)
             .max_encoding_message_size(PLAN_BYTES_MAX))
+    }
+}
+
+/// What a status says and, where there was no answer, the system's reason for that.
+fn reason(status: &Status) -> String {
+    let root = std::iter::successors(status.source(), |&cause| cause.source()).last();
+    match root.map(ToString::to_string) {
+        Some(root) if !status.message().ends_with(&root) => format!("{}: {root}", status.message()),
+        _ => status.message().to_owned(),
     }
 }

@@ -145,6 +145,12 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "name = 'a'",
+        &["AMOE_ENGIN__DRAIN_CAP=1"],
+        "environment variable AMOE_ENGIN__DRAIN_CAP: key `engin`: unknown field `engin`, \
+             expected one of `name`, `engine`, `peers`",
+    ),
+    (
+        "name = 'a'",
         &["AMOE_NAME__FIRST=b"],
         "environment variable AMOE_NAME__FIRST: names a key below one that is not a section",
     ),
