@@ -9,7 +9,7 @@ use chassis::{
     telemetry::{self, TelemetryConfig},
 };
 use clap::Args;
-use gateway::config::ServerConfig;
+use gateway::config::{SamplingDefaults, ServerConfig};
 use proto::v1::{
     GenerateRequest, SamplingParams, TokenIds, generate_request::Prompt,
     inference_client::InferenceClient,
@@ -96,9 +96,10 @@ async fn ask_cluster(flags: &Flags) -> Result<Option<Vec<u32>>> {
         .map_err(|error| anyhow!(error))?;
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
     let server = ServerConfig { address, ..ServerConfig::default() };
+    // The flags say it all: the same flags, the same text, whatever the model recommends.
+    let model = flags.cluster.public_model(SamplingDefaults::Openai);
     let cluster =
-        LocalCluster::open(flags.cluster.clone(), server, None, Vec::new(), process.clone())
-            .await?;
+        LocalCluster::open(flags.cluster.clone(), model, server, None, process.clone()).await?;
     let address = cluster.address();
     let serving = tokio::spawn(cluster.serve());
     let asked = tokio::select! {

@@ -7,16 +7,16 @@ use std::{
     pin::Pin,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use attention_node::{
     AttentionNode,
     config::{BoundsConfig, CanaryConfig, PrefixCachingConfig, RoutingConfig},
 };
-use chassis::role::Process;
+use chassis::role::{Process, RoleConfig};
 use clap::{Args, ValueEnum};
 use coordinator::Coordinator;
 use expert_node::ExpertNode;
-use gateway::{Gateway, Membership};
+use gateway::{Gateway, Membership, config::SamplingDefaults};
 use model::{Compute, CpuOptions, Isa};
 use node::{
     Site,
@@ -79,6 +79,38 @@ pub(crate) struct LocalFlags {
     pub(crate) first_token_ms: u64,
 }
 
+impl LocalFlags {
+    /// The model as the public sees it, under its folder's name.
+    pub(crate) fn public_model(&self, defaults: SamplingDefaults) -> gateway::config::ModelConfig {
+        gateway::config::ModelConfig {
+            path: self.model.clone(),
+            served_names: Vec::new(),
+            positions_max: self.max_model_len,
+            chat_template: None,
+            sampling_defaults: defaults,
+        }
+    }
+
+    /// Checks what the types cannot, before anything starts.
+    fn check(&self) -> Result<()> {
+        let folder = &self.model;
+        ensure!(
+            folder.is_dir(),
+            "{}: no such folder, expected one that holds a checkpoint in Hugging Face's layout",
+            folder.display()
+        );
+        let on_gpu = matches!(self.device.device, Device::Cuda(_));
+        ensure!(
+            !on_gpu || self.experts == NonZeroU16::MIN,
+            "--experts is {}, expected 1 on a GPU: an expert node takes what the device has left",
+            self.experts
+        );
+        attention_config(self, 0).check().map_err(Error::msg)?;
+        expert_config(self, 0).check().map_err(Error::msg)?;
+        Ok(())
+    }
+}
+
 /// Precisions by their names.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum ComputeName {
@@ -120,36 +152,21 @@ pub(crate) struct LocalCluster {
 // === impl LocalCluster ===
 
 impl LocalCluster {
-    /// Opens the coordinator and the gateway. Must be called within a tokio runtime.
+    /// Opens the coordinator and the gateway, which shows the model as `model` says. Must be called within a
+    /// tokio runtime.
     pub(crate) async fn open(
         flags: LocalFlags,
+        model: gateway::config::ModelConfig,
         server: gateway::config::ServerConfig,
         public_tls: Option<PublicTlsConfig>,
-        served_names: Vec<String>,
         process: Process,
     ) -> Result<Self> {
-        let folder = &flags.model;
-        ensure!(
-            folder.is_dir(),
-            "{}: no such folder, expected one that holds a checkpoint in Hugging Face's layout",
-            folder.display()
-        );
-        let on_gpu = matches!(flags.device.device, Device::Cuda(_));
-        ensure!(
-            !on_gpu || flags.experts == NonZeroU16::MIN,
-            "--experts is {}, expected 1 on a GPU: an expert node takes what the device has left",
-            flags.experts
-        );
+        flags.check()?;
         let hub = Hub::new();
         let coordinator =
             Coordinator::bind(coordinator_config(&flags), &hub, process.clone()).await?;
         let config = gateway::Config {
-            model: gateway::config::ModelConfig {
-                path: flags.model.clone(),
-                served_names,
-                positions_max: flags.max_model_len,
-                chat_template: None,
-            },
+            model,
             cluster: gateway::config::ClusterConfig {
                 name: "gateway".to_owned(),
                 coordinators: vec![COORDINATOR.to_owned()],
@@ -313,5 +330,35 @@ fn expert_config(flags: &LocalFlags, number: u16) -> expert_node::Config {
         batching: expert_node::config::default_batching(),
         links: links(),
         loading: expert_node::config::LoadingConfig::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::LocalFlags;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        local: LocalFlags,
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_a_sentence_before_anything_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().to_str().unwrap();
+        for (flags, sentence) in [
+            (vec![folder], ""),
+            (vec!["/nowhere"], "/nowhere: no such folder"),
+            (vec![folder, "--max-num-seqs", "0"], "key `bounds.sequences_max` is 0"),
+            (vec![folder, "--device", "cuda:0", "--experts", "2"], "--experts is 2, expected 1"),
+        ] {
+            let parsed = Flags::parse_from([vec!["amoe"], flags].concat());
+            let told =
+                parsed.local.check().err().map_or_else(String::new, |error| error.to_string());
+            assert!(told.starts_with(sentence) && told.is_empty() == sentence.is_empty(), "{told}");
+        }
     }
 }

@@ -13,8 +13,8 @@ use chassis::{
     telemetry::{self, TelemetryConfig},
     traces::TracingConfig,
 };
-use clap::Args;
-use gateway::config::ServerConfig;
+use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
+use gateway::config::{ModelConfig, SamplingDefaults, ServerConfig};
 use trust::{Keys, KeysConfig, PublicTlsConfig, TrustConfig};
 
 use crate::local::{LocalCluster, LocalFlags};
@@ -34,8 +34,14 @@ pub(crate) struct Flags {
     /// Names that requests may use; by default the folder's.
     #[arg(long, value_name = "NAME", env = "AMOE_SERVED_MODEL_NAME")]
     served_model_name: Vec<String>,
+    /// A chat template in a file of its own, in place of the model's.
+    #[arg(long, value_name = "FILE", env = "AMOE_CHAT_TEMPLATE")]
+    chat_template: Option<PathBuf>,
+    /// How to sample where a request does not say.
+    #[arg(long, default_value = "model", env = "AMOE_SAMPLING_DEFAULTS")]
+    sampling_defaults: DefaultsName,
     /// Requests must carry one of these keys as a bearer token.
-    #[arg(long, value_name = "KEY", env = "AMOE_API_KEY", hide_env_values = true)]
+    #[arg(long, value_name = "KEY", env = "AMOE_API_KEY", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     api_key: Vec<String>,
     /// A file of keys, as `amoe keys new` makes them, in place of `--api-key`.
     #[arg(long, value_name = "FILE", env = "AMOE_KEYS", conflicts_with = "api_key")]
@@ -58,6 +64,24 @@ pub(crate) struct Flags {
     /// How long work in progress may take to finish after a stop.
     #[arg(long, default_value_t = 45_000, value_name = "MS", env = "AMOE_DRAIN_MS")]
     drain_ms: u64,
+}
+
+/// Sampling defaults by their names.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DefaultsName {
+    /// As the model's `generation_config.json` recommends.
+    Model,
+    /// As OpenAI's API does: temperature 1, from the whole vocabulary.
+    Openai,
+}
+
+impl From<DefaultsName> for SamplingDefaults {
+    fn from(name: DefaultsName) -> Self {
+        match name {
+            DefaultsName::Model => Self::Model,
+            DefaultsName::Openai => Self::Openai,
+        }
+    }
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -86,8 +110,13 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
             Some(admin) => Some(process.open_admin(admin).await?),
             None => None,
         };
-        let (names, all) = (flags.served_model_name, flags.cluster);
-        let cluster = LocalCluster::open(all, server, public_tls, names, process.clone()).await?;
+        let all = flags.cluster;
+        let model = ModelConfig {
+            served_names: flags.served_model_name,
+            chat_template: flags.chat_template,
+            ..all.public_model(flags.sampling_defaults.into())
+        };
+        let cluster = LocalCluster::open(all, model, server, public_tls, process.clone()).await?;
         let served = process.shutdown.guard(cluster.serve()).await;
         process.tracer.flush().await;
         served?

@@ -59,8 +59,8 @@ impl ChatTemplate {
     ) -> Result<Result<Self, String>, LoadError> {
         let found = files::find(folder, file)?;
         if found.templates.is_empty() {
-            return Ok(Err("this model has no chat template: use completions, or \
-                           start the gateway with one"
+            return Ok(Err("this model has no chat template: use completions, or start the \
+                           gateway with one (`model.chat_template`, or `amoe serve --chat-template`)"
                 .to_string()));
         }
         Ok(Self::compile(&found.templates, found.special_tokens)

@@ -79,8 +79,8 @@ impl ServedModel {
         if positions_max > trained || positions_max < 2 {
             return Err(LoadError::Content {
                 path: folder.join("config.json"),
-                expected: "`max_position_embeddings` of at least the configured `positions_max`",
-                found: format!("{trained} for `positions_max` = {positions_max}"),
+                expected: "a configured longest sequence of 2 to `max_position_embeddings` tokens",
+                found: format!("{positions_max}, where `max_position_embeddings` is {trained}"),
             });
         }
         let template = ChatTemplate::load(folder, config.chat_template.as_deref())?;

@@ -79,22 +79,6 @@ fn numbers() -> Vec<Case> {
         (COMPLETIONS, json!({"logprobs": true}), 400, json!("logprobs"), "an integer, found true"),
         (COMPLETIONS, json!({"logprobs": 1, "echo": true}), 400, json!("echo"), "not together"),
         (COMPLETIONS, json!({"suffix": "end"}), 400, json!("suffix"), "not offered"),
-        (COMPLETIONS, json!({"allowed_token_ids": [1]}), 400, json!("allowed_token_ids"), "use"),
-        (COMPLETIONS, json!({"bad_words": ["a"]}), 400, json!("bad_words"), "`logit_bias`"),
-        (
-            COMPLETIONS,
-            json!({"truncate_prompt_tokens": 5}),
-            400,
-            json!("truncate_prompt_tokens"),
-            "never cut",
-        ),
-        (
-            COMPLETIONS,
-            json!({"return_tokens_as_token_ids": true}),
-            400,
-            json!("return_tokens_as_token_ids"),
-            "`return_token_ids`",
-        ),
         (COMPLETIONS, json!({"stream": "yes"}), 400, json!("stream"), "true or false"),
         (
             COMPLETIONS,
@@ -204,6 +188,31 @@ fn conversations() -> Vec<Case> {
             json!("top_logprobs"),
             "from 0 to 20",
         ),
+        ("/tokenize", json!({"model": "other"}), 404, json!("model"), "does not exist"),
+        ("/detokenize", json!({"tokens": [9999]}), 400, json!("tokens"), "found 9999"),
+    ]
+}
+
+/// Fields that would change the answer and are not offered.
+fn unoffered() -> Vec<Case> {
+    let hi = || json!([{"role": "user", "content": "Hi"}]);
+    vec![
+        (COMPLETIONS, json!({"allowed_token_ids": [1]}), 400, json!("allowed_token_ids"), "use"),
+        (COMPLETIONS, json!({"bad_words": ["a"]}), 400, json!("bad_words"), "`logit_bias`"),
+        (
+            COMPLETIONS,
+            json!({"truncate_prompt_tokens": 5}),
+            400,
+            json!("truncate_prompt_tokens"),
+            "never cut",
+        ),
+        (
+            COMPLETIONS,
+            json!({"return_tokens_as_token_ids": true}),
+            400,
+            json!("return_tokens_as_token_ids"),
+            "`return_token_ids`",
+        ),
         (
             CHAT,
             json!({"messages": hi(), "documents": [{"text": "a"}]}),
@@ -212,8 +221,6 @@ fn conversations() -> Vec<Case> {
             "into a message",
         ),
         (CHAT, json!({"messages": hi(), "echo": true}), 400, json!("echo"), "/v1/completions"),
-        ("/tokenize", json!({"model": "other"}), 404, json!("model"), "does not exist"),
-        ("/detokenize", json!({"tokens": [9999]}), 400, json!("tokens"), "found 9999"),
     ]
 }
 
@@ -221,7 +228,7 @@ fn conversations() -> Vec<Case> {
 async fn bad_requests_get_a_sentence_and_disturb_nobody() {
     let gateway = start(saying("x")).await;
     for (path, change, status, param, sentence) in
-        [prompts(), numbers(), constraints(), conversations()].concat()
+        [prompts(), numbers(), constraints(), conversations(), unoffered()].concat()
     {
         let mut body = json!({"model": "demo"});
         if path != CHAT {
