@@ -100,9 +100,8 @@ pub(super) async fn create(
     let running =
         requests.start(Request { id, prompts, sampling, first_token, traceparent }).await?;
     match streaming {
-        Streaming::On { usage } => {
-            let chunks = Stream { writer, usage, begun: HashSet::new() };
-            Ok(respond(running, chunks, usage))
+        Streaming::On(usage) => {
+            Ok(respond(running, Stream { writer, begun: HashSet::new() }, usage))
         }
         Streaming::Off => Ok(writer.whole(running).await?),
     }
@@ -155,20 +154,23 @@ impl Writer {
 
 struct Stream {
     writer: Writer,
-    usage: bool,
     begun: HashSet<u32>,
 }
 
 impl Stream {
-    fn chunk(&self, change: Change) -> String {
-        // With the usage asked for, all other chunks say that they have none.
-        let usage = self.usage.then_some(None);
+    fn chunk(&self, change: Change, usage: Option<Option<Usage>>) -> String {
         json(&self.writer.head.answer(CHUNK, vec![change], usage))
     }
 }
 
 impl Chunks for Stream {
-    fn piece(&mut self, index: u32, piece: Piece, out: &mut VecDeque<String>) {
+    fn piece(
+        &mut self,
+        index: u32,
+        piece: Piece,
+        usage: Option<Option<Usage>>,
+        out: &mut VecDeque<String>,
+    ) {
         if self.begun.insert(index) {
             let change = Change {
                 index,
@@ -177,7 +179,7 @@ impl Chunks for Stream {
                 finish: Finish::default(),
                 token_ids: None,
             };
-            out.push_back(self.chunk(change));
+            out.push_back(self.chunk(change, usage));
         }
         // Tokens that show no text yet are told too, so that a client sees every step.
         let change = Change {
@@ -187,7 +189,7 @@ impl Chunks for Stream {
             delta: Delta { role: None, content: Some(piece.text) },
             finish: piece.ending.into(),
         };
-        out.push_back(self.chunk(change));
+        out.push_back(self.chunk(change, usage));
     }
 
     fn usage(&self, usage: Usage) -> String {

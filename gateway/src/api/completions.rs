@@ -75,9 +75,8 @@ pub(super) async fn create(
         requests.start(Request { id, prompts, sampling, first_token, traceparent }).await?;
     let writer = Writer::new(head, options, &running, Arc::clone(&model.tokenizer));
     match streaming {
-        Streaming::On { usage } => {
-            let chunks = Stream { writer, usage, begun: HashSet::new() };
-            Ok(respond(running, chunks, usage))
+        Streaming::On(usage) => {
+            Ok(respond(running, Stream { writer, begun: HashSet::new() }, usage))
         }
         Streaming::Off => Ok(writer.whole(running).await?),
     }
@@ -192,19 +191,22 @@ impl Writer {
 
 struct Stream {
     writer: Writer,
-    usage: bool,
     begun: HashSet<u32>,
 }
 
 impl Chunks for Stream {
-    fn piece(&mut self, index: u32, mut piece: Piece, out: &mut VecDeque<String>) {
+    fn piece(
+        &mut self,
+        index: u32,
+        mut piece: Piece,
+        usage: Option<Option<Usage>>,
+        out: &mut VecDeque<String>,
+    ) {
         if self.begun.insert(index) {
             piece.text.insert_str(0, &self.writer.before[index as usize]);
         }
         // Tokens that show no text yet are told too, so that a client sees every step.
         let choice = self.writer.choice(index, piece);
-        // With the usage asked for, all other chunks say that they have none.
-        let usage = self.usage.then_some(None);
         out.push_back(json(&self.writer.head.answer(OBJECT, vec![choice], usage)));
     }
 

@@ -16,8 +16,18 @@ const DONE: &str = "[DONE]";
 pub(super) enum Streaming {
     /// One answer.
     Off,
-    /// Chunks, and one with the usage if asked for.
-    On { usage: bool },
+    /// Chunks.
+    On(Told),
+}
+
+/// Where a stream tells its usage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Nowhere,
+    /// In a chunk of its own, the last one.
+    Last,
+    /// As it is so far in every chunk, too.
+    Always,
 }
 
 impl Streaming {
@@ -29,9 +39,15 @@ impl Streaming {
                 Err(Refusal::unsupported("stream_options", "only allowed when `stream` is true"))
             }
             (false, None) => Ok(Self::Off),
-            (true, None) => Ok(Self::On { usage: false }),
+            (true, None) => Ok(Self::On(Told::Nowhere)),
             (true, Some(mut options)) => {
-                Ok(Self::On { usage: options.flag("include_usage")?.unwrap_or(false) })
+                let wanted = options.flag("include_usage")?.unwrap_or(false);
+                let always = options.flag("continuous_usage_stats")?.unwrap_or(false);
+                Ok(Self::On(match (wanted, always) {
+                    (false, _) => Told::Nowhere,
+                    (true, false) => Told::Last,
+                    (true, true) => Told::Always,
+                }))
             }
         }
     }
@@ -39,8 +55,14 @@ impl Streaming {
 
 /// Makes one API's chunks.
 pub(super) trait Chunks: Send + 'static {
-    /// Adds the chunks of a choice's next piece.
-    fn piece(&mut self, choice: u32, piece: Piece, out: &mut VecDeque<String>);
+    /// Adds the chunks of a choice's next piece. Their usage is absent, null, or what it is so far.
+    fn piece(
+        &mut self,
+        choice: u32,
+        piece: Piece,
+        usage: Option<Option<Usage>>,
+        out: &mut VecDeque<String>,
+    );
 
     /// The chunk after the last piece, when the client wants the usage.
     fn usage(&self, usage: Usage) -> String;
@@ -58,7 +80,7 @@ pub(super) fn json(chunk: &impl Serialize) -> String {
 struct State<C> {
     running: Running,
     chunks: C,
-    usage: bool,
+    usage: Told,
     queue: VecDeque<String>,
     over: bool,
 }
@@ -67,13 +89,20 @@ impl<C: Chunks> State<C> {
     async fn next(&mut self) -> Option<String> {
         while self.queue.is_empty() && !self.over {
             match self.running.next().await {
-                Some(Ok((choice, piece))) => self.chunks.piece(choice, piece, &mut self.queue),
+                Some(Ok((choice, piece))) => {
+                    let usage = match self.usage {
+                        Told::Nowhere => None,
+                        Told::Last => Some(None),
+                        Told::Always => Some(Some(Usage::from(&self.running))),
+                    };
+                    self.chunks.piece(choice, piece, usage, &mut self.queue);
+                }
                 Some(Err(refusal)) => {
                     self.queue.push_back(json(&ErrorBody::from(refusal)));
                     self.close();
                 }
                 None => {
-                    if self.usage {
+                    if self.usage != Told::Nowhere {
                         self.queue.push_back(self.chunks.usage(Usage::from(&self.running)));
                     }
                     self.close();
@@ -90,7 +119,7 @@ impl<C: Chunks> State<C> {
 }
 
 /// The response. Dropping it, as the server does when the client has left, cancels the request.
-pub(super) fn respond(running: Running, chunks: impl Chunks, usage: bool) -> Response {
+pub(super) fn respond(running: Running, chunks: impl Chunks, usage: Told) -> Response {
     let state = State { running, chunks, usage, queue: VecDeque::new(), over: false };
     let events = futures::stream::unfold(state, async |mut state| {
         let data = state.next().await?;

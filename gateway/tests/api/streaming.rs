@@ -38,6 +38,23 @@ async fn completions_come_in_chunks_with_the_usage_last() {
 }
 
 #[tokio::test]
+async fn the_usage_so_far_comes_with_every_chunk_if_wanted() {
+    let gateway = start(saying(" said unto him")).await;
+    let mut body = json!({"messages": [{"role": "user", "content": "Hi"}], "prompt": "And God",
+                          "stream": true, "max_tokens": 3,
+                          "stream_options": {"include_usage": true, "continuous_usage_stats": true}});
+    let counts = async |path: &str, body: &Value| -> Vec<Value> {
+        let chunks = gateway.client.stream(path, body.clone()).await.chunks().await;
+        chunks.iter().map(|chunk| chunk["usage"]["completion_tokens"].clone()).collect()
+    };
+    assert_eq!(counts("/v1/completions", &body).await, [1, 2, 3, 3]);
+    // The first token's role comes in a chunk of its own.
+    assert_eq!(counts("/v1/chat/completions", &body).await, [1, 1, 2, 3, 3]);
+    body["stream_options"]["include_usage"] = json!(false);
+    assert_eq!(counts("/v1/completions", &body).await, [json!(null), json!(null), json!(null)]);
+}
+
+#[tokio::test]
 async fn chat_begins_with_the_role_and_has_no_usage_unless_asked() {
     let gateway = start(saying(" said unto him")).await;
     let body = json!({"messages": [{"role": "user", "content": "Hi"}], "stream": true});
