@@ -31,6 +31,9 @@ pub(crate) struct Flags {
     // Kubernetes sets AMOE_PORT, and not to a number, next to a service called amoe.
     #[arg(long, default_value_t = 8000, env = "AMOE_SERVE_PORT")]
     port: u16,
+    /// Origins whose pages may ask from a browser: `https://chat.example.org`, or `*` for any.
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', env = "AMOE_ALLOWED_ORIGINS")]
+    allowed_origins: Vec<String>,
     /// Names that requests may use; by default the folder's.
     #[arg(long, value_name = "NAME", env = "AMOE_SERVED_MODEL_NAME")]
     served_model_name: Vec<String>,
@@ -89,6 +92,7 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
     telemetry::init(&TelemetryConfig { log: flags.log, ..TelemetryConfig::default() })?;
     let server = ServerConfig {
         address: SocketAddr::new(flags.host, flags.port),
+        allowed_origins: flags.allowed_origins,
         ..ServerConfig::default()
     };
     let shutdown = ShutdownConfig { drain_ms: flags.drain_ms };

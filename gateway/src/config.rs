@@ -6,6 +6,8 @@ use serde::Deserialize;
 use transport::Address;
 use trust::PublicTlsConfig;
 
+use crate::cors::is_origin;
+
 /// Everything but the sections that every process has: `[admin]`, `[telemetry]`, `[shutdown]`, `[tls]`, `[keys]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,6 +89,8 @@ pub struct ServerConfig {
     pub header_bytes_max: u32,
     /// How long a client may take to send a request's headers, and then its body.
     pub receive_timeout_s: u64,
+    /// Origins whose pages may ask from a browser, such as `https://chat.example.org`; `*` is any.
+    pub allowed_origins: Vec<String>,
 }
 
 impl Default for ServerConfig {
@@ -101,6 +105,7 @@ impl Default for ServerConfig {
             headers_max: 100,
             header_bytes_max: 32 << 10,
             receive_timeout_s: 60,
+            allowed_origins: Vec::new(),
         }
     }
 }
@@ -194,6 +199,11 @@ impl Config {
                 self.server.header_bytes_max >= chassis::http::HEADER_BYTES_LEAST,
                 "server.header_bytes_max",
                 "at least 8192",
+            ),
+            (
+                self.server.allowed_origins.iter().all(|origin| is_origin(origin)),
+                "server.allowed_origins",
+                "`*` or origins such as https://chat.example.org",
             ),
             (self.bounds.prompt_tokens_max != Some(0), "bounds.prompt_tokens_max", "at least 1"),
             (

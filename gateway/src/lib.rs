@@ -7,6 +7,7 @@ mod clock;
 mod cluster;
 pub mod config;
 mod constraint;
+mod cors;
 mod deadline;
 mod defaults;
 mod detokenizer;

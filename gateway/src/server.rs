@@ -24,6 +24,7 @@ use trust::{Denied, Keys};
 use crate::{
     api::{self, Problem},
     config::ServerConfig,
+    cors::{self, Origins},
     deadline::Deadlined,
     metrics::Metrics,
     refusal::{Kind, Refusal},
@@ -148,6 +149,7 @@ pub(crate) fn router(
         .layer(DefaultBodyLimit::max(bounds.bytes_max))
         .layer(Extension(bounds))
         .layer(middleware::from_fn(note_headers))
+        .layer(middleware::from_fn_with_state(Origins::new(&config.allowed_origins), cors::share))
         .layer(middleware::from_fn(name_request))
         .layer(middleware::from_fn_with_state(metrics, count))
 }

@@ -342,6 +342,38 @@ async fn a_key_is_wanted_everywhere_but_at_the_probes() {
 }
 
 #[tokio::test]
+async fn only_pages_of_allowed_origins_may_ask() {
+    let keyed = keyed();
+    let gateway = start_trusting(keyed.trust, vec![saying("x")], |config| {
+        config.server.allowed_origins = vec!["https://chat.example.org".into()];
+    })
+    .await;
+    let preflight = async |origin: &str| {
+        let headers = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization,content-type"),
+        ];
+        gateway.client.send(Method::OPTIONS, COMPLETIONS, &headers, "").await
+    };
+    let allowed = preflight("https://chat.example.org").await;
+    assert_eq!(allowed.status, 204);
+    assert_eq!(allowed.headers["access-control-allow-origin"], "https://chat.example.org");
+    assert_eq!(allowed.headers["access-control-allow-headers"], "authorization,content-type");
+    let stranger = preflight("https://evil.example.org").await;
+    assert_eq!(stranger.status, 401);
+    assert!(!stranger.headers.contains_key("access-control-allow-origin"));
+    // Leave to ask is no key, and a page can read what it is refused by.
+    let origin = ("origin", "https://chat.example.org");
+    let keyless = gateway.client.send(Method::GET, "/v1/models", &[origin], "").await;
+    assert_eq!(keyless.status, 401);
+    assert_eq!(keyless.headers["access-control-allow-origin"], "https://chat.example.org");
+    let key = format!("Bearer {}", keyed.inference);
+    let asked = [origin, ("authorization", key.as_str())];
+    assert_eq!(gateway.client.send(Method::GET, "/v1/models", &asked, "").await.status, 200);
+}
+
+#[tokio::test]
 async fn a_prompt_longer_than_configured_is_refused() {
     let short = |config: &mut ::gateway::Config| config.bounds.prompt_tokens_max = Some(4);
     let gateway = start_with(vec![saying("x")], short).await;
