@@ -46,6 +46,8 @@ pub(crate) struct Conversation {
     pub(crate) tools: Vec<serde_json::Value>,
     /// Whether the prompt ends with the beginning of the assistant's turn.
     pub(crate) add_generation_prompt: bool,
+    /// Whether the prompt ends within the last message, for the model to go on with it.
+    pub(crate) continue_final_message: bool,
     /// Further variables, such as Qwen3's `enable_thinking`.
     pub(crate) variables: Map<String, serde_json::Value>,
 }
@@ -109,8 +111,34 @@ impl ChatTemplate {
             )
         };
         let template = self.environment.get_template(name).map_err(refused)?;
-        template.render(variables(conversation)).map_err(refused)
+        let begun = conversation.continue_final_message.then(|| last_content(&conversation));
+        let text = template.render(variables(conversation)).map_err(refused)?;
+        match begun {
+            Some(begun) => within(text, &begun),
+            None => Ok(text),
+        }
     }
+}
+
+fn last_content(conversation: &Conversation) -> String {
+    let content = conversation.messages.last().and_then(|message| message["content"].as_str());
+    content.unwrap_or_default().to_string()
+}
+
+/// The prompt up to the end of its last message, without what the template puts behind it. Templates may trim
+/// a message.
+fn within(mut text: String, message: &str) -> Result<String, Refusal> {
+    let said = message.trim();
+    let Some(at) = text.rfind(said).filter(|_| !said.is_empty()) else {
+        return Err(Refusal::unsupported(
+            "continue_final_message",
+            "the last message has no text in the prompt that the model's chat template makes",
+        ));
+    };
+    let untrimmed = message.trim_start();
+    let end = if text[at..].starts_with(untrimmed) { untrimmed.len() } else { said.len() };
+    text.truncate(at + end);
+    Ok(text)
 }
 
 /// Newer clients call `developer` what templates call `system`; many templates leave out, without a

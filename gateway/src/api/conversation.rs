@@ -5,14 +5,10 @@ use serde_json::{Map, Value};
 use super::fields::{Fields, found, is_empty};
 use crate::{chat::Conversation, refusal::Refusal};
 
-/// Reads `messages`, `tools`, `tool_choice`, `chat_template_kwargs` and `add_generation_prompt`.
+/// Reads `messages`, `tools`, `tool_choice`, `chat_template_kwargs`, `add_generation_prompt` and
+/// `continue_final_message`.
 pub(super) fn read(fields: &mut Fields) -> Result<Conversation, Refusal> {
     fields.refuse("chat_template", |_| false, "a request cannot bring its own template")?;
-    fields.refuse(
-        "continue_final_message",
-        |value| value == &Value::Bool(false),
-        "going on with the last message is not offered",
-    )?;
     fields.refuse("functions", |_| false, "use `tools`")?;
     fields.refuse("documents", is_empty, "put them into a message")?;
     fields.refuse("echo", |value| value == &Value::Bool(false), "only `/v1/completions` has it")?;
@@ -22,11 +18,20 @@ pub(super) fn read(fields: &mut Fields) -> Result<Conversation, Refusal> {
         .ok_or_else(|| Refusal::field("messages", "an array of at least one message", "none"))?;
     let messages =
         (0..).zip(items).map(|(at, item)| message(at, item)).collect::<Result<_, _>>()?;
+    let go_on = fields.flag("continue_final_message")?.unwrap_or(false);
+    let new_turn = fields.flag("add_generation_prompt")?;
+    if go_on && new_turn == Some(true) {
+        return Err(Refusal::unsupported(
+            "continue_final_message",
+            "not together with `add_generation_prompt`",
+        ));
+    }
     let variables = fields.object("chat_template_kwargs")?;
     Ok(Conversation {
         messages,
         tools: tools(fields)?,
-        add_generation_prompt: fields.flag("add_generation_prompt")?.unwrap_or(true),
+        add_generation_prompt: new_turn.unwrap_or(!go_on),
+        continue_final_message: go_on,
         variables: variables.map(Fields::into_map).unwrap_or_default(),
     })
 }

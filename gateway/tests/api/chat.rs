@@ -49,6 +49,21 @@ async fn what_clients_say_in_other_words_is_understood() {
 }
 
 #[tokio::test]
+async fn the_last_message_is_gone_on_with() {
+    let gateway = start(saying("x")).await;
+    let mut body = json!({"messages": [{"role": "assistant", "content": "Hi, "}],
+                          "continue_final_message": true});
+    gateway.client.post("/v1/chat/completions", body.clone()).await.ok();
+    assert_eq!(gateway.nodes[0].requests()[0].tokens, ids("<assistant>Hi, "));
+    body["add_generation_prompt"] = json!(true);
+    let both = gateway.client.post("/v1/chat/completions", body).await;
+    assert_eq!(
+        (both.status.as_u16(), &both.json()["error"]["param"]),
+        (400, &json!("continue_final_message"))
+    );
+}
+
+#[tokio::test]
 async fn without_a_length_the_model_s_own_is_the_bound() {
     let gateway = start(saying("x")).await;
     let body = json!({"messages": [{"role": "user", "content": "Hi"}]});
