@@ -18,7 +18,7 @@ pub(crate) const CHOICES_MAX: u32 = 128;
 /// Alternatives per token that may be asked for.
 pub(crate) const LOGPROBS_MAX: u32 = 20;
 /// Stop strings a request may name.
-pub(crate) const STOPS_MAX: usize = 16;
+pub(crate) const STOPS_MAX: usize = 64;
 /// Longest stop string, in bytes; text is held back up to this length.
 pub(crate) const STOP_BYTES_MAX: usize = 1024;
 /// Stop tokens and biased tokens that a request may name.

@@ -92,8 +92,8 @@ fn every_rule_on_tokens_and_counts_has_a_sentence() {
             "`stop`: expected strings of 1 to 1024 bytes, found one of 0 bytes",
         ),
         (
-            Wishes { stop: vec!["x".into(); 17], ..none() },
-            "`stop`: expected at most 16 entries, found 17",
+            Wishes { stop: vec!["x".into(); 65], ..none() },
+            "`stop`: expected at most 64 entries, found 65",
         ),
         (Wishes { n: Some(0), ..none() }, "`n`: expected an integer from 1 to 128, found 0"),
         (

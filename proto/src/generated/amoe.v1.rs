@@ -1255,7 +1255,7 @@ pub struct ChatMessage {
     #[prost(string, tag = "2")]
     pub content: ::prost::alloc::string::String,
 }
-/// Unset fields mean the OpenAI API's defaults.
+/// What is not set is as the model recommends or, where it does not, as in OpenAI's API.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SamplingParams {
     #[prost(float, optional, tag = "1")]
