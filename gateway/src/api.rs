@@ -1,6 +1,7 @@
 //! The HTTP API: the only place that knows OpenAI's and vLLM's JSON.
 
 mod answer;
+mod calls;
 mod chat;
 mod completions;
 mod constraint;

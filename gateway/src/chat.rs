@@ -13,6 +13,7 @@ use serde_json::Map;
 use crate::{
     model::LoadError,
     refusal::{Kind, Refusal},
+    tools::Notation,
 };
 
 const DEFAULT: &str = "default";
@@ -27,6 +28,8 @@ pub(crate) struct ChatTemplate {
     /// Whether some text of the template mentions the role `developer`.
     knows_developer: bool,
     has_tool_use: bool,
+    /// How it has tool calls written.
+    notation: Option<Notation>,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -86,8 +89,14 @@ impl ChatTemplate {
             renders_tools: templates.iter().any(|(_, source)| source.contains("tools")),
             knows_developer: templates.iter().any(|(_, source)| source.contains(DEVELOPER)),
             has_tool_use: templates.iter().any(|(name, _)| name == TOOL_USE),
+            notation: templates.iter().find_map(|(_, source)| Notation::of(source)),
             environment,
         })
+    }
+
+    /// How the model writes tool calls, if that is a notation that can be read.
+    pub(crate) fn notation(&self) -> Option<Notation> {
+        self.notation
     }
 
     /// The prompt of a conversation.

@@ -25,6 +25,7 @@ mod sequence;
 mod server;
 mod stop;
 mod tokenizer;
+mod tools;
 mod trace;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};

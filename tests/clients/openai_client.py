@@ -103,6 +103,26 @@ class Sign(pydantic.BaseModel):
     risen: bool
 
 
+class Place(pydantic.BaseModel):
+    east: bool
+    degrees: int = pydantic.Field(ge=0, le=359)
+
+
+def calls(client, ask):
+    """Calls that are forced: of any tool, and of one by its name, whole and streamed."""
+    tools = [openai.pydantic_function_tool(Sign), openai.pydantic_function_tool(Place)]
+    any_of = client.chat.completions.parse(tools=tools, tool_choice="required", parallel_tool_calls=False, **ask).choices[0]
+    (call,) = any_of.message.tool_calls
+    assert isinstance(call.function.parsed_arguments, (Sign, Place)) and any_of.finish_reason == "tool_calls", any_of
+    named = {"type": "function", "function": {"name": "Place"}}
+    with client.chat.completions.stream(tools=tools, tool_choice=named, **ask) as stream:
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls
+    assert call.function.name == "Place" and isinstance(call.function.parsed_arguments, Place), call
+    # The model's call and its result go back to it.
+    ask["messages"] = ask["messages"] + [any_of.message, {"role": "tool", "tool_call_id": call.id, "content": "night"}]
+    assert client.chat.completions.create(**ask).choices[0].message.role == "assistant"
+
+
 def constrained(client, model, chatted):
     """Answers that are held to a form: by OpenAI's own way, and by vLLM's beside it."""
     one = dict(structured_outputs={"choice": ["yes", "no"]})
@@ -114,6 +134,7 @@ def constrained(client, model, chatted):
         assert isinstance(sign, Sign), sign
         with client.chat.completions.stream(response_format=Sign, **ask) as stream:
             assert isinstance(stream.get_final_completion().choices[0].message.parsed, Sign)
+        calls(client, ask)
     wrong = dict(structured_outputs={"regex": "("})
     refused(
         openai.BadRequestError,

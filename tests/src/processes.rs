@@ -38,7 +38,8 @@ const RUN: Duration = Duration::from_secs(480);
 /// Between two looks at a process.
 const PAUSE: Duration = Duration::from_millis(30);
 /// A template that shows what it was given; the demo model has none.
-const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+const TEMPLATE: &str = "{% for tool in tools or [] %}<can {{ tool.function.name }}>{% endfor %}\
+                        {% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
                         {% if add_generation_prompt %}<assistant>{% endif %}";
 
 /// A program, the way it was started, and its process while it runs.

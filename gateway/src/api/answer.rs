@@ -83,11 +83,23 @@ pub(super) enum StopReason {
     Token(u32),
 }
 
+const STOP: &str = "stop";
+
 /// `finish_reason` and `stop_reason` of a choice.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Finish {
     finish_reason: Option<&'static str>,
     stop_reason: Option<StopReason>,
+}
+
+impl Finish {
+    /// The same for a text that is, or ends in, tool calls.
+    pub(super) fn in_calls(mut self) -> Self {
+        if self.finish_reason == Some(STOP) {
+            self.finish_reason = Some("tool_calls");
+        }
+        self
+    }
 }
 
 impl From<Option<Ending>> for Finish {
@@ -97,7 +109,7 @@ impl From<Option<Ending>> for Finish {
         };
         Self {
             finish_reason: Some(match reason {
-                FinishReason::Stop | FinishReason::Complete => "stop",
+                FinishReason::Stop | FinishReason::Complete => STOP,
                 FinishReason::Length => "length",
             }),
             stop_reason: cause.map(|cause| match cause {

@@ -1,7 +1,7 @@
 //! `/v1/chat/completions`.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::{
     Problem,
     answer::{Finish, Head, Usage},
+    calls::ToolCall,
     conversation,
     fields::Fields,
     logprobs::{Rows, rows},
@@ -22,12 +23,14 @@ use super::{
     stream::{Chunks, Streaming, json, respond},
 };
 use crate::{
-    output::Piece,
+    chat::{ChatTemplate, Conversation},
+    output::{Ending, Piece},
     refusal::Refusal,
     request::{Prompt, Request, Wishes},
     requests::{Requests, Running},
     server::{Body, FirstToken, RequestId},
     tokenizer::Tokenizer,
+    tools::{self, Calls, Heard, Reader},
     trace::Traceparent,
 };
 
@@ -45,8 +48,10 @@ struct Choice {
 #[derive(Debug, Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    content: Option<String>,
     refusal: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,6 +71,8 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 const ROLE: &str = "assistant";
@@ -84,24 +91,29 @@ pub(super) async fn create(
     let name = fields.string("model")?.unwrap_or_else(|| model.name().to_string());
     model.check_name(&name)?;
     let streaming = Streaming::read(&mut fields)?;
-    let wishes = read(&mut fields)?;
+    let mut wishes = read(&mut fields)?;
+    let (conversation, choice) = conversation::read(&mut fields)?;
+    let several = fields.flag("parallel_tool_calls")?.unwrap_or(true);
+    force(&mut wishes, &conversation, choice.as_ref(), several)?;
+    let notation = model.template.as_ref().ok().and_then(ChatTemplate::notation);
     let writer = Writer {
         head: Head::new("chatcmpl", &id, name),
         tokenizer: Arc::clone(&model.tokenizer),
         logprobs: wishes.top_logprobs.is_some(),
         token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
+        calls: choice.map(|choice| Calls::of(choice, notation)).unwrap_or_default(),
+        several,
     };
     let sampling = model.sampling(wishes)?;
     // A template writes the special tokens itself.
     let special = fields.flag("add_special_tokens")?.unwrap_or(false);
-    let conversation = conversation::read(&mut fields)?;
     let text = requests.render(conversation, body_bytes).await?;
     let prompts = vec![Prompt::Text { text, special }];
     let running =
         requests.start(Request { id, prompts, sampling, first_token, traceparent }).await?;
     match streaming {
         Streaming::On(usage) => {
-            Ok(respond(running, Stream { writer, begun: HashSet::new() }, usage))
+            Ok(respond(running, Stream { writer, readers: HashMap::new() }, usage))
         }
         Streaming::Off => Ok(writer.whole(running).await?),
     }
@@ -118,15 +130,41 @@ fn read(fields: &mut Fields) -> Result<Wishes, Refusal> {
     Ok(wishes)
 }
 
+/// Holds the text to the form of the call that is forced, if one is.
+fn force(
+    wishes: &mut Wishes,
+    conversation: &Conversation,
+    choice: Option<&tools::Choice>,
+    several: bool,
+) -> Result<(), Refusal> {
+    let Some(choice) = choice else { return Ok(()) };
+    let Some(forced) = tools::constraint(&conversation.tools, choice, several)? else {
+        return Ok(());
+    };
+    if wishes.constraint.replace(forced).is_some() {
+        let message = "a call cannot be forced where the text has to be something else";
+        return Err(Refusal::unsupported("tool_choice", message));
+    }
+    Ok(())
+}
+
 /// Turns pieces into messages or parts of them.
 struct Writer {
     head: Head,
     tokenizer: Arc<Tokenizer>,
     logprobs: bool,
     token_ids: bool,
+    calls: Calls,
+    /// Whether there may be more than one call.
+    several: bool,
 }
 
 impl Writer {
+    /// Reads a choice's text.
+    fn reader(&self) -> Reader {
+        Reader::new(self.calls.clone(), self.several)
+    }
+
     fn logprobs(&self, piece: &Piece) -> Option<Rows> {
         self.logprobs.then(|| rows(&self.tokenizer, &piece.tokens))
     }
@@ -138,12 +176,16 @@ impl Writer {
 
     async fn whole(self, mut running: Running) -> Result<Response, Refusal> {
         let pieces = running.collect().await?;
-        let choice = |(index, piece): (u32, Piece)| Choice {
-            index,
-            logprobs: self.logprobs(&piece),
-            token_ids: self.token_ids(&piece),
-            message: Message { role: ROLE, content: piece.text, refusal: None },
-            finish: piece.ending.into(),
+        let choice = |(index, mut piece): (u32, Piece)| {
+            let mut reader = self.reader();
+            let heard = reader.push(std::mem::take(&mut piece.text), true);
+            Choice {
+                index,
+                logprobs: self.logprobs(&piece),
+                token_ids: self.token_ids(&piece),
+                finish: finish(piece.ending, &reader),
+                message: Message::from(heard),
+            }
         };
         let choices = (0..).zip(pieces).map(choice).collect();
         let usage = Some(Some(Usage::from(&running)));
@@ -152,9 +194,24 @@ impl Writer {
     }
 }
 
+impl From<Heard> for Message {
+    /// Beside calls, text is only told if there is some.
+    fn from(Heard { text, calls }: Heard) -> Self {
+        let silent = text.trim().is_empty() && !calls.is_empty();
+        let tool_calls = calls.into_iter().map(ToolCall::whole).collect();
+        Self { role: ROLE, content: (!silent).then_some(text), refusal: None, tool_calls }
+    }
+}
+
+fn finish(ending: Option<Ending>, reader: &Reader) -> Finish {
+    let finish = Finish::from(ending);
+    if reader.has_called() { finish.in_calls() } else { finish }
+}
+
 struct Stream {
     writer: Writer,
-    begun: HashSet<u32>,
+    /// Of the choices that have begun.
+    readers: HashMap<u32, Reader>,
 }
 
 impl Stream {
@@ -167,27 +224,34 @@ impl Chunks for Stream {
     fn piece(
         &mut self,
         index: u32,
-        piece: Piece,
+        mut piece: Piece,
         usage: Option<Option<Usage>>,
         out: &mut VecDeque<String>,
     ) {
-        if self.begun.insert(index) {
+        if !self.readers.contains_key(&index) {
+            let role =
+                Delta { role: Some(ROLE), content: Some(String::new()), tool_calls: Vec::new() };
             let change = Change {
                 index,
-                delta: Delta { role: Some(ROLE), content: Some(String::new()) },
+                delta: role,
                 logprobs: None,
                 finish: Finish::default(),
                 token_ids: None,
             };
             out.push_back(self.chunk(change, usage));
         }
+        let reader = self.readers.entry(index).or_insert_with(|| self.writer.reader());
+        let Heard { text, calls } =
+            reader.push(std::mem::take(&mut piece.text), piece.ending.is_some());
         // Tokens that show no text yet are told too, so that a client sees every step.
+        let silent = text.is_empty() && !calls.is_empty();
+        let tool_calls = calls.into_iter().map(ToolCall::part).collect();
         let change = Change {
             index,
             logprobs: self.writer.logprobs(&piece),
             token_ids: self.writer.token_ids(&piece),
-            delta: Delta { role: None, content: Some(piece.text) },
-            finish: piece.ending.into(),
+            delta: Delta { role: None, content: (!silent).then_some(text), tool_calls },
+            finish: finish(piece.ending, reader),
         };
         out.push_back(self.chunk(change, usage));
     }

@@ -3,11 +3,11 @@
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, found, is_empty};
-use crate::{chat::Conversation, refusal::Refusal};
+use crate::{chat::Conversation, refusal::Refusal, tools::Choice};
 
 /// Reads `messages`, `tools`, `tool_choice`, `chat_template_kwargs`, `add_generation_prompt` and
 /// `continue_final_message`.
-pub(super) fn read(fields: &mut Fields) -> Result<Conversation, Refusal> {
+pub(super) fn read(fields: &mut Fields) -> Result<(Conversation, Option<Choice>), Refusal> {
     fields.refuse("chat_template", |_| false, "a request cannot bring its own template")?;
     fields.refuse("functions", |_| false, "use `tools`")?;
     fields.refuse("documents", is_empty, "put them into a message")?;
@@ -27,13 +27,17 @@ pub(super) fn read(fields: &mut Fields) -> Result<Conversation, Refusal> {
         ));
     }
     let variables = fields.object("chat_template_kwargs")?;
-    Ok(Conversation {
+    let tools = tools(fields)?;
+    let choice = choice(fields, &tools)?;
+    let conversation = Conversation {
         messages,
-        tools: tools(fields)?,
+        // What must not be called is not shown.
+        tools: if choice.is_some() { tools } else { Vec::new() },
         add_generation_prompt: new_turn.unwrap_or(!go_on),
         continue_final_message: go_on,
         variables: variables.map(Fields::into_map).unwrap_or_default(),
-    })
+    };
+    Ok((conversation, choice))
 }
 
 fn message(at: usize, item: Value) -> Result<Value, Refusal> {
@@ -109,8 +113,7 @@ fn open_arguments(call: &mut Value) {
     }
 }
 
-/// The tools that the template shall render. The model may use them or not: what it writes comes
-/// back as text.
+/// The tools that the template shall render.
 fn tools(fields: &mut Fields) -> Result<Vec<Value>, Refusal> {
     let tools = fields.array("tools")?.unwrap_or_default();
     if let Some(tool) = tools.iter().find(|tool| !tool.is_object()) {
@@ -120,13 +123,28 @@ fn tools(fields: &mut Fields) -> Result<Vec<Value>, Refusal> {
             format!("an array with {}", found(tool)),
         ));
     }
-    match fields.take("tool_choice") {
-        None => Ok(tools),
-        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
-        Some(Value::String(choice)) if choice == "none" => Ok(Vec::new()),
-        Some(_) => Err(Refusal::unsupported(
-            "tool_choice",
-            "only \"auto\" and \"none\" are offered: a tool call cannot be forced",
-        )),
+    Ok(tools)
+}
+
+/// What the model is to do with the tools, if anything.
+fn choice(fields: &mut Fields, tools: &[Value]) -> Result<Option<Choice>, Refusal> {
+    const NAME: &str = "tool_choice";
+    let wrong = |found| {
+        let expected = "\"auto\", \"none\", \"required\" or a function by its name";
+        Refusal::field(NAME, expected, found)
+    };
+    match fields.take(NAME) {
+        None => Ok((!tools.is_empty()).then_some(Choice::Auto)),
+        Some(Value::String(choice)) => match choice.as_str() {
+            "none" => Ok(None),
+            "auto" => Ok((!tools.is_empty()).then_some(Choice::Auto)),
+            "required" => Ok(Some(Choice::Required)),
+            other => Err(wrong(format!("`{}`", crate::model::shorten(other)))),
+        },
+        Some(choice) => {
+            let name = choice.get("function").and_then(|function| function.get("name")?.as_str());
+            let name = name.ok_or_else(|| wrong(found(&choice)))?;
+            Ok(Some(Choice::Named(name.to_owned())))
+        }
     }
 }

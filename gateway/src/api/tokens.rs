@@ -48,7 +48,7 @@ pub(super) async fn tokenize(
     let (text, special) = match fields.string("prompt")? {
         Some(text) => (text, special.unwrap_or(true)),
         None => {
-            let conversation = conversation::read(&mut fields)?;
+            let (conversation, _) = conversation::read(&mut fields)?;
             let text = requests.render(conversation, bytes).await?;
             (text, special.unwrap_or(false))
         }

@@ -164,8 +164,8 @@ fn conversations() -> Vec<Case> {
             CHAT,
             json!({"messages": hi(), "tool_choice": "required"}),
             400,
-            json!("tool_choice"),
-            "cannot be forced",
+            json!("tools"),
+            "a tool to call",
         ),
         (
             CHAT,

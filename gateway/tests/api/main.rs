@@ -12,3 +12,4 @@ mod lifecycle;
 mod node;
 mod process;
 mod streaming;
+mod tools;
