@@ -36,7 +36,7 @@ struct Flags {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a checkpoint over OpenAI HTTP and gRPC, all roles in this process.
-    Serve(serve::Flags),
+    Serve(Box<serve::Flags>),
     /// Generate text from a prompt, once, without a server.
     Generate(Box<generate::Flags>),
     /// Load any server that speaks OpenAI's HTTP API and say how fast it answers.
@@ -65,7 +65,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Flags::parse().command {
-        Command::Serve(flags) => serve::run(flags),
+        Command::Serve(flags) => serve::run(*flags),
         Command::Generate(flags) => generate::run(*flags),
         Command::Bench(flags) => bench::run(&flags),
         Command::Certs(flags) => certs::run(&flags),
