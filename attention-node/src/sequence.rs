@@ -34,6 +34,8 @@ pub(crate) struct Sequence {
     params: SamplingParams,
     prompt_len: usize,
     spec: SamplingSpec,
+    /// Log-probabilities of the prompt's tokens but the first, as far as they are computed.
+    scores: Vec<TokenLogprobs>,
     counts: TokenCounts,
     /// Tokens that end it.
     ends: Vec<u32>,
@@ -88,6 +90,7 @@ impl Sequence {
             trace: None,
             grammar: None,
             spec: sampling_spec(&params),
+            scores: Vec::new(),
             params,
             prompt_len,
             counts,
@@ -106,8 +109,42 @@ impl Sequence {
             counts: &self.counts,
             banned: if early { &self.ends } else { &[] },
             allowed: self.grammar.as_ref().map(|grammar| grammar.allowed()),
+            given: None,
             position: self.tokens.len() as u64,
         }
+    }
+
+    /// Whether log-probabilities of the prompt's tokens are wanted yet: it has to be computed as a whole then.
+    pub(crate) fn is_scored(&self) -> bool {
+        self.params.prompt_logprobs.is_some() && self.generated() == 0
+    }
+
+    /// How log-probabilities of the prompt's tokens are told.
+    pub(crate) fn scoring(&self) -> SamplingSpec {
+        let logprobs = self.params.prompt_logprobs.map(|alternatives| alternatives as usize);
+        SamplingSpec { logprobs, ..SamplingSpec::default() }
+    }
+
+    /// The token that follows `position`, in a text that is there already.
+    pub(crate) fn given<'a>(&'a self, spec: &'a SamplingSpec, position: usize) -> model::Draw<'a> {
+        model::Draw {
+            spec,
+            counts: &self.counts,
+            banned: &[],
+            allowed: None,
+            given: self.tokens.get(position + 1).copied(),
+            position: position as u64,
+        }
+    }
+
+    /// Keeps the log-probabilities of the tokens that follow those from `position` on.
+    pub(crate) fn score(&mut self, position: usize, sampled: impl Iterator<Item = Sampled>) {
+        // One that gave way computes its prompt anew.
+        self.scores.truncate(position);
+        let scores = sampled.filter_map(|sampled| {
+            Some(TokenLogprobs { logprob: sampled.logprob?, top: sampled.top })
+        });
+        self.scores.extend(scores);
     }
 
     /// Appends a drawn token and tells whoever waits; what comes next.
@@ -121,7 +158,8 @@ impl Sequence {
             let logprobs =
                 sampled.logprob.map(|logprob| TokenLogprobs { logprob, top: sampled.top });
             let cached_tokens = std::mem::take(&mut self.found);
-            TokenOutput { token, logprobs, finish, cached_tokens }
+            let prompt_logprobs = std::mem::take(&mut self.scores);
+            TokenOutput { token, logprobs, finish, cached_tokens, prompt_logprobs }
         });
         let last = output.as_ref().map_or(true, |output| output.finish.is_some());
         match self.outputs.try_send(output) {

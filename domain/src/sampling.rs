@@ -31,6 +31,8 @@ pub struct SamplingParams {
     pub ignore_eos: bool,
     /// How many alternatives with log-probabilities to report per token; none reports nothing.
     pub logprobs: Option<u32>,
+    /// The same for the tokens of the prompt, all of which are then computed.
+    pub prompt_logprobs: Option<u32>,
     /// What the generated text has to be; none lets it be anything.
     pub constraint: Option<Constraint>,
 }
@@ -64,6 +66,7 @@ impl Default for SamplingParams {
             stop_tokens: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            prompt_logprobs: None,
             constraint: None,
         }
     }

@@ -46,4 +46,6 @@ pub struct TokenOutput {
     pub finish: Option<FinishReason>,
     /// On the first one that a node draws: how many of the request's tokens it had computed before. Else 0.
     pub cached_tokens: u32,
+    /// On the first one of all, when asked for: of every token of the prompt but the first, before which there is none.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
 }

@@ -141,7 +141,13 @@ mod tests {
     }
 
     fn tokens(text: &str, last: Option<(u32, FinishReason)>) -> Vec<TokenOutput> {
-        let plain = |token, finish| TokenOutput { token, logprobs: None, finish, cached_tokens: 0 };
+        let plain = |token, finish| TokenOutput {
+            token,
+            logprobs: None,
+            finish,
+            cached_tokens: 0,
+            prompt_logprobs: Vec::new(),
+        };
         let mut out: Vec<_> = text.bytes().map(|b| plain(b.into(), None)).collect();
         out.extend(last.map(|(token, reason)| plain(token, Some(reason))));
         out

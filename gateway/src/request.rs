@@ -63,6 +63,8 @@ pub(crate) struct Wishes {
     pub(crate) special_shown: Option<bool>,
     /// Alternatives to report per token.
     pub(crate) logprobs: Option<i64>,
+    /// The same per token of the prompt.
+    pub(crate) prompt_logprobs: Option<i64>,
     /// Chat's name for `logprobs`.
     pub(crate) top_logprobs: Option<i64>,
     /// Choices per prompt.
@@ -241,6 +243,7 @@ impl Wishes {
         let newer = integer("max_completion_tokens", self.max_completion_tokens, 1, u32::MAX)?;
         let tokens_max = newer.or(tokens_max);
         let logprobs = integer("logprobs", self.logprobs, 0, LOGPROBS_MAX)?;
+        let prompt_logprobs = integer("logprobs", self.prompt_logprobs, 0, LOGPROBS_MAX)?;
         let top_logprobs = integer("top_logprobs", self.top_logprobs, 0, LOGPROBS_MAX)?;
         let tokens_min = integer("min_tokens", self.min_tokens, 0, u32::MAX)?.unwrap_or(0);
         if let Some(max) = tokens_max.filter(|&max| max < tokens_min) {
@@ -285,6 +288,7 @@ impl Wishes {
             stop_tokens,
             ignore_eos: self.ignore_eos.unwrap_or(false),
             logprobs: top_logprobs.or(logprobs),
+            prompt_logprobs,
             constraint: self.constraint,
         };
         Ok(Sampling {

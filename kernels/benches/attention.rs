@@ -216,7 +216,8 @@ fn sampling(cpu: &Cpu) {
     let mut scratch = SamplingScratch::default();
     let mut out = Vec::new();
     for (name, spec) in &specs {
-        let draw = Draw { spec, counts: &counts, banned: &[], allowed: None, position: 7 };
+        let draw =
+            Draw { spec, counts: &counts, banned: &[], allowed: None, given: None, position: 7 };
         let mut time = |rows: usize| {
             let draws = vec![draw; rows];
             let logits = &mut logits[..rows * VOCABULARY];

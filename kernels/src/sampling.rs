@@ -70,6 +70,8 @@ pub struct Draw<'a> {
     /// Where only some tokens may come: bit `id % 32` of word `id / 32` is set for each of them. Ids beyond the last word
     /// may not.
     pub allowed: Option<&'a [u32]>,
+    /// The token that comes here in a text that is there already: nothing is drawn, only log-probabilities are told.
+    pub given: Option<u32>,
     /// Position of the new token in its sequence: with the seed it fixes the draw.
     pub position: u64,
 }
@@ -164,6 +166,9 @@ impl Kernel for Row<'_> {
                 (normalizer, worker.scan.largest::<L>(logits, alternatives).to_vec())
             }
         });
+        if let Some(token) = draw.given {
+            return told(token, raw, logits);
+        }
         if let Some(allowed) = draw.allowed {
             worker.kept.clear();
             worker.kept.extend_from_slice(logits);
@@ -178,14 +183,18 @@ impl Kernel for Row<'_> {
         if draw.allowed.is_some() {
             logits.copy_from_slice(&worker.kept);
         }
-        let mut sampled = Sampled { token, logprob: None, top: Vec::new() };
-        if let Some((normalizer, mut top)) = raw {
-            top.iter_mut().for_each(|(_, logit)| *logit -= normalizer);
-            sampled.logprob = Some(logits[token as usize] - normalizer);
-            sampled.top = top;
-        }
-        sampled
+        told(token, raw, logits)
     }
+}
+
+/// A token with its log-probability by the raw logits, their normalizer and the largest of them, if they are asked for.
+fn told(token: u32, raw: Option<(f32, Vec<(u32, f32)>)>, logits: &[f32]) -> Sampled {
+    let Some((normalizer, mut top)) = raw else {
+        return Sampled { token, logprob: None, top: Vec::new() };
+    };
+    top.iter_mut().for_each(|(_, logit)| *logit -= normalizer);
+    let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    Sampled { token, logprob: Some(logit - normalizer), top }
 }
 
 /// Makes all tokens but the allowed ones impossible.

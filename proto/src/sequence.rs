@@ -61,6 +61,7 @@ impl From<SamplingParams> for wire::Sampling {
             stop_tokens: sampling.stop_tokens,
             ignore_eos: sampling.ignore_eos,
             logprobs: sampling.logprobs,
+            prompt_logprobs: sampling.prompt_logprobs,
             constraint: sampling.constraint.map(Into::into),
         }
     }
@@ -128,6 +129,7 @@ impl TryFrom<wire::Sampling> for SamplingParams {
             stop_tokens: sampling.stop_tokens,
             ignore_eos: sampling.ignore_eos,
             logprobs: sampling.logprobs,
+            prompt_logprobs: sampling.prompt_logprobs,
             constraint: sampling.constraint.map(Into::into),
         })
     }
@@ -148,12 +150,20 @@ impl From<TokenOutput> for wire::Token {
             Some(FinishReason::Complete) => wire::Finish::Complete,
             Some(FinishReason::Length) => wire::Finish::Length,
         };
-        let logprobs = output.logprobs.map(|logprobs| {
-            let (top_tokens, top_logprobs) = logprobs.top.into_iter().unzip();
-            wire::Logprobs { logprob: logprobs.logprob, top_tokens, top_logprobs }
-        });
-        let cached_tokens = output.cached_tokens;
-        Self { token: output.token, logprobs, finish: finish.into(), cached_tokens }
+        Self {
+            token: output.token,
+            logprobs: output.logprobs.map(Into::into),
+            finish: finish.into(),
+            cached_tokens: output.cached_tokens,
+            prompt_logprobs: output.prompt_logprobs.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<TokenLogprobs> for wire::Logprobs {
+    fn from(logprobs: TokenLogprobs) -> Self {
+        let (top_tokens, top_logprobs) = logprobs.top.into_iter().unzip();
+        Self { logprob: logprobs.logprob, top_tokens, top_logprobs }
     }
 }
 
@@ -170,18 +180,28 @@ impl TryFrom<wire::Token> for TokenOutput {
                 return Err(Invalid::new("token.finish", format!("is unknown: {}", token.finish)));
             }
         };
-        let logprobs = token.logprobs.map(logprobs).transpose()?;
-        Ok(Self { token: token.token, logprobs, finish, cached_tokens: token.cached_tokens })
+        let prompt = token.prompt_logprobs.into_iter().map(TokenLogprobs::try_from);
+        Ok(Self {
+            token: token.token,
+            logprobs: token.logprobs.map(TokenLogprobs::try_from).transpose()?,
+            finish,
+            cached_tokens: token.cached_tokens,
+            prompt_logprobs: prompt.collect::<Result<_, _>>()?,
+        })
     }
 }
 
-fn logprobs(logprobs: wire::Logprobs) -> Result<TokenLogprobs, Invalid> {
-    let (tokens, values) = (logprobs.top_tokens, logprobs.top_logprobs);
-    if tokens.len() != values.len() {
-        let problem = format!("has {} tokens and {} values", tokens.len(), values.len());
-        return Err(Invalid::new("token.logprobs.top", problem));
+impl TryFrom<wire::Logprobs> for TokenLogprobs {
+    type Error = Invalid;
+
+    fn try_from(logprobs: wire::Logprobs) -> Result<Self, Invalid> {
+        let (tokens, values) = (logprobs.top_tokens, logprobs.top_logprobs);
+        if tokens.len() != values.len() {
+            let problem = format!("has {} tokens and {} values", tokens.len(), values.len());
+            return Err(Invalid::new("token.logprobs.top", problem));
+        }
+        Ok(Self { logprob: logprobs.logprob, top: tokens.into_iter().zip(values).collect() })
     }
-    Ok(TokenLogprobs { logprob: logprobs.logprob, top: tokens.into_iter().zip(values).collect() })
 }
 
 #[cfg(test)]
@@ -197,6 +217,7 @@ mod tests {
                 logit_bias: vec![(7, -1.5)],
                 stop_tokens: vec![9],
                 logprobs: Some(3),
+                prompt_logprobs: Some(1),
                 constraint: Some(Constraint::Regex("[ab]+".into())),
                 ..SamplingParams::default()
             },
@@ -210,8 +231,10 @@ mod tests {
         let reasons = [FinishReason::Stop, FinishReason::Complete, FinishReason::Length];
         for finish in [None].into_iter().chain(reasons.map(Some)) {
             let logprobs = TokenLogprobs { logprob: -0.5, top: vec![(1, -0.5), (2, -1.0)] };
+            let prompt_logprobs = vec![logprobs.clone(), TokenLogprobs::default()];
+            let logprobs = Some(logprobs);
             let token =
-                TokenOutput { token: 5, logprobs: Some(logprobs), finish, cached_tokens: 48 };
+                TokenOutput { token: 5, logprobs, finish, cached_tokens: 48, prompt_logprobs };
             assert_eq!(TokenOutput::try_from(wire::Token::from(token.clone())), Ok(token));
         }
     }

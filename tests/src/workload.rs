@@ -1,6 +1,6 @@
 //! Sequences to run and what comes back, comparable bit by bit.
 
-use domain::{FinishReason, SamplingParams, SequenceRequest, TokenOutput};
+use domain::{FinishReason, SamplingParams, SequenceRequest, TokenLogprobs, TokenOutput};
 
 /// What a sequence came to: tokens, and the exact bits of the log-probabilities they were drawn from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub struct Answer {
     pub tokens: Vec<u32>,
     /// Per token: the bits of its own log-probability and of the alternatives', best first.
     pub logprob_bits: Vec<Vec<(u32, u32)>>,
+    /// The same of the prompt's tokens but the first, where it was asked for.
+    pub prompt_bits: Vec<Vec<(u32, u32)>>,
     /// How it ended.
     pub finish: Option<&'static str>,
 }
@@ -19,15 +21,22 @@ impl Answer {
         for output in outputs {
             self.tokens.push(output.token);
             let logprobs = output.logprobs.unwrap_or_default();
-            let own = (output.token, logprobs.logprob.to_bits());
-            let top = logprobs.top.iter().map(|&(token, logprob)| (token, logprob.to_bits()));
-            self.logprob_bits.push(std::iter::once(own).chain(top).collect());
+            self.logprob_bits.push(bits(output.token, &logprobs));
+            let prompt = output.prompt_logprobs.iter();
+            // Which tokens these are the prompt says.
+            self.prompt_bits.extend(prompt.map(|logprobs| bits(u32::MAX, logprobs)));
             self.finish = output.finish.map(|finish| match finish {
                 FinishReason::Stop | FinishReason::Complete => "stop",
                 FinishReason::Length => "length",
             });
         }
     }
+}
+
+fn bits(token: u32, logprobs: &TokenLogprobs) -> Vec<(u32, u32)> {
+    let own = (token, logprobs.logprob.to_bits());
+    let top = logprobs.top.iter().map(|&(token, logprob)| (token, logprob.to_bits()));
+    std::iter::once(own).chain(top).collect()
 }
 
 /// The `number`th sequence of a fixed mix: prompts of 1 to 90 tokens below `vocab`, greedy and

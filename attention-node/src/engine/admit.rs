@@ -57,8 +57,11 @@ impl AttentionEngine {
             if busy || self.is_under_way(key) {
                 return;
             }
+            let scored = sequence.is_scored();
             let Sequence { blocks, tokens, .. } = &mut self.sequences[key];
-            let Some(found) = self.blocks.begin(blocks, tokens, positions) else { return };
+            // What is scored is computed, also where its keys and values are there.
+            let shared: &[u32] = if scored { &[] } else { tokens };
+            let Some(found) = self.blocks.begin(blocks, shared, positions) else { return };
             self.waiting.pop_front();
             self.admissions += 1;
             let sequence = &mut self.sequences[key];
@@ -75,7 +78,11 @@ impl AttentionEngine {
     /// Whether a running sequence is about to have computed what this one would compute first. To wait for it takes
     /// no longer, and both share it then: the choices of one prompt, which come all at once, compute it once.
     fn is_under_way(&self, key: usize) -> bool {
-        let tokens = &self.sequences[key].tokens;
+        let sequence = &self.sequences[key];
+        if sequence.is_scored() {
+            return false;
+        }
+        let tokens = &sequence.tokens;
         let Some(end) = self.blocks.next_to_share(tokens) else { return false };
         self.sequences.iter().any(|(_, other)| {
             let computing = other.span.is_some() && other.cached < end;
@@ -194,8 +201,9 @@ impl AttentionEngine {
         span.stage += 1;
         let sequence = &self.sequences[span.sequence];
         let last = span.first_position + span.rows == sequence.tokens.len();
-        if span.stage < head || last {
-            let rows = if span.stage == head { 1 } else { span.rows };
+        let scored = sequence.is_scored();
+        if span.stage < head || last || scored {
+            let rows = if span.stage == head && !scored { 1 } else { span.rows };
             self.ready.push(span.stage, key, rows, now_ns);
         } else {
             self.end_chunk(key);
@@ -204,7 +212,7 @@ impl AttentionEngine {
 
     /// A chunk that is not a prompt's last has passed the layers: its keys and values are what it
     /// was for.
-    fn end_chunk(&mut self, key: usize) {
+    pub(super) fn end_chunk(&mut self, key: usize) {
         self.note_cached(key);
         self.start_span(self.spans[key].sequence);
     }

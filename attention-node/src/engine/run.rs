@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use model::{LayerKind, ModelError};
+use model::{AttentionHalf, LayerKind, ModelError};
 use node::Pace;
 use proto::frame::Tally;
 
 use super::{Asked, AttentionEngine, Turn};
-use crate::sequence::Next;
+use crate::{sequence::Next, span::Span};
 
 impl AttentionEngine {
     /// Picks a stage and runs it. After an error its sequences are lost: the node must not stay, so that gateways send
@@ -173,9 +173,24 @@ impl AttentionEngine {
         self.flush(own.layer, own.step);
     }
 
-    /// Draws the next token of every picked span.
+    /// Draws the next token of every picked span whose prompt is through, after what is told of prompts.
     fn run_head(&mut self, picked: &[usize]) -> Result<(), ModelError> {
-        for picked in picked.chunks(self.bounds.head_rows_max) {
+        let mut draws = Vec::with_capacity(picked.len());
+        for &key in picked {
+            let (span, began) = (&self.spans[key], Instant::now());
+            let sequence = &self.sequences[span.sequence];
+            let last = span.first_position + span.rows == sequence.tokens.len();
+            if sequence.is_scored() {
+                self.score(key)?;
+                self.joints.metrics.ran_head(began.elapsed());
+            }
+            if last {
+                draws.push(key);
+            } else {
+                self.end_chunk(key);
+            }
+        }
+        for picked in draws.chunks(self.bounds.head_rows_max) {
             let began = Instant::now();
             self.draw(picked)?;
             self.joints.metrics.ran_head(began.elapsed());
@@ -189,18 +204,37 @@ impl AttentionEngine {
         Ok(())
     }
 
+    /// Log-probabilities of the tokens after a span's rows, as far as they are in the prompt.
+    fn score(&mut self, key: usize) -> Result<(), ModelError> {
+        let Self { half, spans, sequences, buffers, bounds, .. } = self;
+        let span = &mut spans[key];
+        span.under_way = true;
+        let sequence = &mut sequences[span.sequence];
+        let spec = sequence.scoring();
+        let rows = span.rows.min(sequence.tokens.len() - 1 - span.first_position);
+        for begin in (0..rows).step_by(bounds.head_rows_max) {
+            let end = rows.min(begin + bounds.head_rows_max);
+            buffers.residual.clear();
+            (begin..end).for_each(|row| last_layer(half, span, row, &mut buffers.residual));
+            let logits = half.logits(&buffers.residual, &mut buffers.scratch)?;
+            let positions = span.first_position + begin..span.first_position + end;
+            let given: Vec<_> =
+                positions.clone().map(|position| sequence.given(&spec, position)).collect();
+            let (sampling, sampled) = (&mut buffers.sampling, &mut buffers.sampled);
+            model::sample(half.cpu(), logits, &given, sampling, sampled);
+            sequence.score(positions.start, sampled.drain(..));
+        }
+        Ok(())
+    }
+
     /// Logits of the spans' last rows, and a token for each.
     fn draw(&mut self, picked: &[usize]) -> Result<(), ModelError> {
-        let hidden = self.half.spec().hidden;
         let Self { half, spans, sequences, buffers, .. } = self;
         buffers.residual.clear();
         for &key in picked {
             let span = &mut spans[key];
             span.under_way = true;
-            let begin = buffers.residual.len();
-            let row = span.rows - 1;
-            buffers.residual.extend_from_slice(&span.residual[row * hidden..]);
-            half.absorb(span.trip.outputs(row), &mut buffers.residual[begin..]);
+            last_layer(half, span, span.rows - 1, &mut buffers.residual);
         }
         let logits = half.logits(&buffers.residual, &mut buffers.scratch)?;
         let draws: Vec<_> =
@@ -235,4 +269,11 @@ impl AttentionEngine {
             }
         }
     }
+}
+
+/// Adds a row as it leaves the last layer to `residual`, with what its experts gave.
+fn last_layer(half: &AttentionHalf, span: &Span, row: usize, residual: &mut Vec<f32>) {
+    let (hidden, begin) = (half.spec().hidden, residual.len());
+    residual.extend_from_slice(&span.residual[row * hidden..][..hidden]);
+    half.absorb(span.trip.outputs(row), &mut residual[begin..]);
 }

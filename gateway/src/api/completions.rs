@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    iter::repeat_n,
     sync::Arc,
 };
 
@@ -17,7 +18,7 @@ use super::{
     Problem,
     answer::{Finish, Head, Usage},
     fields::{Fields, found, integers},
-    logprobs::{Columns, columns},
+    logprobs::Columns,
     sampling::wishes,
     stream::{Chunks, Streaming, json, respond},
 };
@@ -67,8 +68,10 @@ pub(super) async fn create(
     model.check_name(&name)?;
     let streaming = Streaming::read(&mut fields)?;
     let prompts = prompts(&mut fields, model.vocab)?;
-    let wishes = read(&mut fields)?;
+    let mut wishes = read(&mut fields)?;
     let options = options(&mut fields, &wishes)?;
+    // What is echoed is told of as what is generated.
+    wishes.prompt_logprobs = wishes.logprobs.filter(|_| options.echo);
     let head = Head::new("cmpl", &id, name);
     let sampling = model.sampling(wishes)?;
     let running =
@@ -93,18 +96,11 @@ fn read(fields: &mut Fields) -> Result<Wishes, Refusal> {
 }
 
 fn options(fields: &mut Fields, wishes: &Wishes) -> Result<Options, Refusal> {
-    let options = Options {
+    Ok(Options {
         echo: fields.flag("echo")?.unwrap_or(false),
         logprobs: wishes.logprobs.is_some(),
         token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
-    };
-    if options.echo && options.logprobs {
-        return Err(Refusal::unsupported(
-            "echo",
-            "not together with `logprobs`: log-probabilities of the prompt are not offered",
-        ));
-    }
-    Ok(options)
+    })
 }
 
 /// `prompt`: a string, strings, token ids, or arrays of token ids.
@@ -144,31 +140,35 @@ struct Writer {
     head: Head,
     options: Options,
     tokenizer: Arc<Tokenizer>,
-    /// Text before each choice: its prompt, when it is echoed.
-    before: Vec<String>,
+    /// What is echoed: the prompt of each choice.
+    echoed: Vec<Arc<Vec<u32>>>,
     /// Characters of each choice so far.
     offsets: Vec<usize>,
 }
 
 impl Writer {
     fn new(head: Head, options: Options, running: &Running, tokenizer: Arc<Tokenizer>) -> Self {
-        let echo = |prompt: &Vec<u32>| {
-            let text = if options.echo { tokenizer.decode(prompt) } else { String::new() };
-            vec![text; running.n as usize]
-        };
-        let before: Vec<String> = running.prompts.iter().flat_map(echo).collect();
-        Self { head, options, offsets: vec![0; before.len()], before, tokenizer }
+        let n = running.n as usize;
+        let prompts = running.prompts.iter().filter(|_| options.echo);
+        let prompts = prompts.map(|prompt| Arc::new(prompt.clone()));
+        let echoed = prompts.flat_map(|prompt| repeat_n(prompt, n)).collect();
+        Self { head, options, tokenizer, echoed, offsets: vec![0; n * running.prompts.len()] }
     }
 
-    fn choice(&mut self, index: u32, piece: Piece) -> Choice {
+    /// A choice's next piece, after its prompt if that is echoed and this is the `first` piece.
+    fn choice(&mut self, index: u32, mut piece: Piece, first: bool) -> Choice {
+        let mut columns = Columns::default();
         let offset = &mut self.offsets[index as usize];
+        if let Some(prompt) = self.echoed.get(index as usize).filter(|_| first) {
+            piece.text.insert_str(0, &self.tokenizer.decode(prompt));
+            let scores = piece.tokens.first().map_or(&[][..], |first| &first.prompt_logprobs);
+            columns.add_prompt(&self.tokenizer, prompt, scores, offset);
+        }
+        columns.add(&self.tokenizer, &piece.tokens, offset);
         let ids = || piece.tokens.iter().map(|token| token.token).collect();
         Choice {
             index,
-            logprobs: self
-                .options
-                .logprobs
-                .then(|| columns(&self.tokenizer, &piece.tokens, offset)),
+            logprobs: self.options.logprobs.then_some(columns),
             token_ids: self.options.token_ids.then(ids),
             text: piece.text,
             finish: piece.ending.into(),
@@ -177,13 +177,8 @@ impl Writer {
 
     async fn whole(mut self, mut running: Running) -> Result<Response, Refusal> {
         let pieces = running.collect().await?;
-        let choices = (0..)
-            .zip(pieces)
-            .map(|(index, mut piece)| {
-                piece.text.insert_str(0, &self.before[index as usize]);
-                self.choice(index, piece)
-            })
-            .collect();
+        let choices =
+            (0..).zip(pieces).map(|(index, piece)| self.choice(index, piece, true)).collect();
         let usage = Some(Some(Usage::from(&running)));
         Ok(Json(self.head.answer(OBJECT, choices, usage)).into_response())
     }
@@ -198,15 +193,13 @@ impl Chunks for Stream {
     fn piece(
         &mut self,
         index: u32,
-        mut piece: Piece,
+        piece: Piece,
         usage: Option<Option<Usage>>,
         out: &mut VecDeque<String>,
     ) {
-        if self.begun.insert(index) {
-            piece.text.insert_str(0, &self.writer.before[index as usize]);
-        }
+        let first = self.begun.insert(index);
         // Tokens that show no text yet are told too, so that a client sees every step.
-        let choice = self.writer.choice(index, piece);
+        let choice = self.writer.choice(index, piece, first);
         out.push_back(json(&self.writer.head.answer(OBJECT, vec![choice], usage)));
     }
 

@@ -13,9 +13,9 @@ const LEAST: f32 = -9999.0;
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Columns {
     text_offset: Vec<usize>,
-    token_logprobs: Vec<f32>,
+    token_logprobs: Vec<Option<f32>>,
     tokens: Vec<String>,
-    top_logprobs: Vec<Map<String, serde_json::Value>>,
+    top_logprobs: Vec<Option<Map<String, serde_json::Value>>>,
 }
 
 /// The form of `/v1/chat/completions`.
@@ -46,29 +46,57 @@ fn reported(tokens: &[TokenOutput]) -> impl Iterator<Item = (u32, &TokenLogprobs
     tokens.iter().filter_map(|token| Some((token.token, token.logprobs.as_ref()?)))
 }
 
-/// The columns of some tokens. `offset` counts the characters of the choice's text before them.
-pub(super) fn columns(
-    tokenizer: &Tokenizer,
-    tokens: &[TokenOutput],
-    offset: &mut usize,
-) -> Columns {
-    let mut columns = Columns::default();
-    for (token, logprobs) in reported(tokens) {
-        let shown = text(tokenizer, token);
-        let mut top = Map::new();
-        // The token itself is among its alternatives, as in vLLM.
-        for (alternative, logprob) in
-            std::iter::once((token, logprobs.logprob)).chain(logprobs.top.iter().copied())
-        {
-            top.entry(text(tokenizer, alternative)).or_insert_with(|| logprob.max(LEAST).into());
+impl Columns {
+    /// Adds generated tokens. `offset` counts the characters of the choice's text before them.
+    pub(super) fn add(
+        &mut self,
+        tokenizer: &Tokenizer,
+        tokens: &[TokenOutput],
+        offset: &mut usize,
+    ) {
+        for (token, logprobs) in reported(tokens) {
+            self.add_one(tokenizer, token, Some(logprobs), offset);
         }
-        columns.text_offset.push(*offset);
-        *offset += shown.chars().count();
-        columns.token_logprobs.push(logprobs.logprob.max(LEAST));
-        columns.tokens.push(shown);
-        columns.top_logprobs.push(top);
     }
-    columns
+
+    /// Adds a prompt, of whose tokens all but the first have `logprobs`.
+    pub(super) fn add_prompt(
+        &mut self,
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        logprobs: &[TokenLogprobs],
+        offset: &mut usize,
+    ) {
+        for (at, &token) in prompt.iter().enumerate() {
+            let logprobs = at.checked_sub(1).and_then(|at| logprobs.get(at));
+            self.add_one(tokenizer, token, logprobs, offset);
+        }
+    }
+
+    fn add_one(
+        &mut self,
+        tokenizer: &Tokenizer,
+        token: u32,
+        logprobs: Option<&TokenLogprobs>,
+        offset: &mut usize,
+    ) {
+        let shown = text(tokenizer, token);
+        self.text_offset.push(*offset);
+        *offset += shown.chars().count();
+        self.token_logprobs.push(logprobs.map(|logprobs| logprobs.logprob.max(LEAST)));
+        self.tokens.push(shown);
+        // The token itself is among its alternatives, as in vLLM.
+        let top = |logprobs: &TokenLogprobs| {
+            let own = std::iter::once((token, logprobs.logprob));
+            let mut top = Map::new();
+            for (alternative, logprob) in own.chain(logprobs.top.iter().copied()) {
+                let value = logprob.max(LEAST).into();
+                top.entry(text(tokenizer, alternative)).or_insert(value);
+            }
+            top
+        };
+        self.top_logprobs.push(logprobs.map(top));
+    }
 }
 
 /// The rows of some tokens.

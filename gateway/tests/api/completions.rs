@@ -63,6 +63,7 @@ async fn sampling_reaches_the_node_as_stated() {
             stop_tokens: vec![9],
             ignore_eos: true,
             logprobs: None,
+            prompt_logprobs: None,
             constraint: None,
         }
     );
@@ -257,4 +258,43 @@ async fn what_is_served_is_listed() {
     assert_eq!((&one["id"], &one["object"]), (&json!("demo-2"), &json!("model")));
     let version = gateway.client.get("/version").await.ok();
     assert_eq!(version, json!({"version": chassis::VERSION}));
+}
+
+#[tokio::test]
+async fn an_echoed_prompt_has_log_probabilities_too() {
+    let gateway = start(saying(" said unto him")).await;
+    let mut body = json!({"prompt": ["And God", "In the"], "n": 2, "max_tokens": 2, "echo": true, "logprobs": 1});
+    let answer = gateway.client.post("/v1/completions", body.clone()).await.ok();
+    let said = &ids(" said unto him")[..2];
+    for (index, prompt) in ["And God", "And God", "In the", "In the"].iter().enumerate() {
+        let logprobs = &answer["choices"][index]["logprobs"];
+        let all = ids(prompt).len() + said.len();
+        assert_eq!(logprobs["tokens"].as_array().unwrap().len(), all);
+        assert_eq!(
+            (&logprobs["token_logprobs"][0], &logprobs["top_logprobs"][0]),
+            (&json!(null), &json!(null))
+        );
+        assert!((1..all).all(|at| logprobs["token_logprobs"][at] == -0.5), "{logprobs}");
+        assert!((1..all).all(|at| logprobs["top_logprobs"][at].is_object()), "{logprobs}");
+        let text = answer["choices"][index]["text"].as_str().unwrap();
+        let spelled: String = logprobs["tokens"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|token| token.as_str())
+            .collect();
+        assert!(text.starts_with(prompt) && text == spelled, "{text} is not {spelled}");
+    }
+    // A stream says the same, the prompt first.
+    (body["prompt"], body["n"], body["stream"]) = (json!("And God"), json!(1), json!(true));
+    let chunks = gateway.client.stream("/v1/completions", body.clone()).await.chunks().await;
+    let tokens = |chunk: &serde_json::Value| {
+        chunk["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len()
+    };
+    assert_eq!(chunks.iter().map(tokens).collect::<Vec<_>>(), [ids("And God").len() + 1, 1]);
+
+    // Nobody computes what is not asked for.
+    body["echo"] = json!(false);
+    gateway.client.stream("/v1/completions", body).await.chunks().await;
+    assert_eq!(gateway.nodes[0].requests().last().unwrap().sampling.prompt_logprobs, None);
 }

@@ -77,7 +77,6 @@ fn numbers() -> Vec<Case> {
         (COMPLETIONS, json!({"best_of": 3}), 400, json!("best_of"), "the same as `n`, which is 1"),
         (COMPLETIONS, json!({"logit_bias": {"a": 1}}), 400, json!("logit_bias"), "the key `a`"),
         (COMPLETIONS, json!({"logprobs": true}), 400, json!("logprobs"), "an integer, found true"),
-        (COMPLETIONS, json!({"logprobs": 1, "echo": true}), 400, json!("echo"), "not together"),
         (COMPLETIONS, json!({"suffix": "end"}), 400, json!("suffix"), "not offered"),
         (COMPLETIONS, json!({"stream": "yes"}), 400, json!("stream"), "true or false"),
         (

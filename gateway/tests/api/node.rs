@@ -53,6 +53,7 @@ fn token(id: u32, alternatives: Option<u32>) -> TokenOutput {
         logprobs: alternatives.map(|count| TokenLogprobs { logprob: -0.5, top: top(count) }),
         finish: None,
         cached_tokens: 0,
+        prompt_logprobs: Vec::new(),
     }
 }
 
@@ -74,6 +75,11 @@ pub(crate) fn say_ids(request: &SequenceRequest, ids: &[u32]) -> Vec<Act> {
         .collect();
     if let Some(first) = acts.first_mut().filter(|_| done == 0) {
         first[0].cached_tokens = 1;
+        if let Some(alternatives) = request.sampling.prompt_logprobs {
+            let rest = &request.tokens[1..request.prompt_len as usize];
+            let logprobs = rest.iter().filter_map(|&id| token(id, Some(alternatives)).logprobs);
+            first[0].prompt_logprobs = logprobs.collect();
+        }
     }
     if ids.len() >= max {
         acts.last_mut().unwrap()[0].finish = Some(FinishReason::Length);

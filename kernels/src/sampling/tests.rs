@@ -10,7 +10,7 @@ fn greedy() -> SamplingSpec {
 fn once(cpu: &Cpu, spec: &SamplingSpec, logits: &[f32], position: u64) -> Sampled {
     let mut logits = logits.to_vec();
     let counts = TokenCounts::default();
-    let draw = Draw { spec, counts: &counts, banned: &[], allowed: None, position };
+    let draw = Draw { spec, counts: &counts, banned: &[], allowed: None, given: None, position };
     let mut out = Vec::new();
     sample(cpu, &mut logits, &[draw], &mut SamplingScratch::default(), &mut out);
     out.remove(0)
@@ -105,6 +105,7 @@ fn only_allowed_tokens_come_and_logits_stay() {
                             counts: &counts,
                             banned: &[],
                             allowed: Some(&allowed),
+                            given: None,
                             position,
                         };
                         let (mut row, mut out) = (logits.clone(), Vec::new());
@@ -122,11 +123,41 @@ fn only_allowed_tokens_come_and_logits_stay() {
                 counts: &counts,
                 banned: &[],
                 allowed: Some(&[2]),
+                given: None,
                 position: 0,
             };
             let mut out = Vec::new();
             sample(&cpu, &mut logits.clone(), &[draw], &mut SamplingScratch::default(), &mut out);
             assert_eq!(out[0].token, 1);
+        }
+    }
+}
+
+#[test]
+fn a_given_token_is_told_as_a_drawn_one() {
+    let logits = numbers(5, 1000);
+    let counts = TokenCounts::default();
+    for cpu in backends() {
+        let spec = SamplingSpec { logprobs: Some(3), ..greedy() };
+        let drawn = once(&cpu, &spec, &logits, 0);
+        for given in [drawn.token, 17, 5000] {
+            let draw = Draw {
+                spec: &spec,
+                counts: &counts,
+                banned: &[given],
+                allowed: None,
+                given: Some(given),
+                position: 0,
+            };
+            let (mut row, mut out) = (logits.clone(), Vec::new());
+            sample(&cpu, &mut row, &[draw], &mut SamplingScratch::default(), &mut out);
+            assert_eq!((row, out[0].token, &out[0].top), (logits.clone(), given, &drawn.top));
+            let expected = logits.get(given as usize).map_or(f32::NEG_INFINITY, |logit| {
+                let biased = SamplingSpec { logit_bias: vec![(given, 100.0)], ..spec.clone() };
+                assert!(logit.is_finite());
+                once(&cpu, &biased, &logits, 0).logprob.unwrap()
+            });
+            assert_eq!(out[0].logprob, Some(expected));
         }
     }
 }
@@ -145,7 +176,14 @@ fn penalties_bias_and_bans_change_the_named_logits() {
         counts.record(token);
     }
     let before = [1.0, 4.0, -4.0, 8.0, 6.0, 1.0, 7.0];
-    let draw = Draw { spec: &spec, counts: &counts, banned: &[6, 97], allowed: None, position: 0 };
+    let draw = Draw {
+        spec: &spec,
+        counts: &counts,
+        banned: &[6, 97],
+        allowed: None,
+        given: None,
+        position: 0,
+    };
     let mut logits = before;
     change(&draw, &mut logits, &mut Vec::new());
     // Prompt only: repetition. Output: frequency and presence as well, after bias.
@@ -171,7 +209,14 @@ fn penalties_bias_and_bans_change_the_named_logits() {
 fn a_token_that_is_biased_penalised_and_banned_is_banned_and_restored() {
     let spec = SamplingSpec { repetition_penalty: 0.5, logit_bias: vec![(1, 9.0)], ..greedy() };
     let counts = TokenCounts::new(&[1]);
-    let draw = Draw { spec: &spec, counts: &counts, banned: &[1], allowed: None, position: 0 };
+    let draw = Draw {
+        spec: &spec,
+        counts: &counts,
+        banned: &[1],
+        allowed: None,
+        given: None,
+        position: 0,
+    };
     let mut logits = [0.5, 0.75, 0.25];
     let mut out = Vec::new();
     sample(&plain_cpu(), &mut logits, &[draw], &mut SamplingScratch::default(), &mut out);
@@ -291,7 +336,14 @@ fn a_token_depends_neither_on_its_batch_nor_on_the_machine() {
     let counts = TokenCounts::default();
     let draws: Vec<Draw<'_>> = specs
         .iter()
-        .map(|spec| Draw { spec, counts: &counts, banned: &[], allowed: None, position: 5 })
+        .map(|spec| Draw {
+            spec,
+            counts: &counts,
+            banned: &[],
+            allowed: None,
+            given: None,
+            position: 5,
+        })
         .collect();
     let alone: Vec<Sampled> = specs
         .iter()

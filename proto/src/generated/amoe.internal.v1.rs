@@ -1175,6 +1175,8 @@ pub struct Sampling {
     pub ignore_eos: bool,
     #[prost(uint32, optional, tag = "14")]
     pub logprobs: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "18")]
+    pub prompt_logprobs: ::core::option::Option<u32>,
     /// A form that the generated text has to keep.
     #[prost(oneof = "sampling::Constraint", tags = "15, 16, 17")]
     pub constraint: ::core::option::Option<sampling::Constraint>,
@@ -1216,6 +1218,9 @@ pub struct Token {
     /// On the first token: how many of the request's tokens the node had computed before.
     #[prost(uint32, tag = "4")]
     pub cached_tokens: u32,
+    /// On the first token of all: of every token of the prompt but the first.
+    #[prost(message, repeated, tag = "5")]
+    pub prompt_logprobs: ::prost::alloc::vec::Vec<Logprobs>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Logprobs {

@@ -69,7 +69,7 @@ fn request(id: &str) -> SequenceRequest {
 }
 
 fn token(token: u32, finish: Option<FinishReason>) -> TokenOutput {
-    TokenOutput { token, logprobs: None, finish, cached_tokens: 16 }
+    TokenOutput { token, logprobs: None, finish, cached_tokens: 16, prompt_logprobs: Vec::new() }
 }
 
 fn output(tokens: &[TokenOutput]) -> SequenceOutput {
