@@ -19,6 +19,8 @@ use crate::{
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 const DEVELOPER: &str = "developer";
+/// Stands behind a message that is to be gone on with while the template renders it; a letter of nobody's, and a blank.
+const MARK: &str = "\u{E0F7} ";
 
 /// A model's chat template, compiled.
 pub(crate) struct ChatTemplate {
@@ -120,33 +122,36 @@ impl ChatTemplate {
             )
         };
         let template = self.environment.get_template(name).map_err(refused)?;
-        let begun = conversation.continue_final_message.then(|| last_content(&conversation));
-        let text = template.render(variables(conversation)).map_err(refused)?;
-        match begun {
-            Some(begun) => within(text, &begun),
-            None => Ok(text),
+        let goes_on = conversation.continue_final_message;
+        if goes_on {
+            conversation.messages.last_mut().into_iter().for_each(mark_end);
         }
+        let text = template.render(variables(conversation)).map_err(refused)?;
+        if goes_on { up_to_mark(text) } else { Ok(text) }
     }
 }
 
-fn last_content(conversation: &Conversation) -> String {
-    let content = conversation.messages.last().and_then(|message| message["content"].as_str());
-    content.unwrap_or_default().to_string()
+/// Puts the mark behind a message's text.
+fn mark_end(message: &mut serde_json::Value) {
+    if let Some(serde_json::Value::String(content)) = message.get_mut("content") {
+        content.push_str(MARK);
+    }
 }
 
-/// The prompt up to the end of its last message, without what the template puts behind it. Templates may trim
-/// a message.
-fn within(mut text: String, message: &str) -> Result<String, Refusal> {
-    let said = message.trim();
-    let Some(at) = text.rfind(said).filter(|_| !said.is_empty()) else {
+/// The prompt up to the mark, without what the template puts behind the last message. A template that has taken the
+/// mark's blank trims messages, so what is blank before the mark is not the prompt's either.
+fn up_to_mark(mut text: String) -> Result<String, Refusal> {
+    let Some(at) = text.rfind(MARK.trim_end()) else {
         return Err(Refusal::unsupported(
             "continue_final_message",
-            "the last message has no text in the prompt that the model's chat template makes",
+            "this model's chat template leaves out the last message",
         ));
     };
-    let untrimmed = message.trim_start();
-    let end = if text[at..].starts_with(untrimmed) { untrimmed.len() } else { said.len() };
-    text.truncate(at + end);
+    let trimmed = !text[at..].starts_with(MARK);
+    text.truncate(at);
+    if trimmed {
+        text.truncate(text.trim_end().len());
+    }
     Ok(text)
 }
 

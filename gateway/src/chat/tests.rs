@@ -192,22 +192,22 @@ fn a_developer_is_a_system_where_the_template_knows_none() {
 
 #[test]
 fn a_prompt_may_end_within_its_last_message() {
-    let go_on = |content: &str| {
+    let go_on = |source: &str, content: &str| {
         let messages = json!([{"role": "user", "content": "Hi, ho"},
                               {"role": "assistant", "content": content}]);
-        template(QWEN3).render(Conversation {
+        template(source).render(Conversation {
             continue_final_message: true,
             add_generation_prompt: false,
             ..conversation(messages)
         })
     };
     let head = "<|im_start|>user\nHi, ho<|im_end|>\n<|im_start|>assistant\n";
-    assert_eq!(go_on("Hi, ").unwrap(), format!("{head}Hi, "));
-    let message = go_on("  ").unwrap_err().message;
-    assert!(
-        message.starts_with("`continue_final_message`: the last message has no text"),
-        "{message}"
-    );
+    assert_eq!(go_on(QWEN3, "Hi, ").unwrap(), format!("{head}Hi, "));
+    assert_eq!(go_on(QWEN3, "e").unwrap(), format!("{head}e"), "there is an e behind it, too");
+    let trims = "{% for m in messages %}<{{ m.content | trim }}>{% endfor %}";
+    assert_eq!(go_on(trims, " Hi, ").unwrap(), "<Hi, ho><Hi,");
+    let message = go_on("{{ messages[0].content }}", "Hi").unwrap_err().message;
+    assert!(message.starts_with("`continue_final_message`: this model's chat"), "{message}");
 }
 
 #[test]
