@@ -1,6 +1,6 @@
 //! What sampling is where a request says nothing: as the model's authors recommend it, or as OpenAI's API does.
 
-use std::{io, path::Path};
+use std::{fmt, io, path::Path};
 
 use serde::Deserialize;
 
@@ -51,7 +51,7 @@ impl Defaults {
         defaults.fill(Wishes::default()).check(vocab).map_err(|refusal| wrong(refusal.message))?;
         if defaults != Self::default() {
             tracing::info!(
-                ?defaults,
+                %defaults,
                 "requests that do not say how to sample do as the model recommends"
             );
         }
@@ -68,6 +68,21 @@ impl Defaults {
             repetition_penalty: wishes.repetition_penalty.or(self.repetition_penalty),
             ..wishes
         }
+    }
+}
+
+impl fmt::Display for Defaults {
+    /// What is recommended, and no more.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = [
+            ("temperature", self.temperature),
+            ("top_p", self.top_p),
+            ("top_k", self.top_k.map(|k| k as f64)),
+            ("min_p", self.min_p),
+            ("repetition_penalty", self.repetition_penalty),
+        ];
+        let stated = named.iter().filter_map(|(name, value)| Some(format!("{name} {}", (*value)?)));
+        f.write_str(&stated.collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -96,6 +111,7 @@ mod tests {
             ..Wishes::default()
         };
         assert_eq!(filled, expected);
+        assert_eq!(defaults.to_string(), "temperature 0.6, top_p 0.95, top_k 20");
         assert_eq!(load(file, SamplingDefaults::Openai), Ok(Defaults::default()));
     }
 
