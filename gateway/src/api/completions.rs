@@ -11,6 +11,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use domain::FinishReason;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -23,7 +24,7 @@ use super::{
     stream::{Chunks, Streaming, json, respond},
 };
 use crate::{
-    output::Piece,
+    output::{Ending, Piece},
     refusal::Refusal,
     request::{Prompt, Request, Wishes, token_ids},
     requests::{Requests, Running},
@@ -51,6 +52,8 @@ struct Choice {
 #[derive(Clone, Copy, Debug)]
 struct Options {
     echo: bool,
+    /// The prompt is all that is wanted: of what is generated, which has to be something, nothing is told.
+    only_echo: bool,
     logprobs: bool,
     token_ids: bool,
 }
@@ -70,6 +73,9 @@ pub(super) async fn create(
     let prompts = prompts(&mut fields, model.vocab)?;
     let mut wishes = read(&mut fields)?;
     let options = options(&mut fields, &wishes)?;
+    if options.only_echo {
+        wishes.max_tokens = Some(1);
+    }
     // What is echoed is told of as what is generated.
     wishes.prompt_logprobs = wishes.logprobs.filter(|_| options.echo);
     let head = Head::new("cmpl", &id, name);
@@ -96,8 +102,11 @@ fn read(fields: &mut Fields) -> Result<Wishes, Refusal> {
 }
 
 fn options(fields: &mut Fields, wishes: &Wishes) -> Result<Options, Refusal> {
+    let echo = fields.flag("echo")?.unwrap_or(false);
+    let nothing = wishes.max_completion_tokens.is_none() && wishes.max_tokens == Some(0);
     Ok(Options {
-        echo: fields.flag("echo")?.unwrap_or(false),
+        echo,
+        only_echo: echo && nothing,
         logprobs: wishes.logprobs.is_some(),
         token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
     })
@@ -159,10 +168,17 @@ impl Writer {
     fn choice(&mut self, index: u32, mut piece: Piece, first: bool) -> Choice {
         let mut columns = Columns::default();
         let offset = &mut self.offsets[index as usize];
+        if self.options.only_echo {
+            piece.text.clear();
+            piece.ending = Some(Ending { reason: FinishReason::Length, cause: None });
+        }
         if let Some(prompt) = self.echoed.get(index as usize).filter(|_| first) {
             piece.text.insert_str(0, &self.tokenizer.decode(prompt));
             let scores = piece.tokens.first().map_or(&[][..], |first| &first.prompt_logprobs);
             columns.add_prompt(&self.tokenizer, prompt, scores, offset);
+        }
+        if self.options.only_echo {
+            piece.tokens.clear();
         }
         columns.add(&self.tokenizer, &piece.tokens, offset);
         let ids = || piece.tokens.iter().map(|token| token.token).collect();

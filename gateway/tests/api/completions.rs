@@ -261,6 +261,23 @@ async fn what_is_served_is_listed() {
 }
 
 #[tokio::test]
+async fn an_echo_may_be_all_that_is_wanted() {
+    let gateway = start(saying(" said")).await;
+    let mut body = json!({"prompt": "And God", "max_tokens": 0, "echo": true, "logprobs": 1,
+                          "return_token_ids": true});
+    let answer = gateway.client.post("/v1/completions", body.clone()).await.ok();
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("And God"), &json!("length")));
+    let columns = choice["logprobs"]["tokens"].as_array().unwrap();
+    assert_eq!((columns.len(), &choice["token_ids"]), (ids("And God").len(), &json!([])));
+    body["stream"] = json!(true);
+    let chunks = gateway.client.stream("/v1/completions", body.clone()).await.chunks().await;
+    assert_eq!((chunks.len(), &chunks[0]["choices"][0]["text"]), (1, &json!("And God")));
+    (body["stream"], body["echo"]) = (json!(false), json!(false));
+    assert_eq!(gateway.client.post("/v1/completions", body).await.status, 400);
+}
+
+#[tokio::test]
 async fn an_echoed_prompt_has_log_probabilities_too() {
     let gateway = start(saying(" said unto him")).await;
     let mut body = json!({"prompt": ["And God", "In the"], "n": 2, "max_tokens": 2, "echo": true, "logprobs": 1});
