@@ -37,7 +37,8 @@ pub fn asks(numbers: Range<u32>) -> Vec<Ask> {
 pub fn long_ask(number: u32) -> Ask {
     let mut request = generate(number);
     request.stop.clear();
-    request.sampling.get_or_insert_default().max_tokens = Some(120);
+    let sampling = request.sampling.get_or_insert_default();
+    (sampling.max_tokens, sampling.ignore_eos) = (Some(300), Some(true));
     Ask::Grpc(request)
 }
 
